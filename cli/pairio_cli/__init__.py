@@ -1,0 +1,1 @@
+"""The command line: `pairio` and `pairio-node`."""

@@ -1,0 +1,1 @@
+"""The node: carries out what the protocol decides."""

@@ -1,0 +1,1 @@
+"""pairio: the client API and the SDK for authors of apps."""
