@@ -1,0 +1,177 @@
+"""Apps and processors as documents: what an installed app says, and what `code` a job names.
+
+An app document stands in a service change: `{name, description, bundle, processors}`; `bundle` is
+the CID of the app's folder. The **processor record** holds everything that can change a result
+(bundle, executable, image, declared names and types) and nothing else; its CID is the job's `code`.
+Labels and descriptions are for people and are not hashed.
+"""
+
+from typing import Any
+
+from pairio_protocol.cid import CidError, parse_cid
+from pairio_protocol.documents import document_cid, encode
+from pairio_protocol.errors import DefinitionError
+from pairio_protocol.limits import NAME_LENGTH_MAX, PARAMETERS_PER_JOB_MAX, TEXT_LENGTH_MAX
+
+__all__ = ["PARAMETER_TYPES", "code_of", "find_processor", "processor_record", "validate_app"]
+
+_SCALARS = ("str", "int", "float", "bool")
+_LISTS = tuple(f"List[{scalar}]" for scalar in _SCALARS)
+#: The union of what the original's server and its Python SDK know.
+PARAMETER_TYPES = (
+    *_SCALARS,
+    *_LISTS,
+    *(f"Optional[{inner}]" for inner in (*_SCALARS, *_LISTS)),
+)
+
+
+def validate_app(app: Any) -> dict[str, Any]:
+    """Return `app` with every field of the specification, or say what is wrong with it.
+
+    Raises:
+        DefinitionError: a missing or ill-typed field, a name used twice, an unknown type.
+    """
+    where = "app"
+    name = _text(app, "name", where, NAME_LENGTH_MAX)
+    bundle = _text(app, "bundle", where, 200)
+    try:
+        parse_cid(bundle)
+    except CidError as error:
+        raise DefinitionError(f"{where}.bundle: {error}") from None
+    processors = [_processor(p, f"{where}.processors[{i}]") for i, p in enumerate(_list(app, "processors", where))]
+    _unique([p["name"] for p in processors], f"{where}.processors")
+    return {
+        "name": name,
+        "description": _text(app, "description", where, TEXT_LENGTH_MAX, ""),
+        "bundle": bundle,
+        "processors": processors,
+    }
+
+
+def _processor(raw: Any, where: str) -> dict[str, Any]:
+    inputs = [
+        {
+            "name": _text(i, "name", f"{where}.inputs", NAME_LENGTH_MAX),
+            "description": _text(i, "description", f"{where}.inputs", TEXT_LENGTH_MAX, ""),
+            "list": bool(i.get("list", False)),
+        }
+        for i in _list(raw, "inputs", where, [])
+    ]
+    outputs = [
+        {
+            "name": _text(o, "name", f"{where}.outputs", NAME_LENGTH_MAX),
+            "description": _text(o, "description", f"{where}.outputs", TEXT_LENGTH_MAX, ""),
+        }
+        for o in _list(raw, "outputs", where, [])
+    ]
+    parameters = [
+        _parameter(p, f"{where}.parameters[{i}]")
+        for i, p in enumerate(_list(raw, "parameters", where, []))
+    ]
+    for kind, entries in (("inputs", inputs), ("outputs", outputs), ("parameters", parameters)):
+        _unique([entry["name"] for entry in entries], f"{where}.{kind}")
+    image = raw.get("image")
+    return {
+        "name": _text(raw, "name", where, NAME_LENGTH_MAX),
+        "description": _text(raw, "description", where, TEXT_LENGTH_MAX, ""),
+        "label": _text(raw, "label", where, NAME_LENGTH_MAX, ""),
+        "image": None if image is None else _text(raw, "image", where, 1000, ""),
+        "executable": _text(raw, "executable", where, 1000),
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": parameters,
+        "attributes": list(_list(raw, "attributes", where, [])),
+    }
+
+
+def _parameter(raw: Any, where: str) -> dict[str, Any]:
+    kind = _text(raw, "type", where, 100)
+    if kind not in PARAMETER_TYPES:
+        raise DefinitionError(
+            f"{where}.type is {kind!r}", f"use one of {', '.join(PARAMETER_TYPES)}"
+        )
+    parameter: dict[str, Any] = {
+        "name": _text(raw, "name", where, NAME_LENGTH_MAX),
+        "type": kind,
+        "description": _text(raw, "description", where, TEXT_LENGTH_MAX, ""),
+    }
+    if raw.get("defaultValue") is not None:
+        parameter["defaultValue"] = raw["defaultValue"]
+    if raw.get("options") is not None:
+        parameter["options"] = list(raw["options"])
+    return parameter
+
+
+def find_processor(app: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the processor called `name`, or raise DefinitionError naming those that exist."""
+    for processor in app["processors"]:
+        if processor["name"] == name:
+            return processor  # type: ignore[no-any-return]
+    known = ", ".join(sorted(p["name"] for p in app["processors"])) or "none"
+    raise DefinitionError(
+        f"app {app['name']!r} has no processor {name!r}", f"its processors are: {known}"
+    )
+
+
+def processor_record(app: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
+    """Return all of a processor that can change a result, in one order."""
+    return {
+        "type": "pairio/processor",
+        "v": 1,
+        "bundle": app["bundle"],
+        "executable": processor["executable"],
+        "image": processor["image"],
+        "inputs": sorted(
+            ({"name": i["name"], "list": i["list"]} for i in processor["inputs"]),
+            key=lambda i: str(i["name"]),
+        ),
+        "outputs": sorted(o["name"] for o in processor["outputs"]),
+        "parameters": sorted(
+            (
+                {key: p[key] for key in ("name", "type", "defaultValue", "options") if key in p}
+                for p in processor["parameters"]
+            ),
+            key=lambda p: str(p["name"]),
+        ),
+    }
+
+
+def code_of(app: dict[str, Any], processor: dict[str, Any]) -> str:
+    """Return the CID of the processor record: the `code` of a job definition."""
+    return document_cid(encode(processor_record(app, processor)))
+
+
+_REQUIRED: Any = object()
+
+
+def _text(raw: Any, key: str, where: str, length_max: int, default: Any = _REQUIRED) -> str:
+    value = _get(raw, key, where, default)
+    if not isinstance(value, str):
+        raise DefinitionError(f"{where}.{key} is {type(value).__name__}; use text")
+    if len(value) > length_max:
+        raise DefinitionError(f"{where}.{key} has {len(value)} characters; at most {length_max}")
+    if default is _REQUIRED and not value:
+        raise DefinitionError(f"{where}.{key} is empty")
+    return value
+
+
+def _list(raw: Any, key: str, where: str, default: Any = _REQUIRED) -> list[Any]:
+    value = _get(raw, key, where, default)
+    if not isinstance(value, list) or len(value) > PARAMETERS_PER_JOB_MAX:
+        raise DefinitionError(f"{where}.{key} is not a list of at most {PARAMETERS_PER_JOB_MAX}")
+    return value
+
+
+def _get(raw: Any, key: str, where: str, default: Any) -> Any:
+    if not isinstance(raw, dict):
+        raise DefinitionError(f"{where} is {type(raw).__name__}; use a map")
+    value = raw.get(key, default)
+    if value is _REQUIRED:
+        raise DefinitionError(f"{where}.{key} is missing")
+    return value
+
+
+def _unique(names: list[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DefinitionError(f"{where}: {', '.join(twice)} stands there more than once")

@@ -1,0 +1,288 @@
+"""What the local owner and clients ask for: services, members, apps, jobs.
+
+A submit is answered when its request is committed here and acked `stored` by one other member if
+one is connected (at most STORED_ACK_MS, else `replicated` is 0 and said so). A hit answers at once.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pairio_protocol import events as ev
+from pairio_protocol.apps import validate_app
+from pairio_protocol.documents import encode
+from pairio_protocol.effects import Fail, JobChanged, Reply
+from pairio_protocol.errors import DefinitionError
+from pairio_protocol.fold import RequestState, ServiceFold
+from pairio_protocol.limits import HANDLES_MAX, REQUEST_EXPIRY_MS, STORED_ACK_MS
+from pairio_protocol.messages import Ack
+from pairio_protocol.normalise import job_id_of, normalise
+from pairio_protocol.records import Request
+from pairio_protocol.service import Chain
+
+if TYPE_CHECKING:
+    from pairio_protocol.core import NodeCore
+
+__all__ = ["Commands"]
+
+#: Seqs of local handles (hits have no record) lie above those of any log.
+_HANDLE_SEQ = 2**62
+
+
+@dataclass
+class _Submit:
+    """A submit whose answer waits for the disk and for another member."""
+
+    call: int
+    request: str
+    job: str
+    local_content: tuple[str, ...]
+    asked: bool = False
+    segment: bytes | None = None
+    committed: bool = False
+    acked: int = 0
+    deadline_ms: int = 0
+
+
+class Commands:
+    """Local calls, and the submits that wait for their answer."""
+
+    def __init__(self, core: "NodeCore") -> None:
+        self._core = core
+        self._ctx = core.ctx
+        self._submits: dict[str, _Submit] = {}
+        self._by_ticket: dict[int, list[_Submit]] = {}
+        self._handles: list[tuple[str, str]] = []
+        self._handle_count = 0
+        #: request id -> members that acked it `stored`
+        self.replicated: dict[str, int] = {}
+
+    def on_command(self, event: Any) -> None:
+        """Do what a local call asks, or fail it with the reason."""
+        try:
+            match event:
+                case ev.Submit():
+                    self._submit(event)
+                case ev.CreateService():
+                    self._create(event)
+                case ev.AddMember():
+                    self._add_member(event)
+                case ev.InstallApp():
+                    self._install(event)
+                case ev.AcceptService():
+                    self._accept(event)
+        except DefinitionError as error:
+            self._ctx.emit(Fail(event.call, str(error), error.hint))
+
+    # -- services -------------------------------------------------------------------------
+
+    def _service(self, name: str) -> tuple[str, Chain]:
+        membership = self._core.membership
+        service = membership.find(name)
+        if service is None:
+            known = ", ".join(sorted(membership.petnames[s] for s in membership.taken_up)) or "none"
+            raise DefinitionError(f"no service {name!r} on this node", f"services here: {known}")
+        chain = membership.active(service)
+        if chain is None:
+            raise DefinitionError(
+                f"service {name!r} waits for your consent",
+                f"pairio service accept {name}",
+            )
+        return service, chain
+
+    def _create(self, event: ev.CreateService) -> None:
+        membership = self._core.membership
+        if event.name in membership.petnames.values():
+            raise DefinitionError(
+                f"there is a service {event.name!r} on this node already", "use another name"
+            )
+        service = membership.create(event.name, event.nonce)
+        self._core.book.changed()
+        self._reply(event.call, {"service": service})
+
+    def _add_member(self, event: ev.AddMember) -> None:
+        service, chain = self._service(event.service)
+        name = event.member or chain.now.member_of(event.peer) or f"node-{event.peer[-6:]}"
+        op = {"op": "add", "member": name, "key": event.peer, "roles": list(event.roles)}
+        self._core.membership.change(service, [op])
+        self._core.on_service_changed(service)
+        self._core.membership.hello(event.peer)
+        self._reply(event.call, {"service": service, "member": name})
+
+    def _install(self, event: ev.InstallApp) -> None:
+        service, chain = self._service(event.service)
+        app = validate_app(event.app)
+        if chain.now.apps.get(app["name"]) != app:
+            self._core.membership.change(service, [{"op": "app", "app": app}])
+            self._core.on_service_changed(service)
+        self._reply(event.call, {"service": service, "app": app["name"]})
+
+    def _accept(self, event: ev.AcceptService) -> None:
+        membership = self._core.membership
+        service = membership.find(event.service)
+        if service is None:
+            offers = ", ".join(membership.petnames[s] for s in membership.offers()) or "none"
+            raise DefinitionError(f"no offer {event.service!r}", f"offers here: {offers}")
+        membership.take_up(service)
+        self._core.on_service_changed(service)
+        self._reply(event.call, {"service": service})
+
+    def _reply(self, call: int, value: dict[str, Any]) -> None:
+        if self._core.has_pending():
+            self._core.after_commit(Reply(call, value))
+        else:
+            self._ctx.emit(Reply(call, value))
+
+    # -- jobs -----------------------------------------------------------------------------
+
+    def _submit(self, event: ev.Submit) -> None:
+        service, chain = self._service(event.service)
+        folded = chain.now
+        if "submit" not in folded.roles_of(self._ctx.me):
+            raise DefinitionError(
+                f"this node may not submit to {event.service!r}",
+                f"ask an admin for the role: {', '.join(folded.admins)}",
+            )
+        name = event.definition.get("appName")
+        if name not in folded.apps:
+            known = ", ".join(sorted(folded.apps)) or "none"
+            raise DefinitionError(
+                f"no app {name!r} in service {event.service!r}", f"its apps are: {known}"
+            )
+        document = normalise(event.definition, folded.apps[name])
+        fold = self._core.fold(service)
+        job = job_id_of(document)
+        fold.definitions.setdefault(job, document)
+        record = self._record(event, document, fold)
+        if self._hit(event, service, chain, fold, document, job, record):
+            return
+        seq = self._core.append(service, record)
+        request = self._core.own_request_id(seq)
+        self._submits[request] = _Submit(event.call, request, job, event.local_content)
+
+    def _record(
+        self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold
+    ) -> Request:
+        salt_of = ""
+        if event.mode == "rerun_failing":
+            resolved = fold.resolve(document).job
+            found = fold.canonical(resolved) if resolved else None
+            if found is not None and found.document.status == "failed":
+                salt_of = found.cid
+        try:
+            return Request(
+                definition=encode(document),
+                mode=event.mode,
+                salt_of=salt_of,
+                resources=event.resources,
+                isolation_min=event.isolation_min,
+                tags=event.tags,
+                batch=event.batch,
+                priority=event.priority,
+                targets=event.targets,
+                replicas=self._ctx.config.replicas,
+                expires_unix_ms=self._ctx.unix_ms + REQUEST_EXPIRY_MS,
+                issued_unix_ms=self._ctx.unix_ms,
+            )
+        except ValueError as error:
+            raise DefinitionError(str(error)) from None
+
+    def _hit(
+        self,
+        event: ev.Submit,
+        service: str,
+        chain: Chain,
+        fold: ServiceFold,
+        document: dict[str, Any],
+        job: str,
+        record: Request,
+    ) -> bool:
+        """Answer from the cache if there is a result; a local handle stands for the request."""
+        self._handle_count += 1
+        request = self._core.own_request_id(_HANDLE_SEQ + self._handle_count)
+        state = RequestState(
+            request, self._ctx.me, record, job, document, b"", chain.epoch, cached=True
+        )
+        if event.mode == "skip_cache":
+            return False
+        answer = fold.answer_for(state, fold.resolve(document))
+        if answer is None:
+            return False
+        state.answer = answer.cid
+        fold.requests[request] = state
+        fold.by_job.setdefault(job, []).append(request)
+        self._handles.append((service, request))
+        if len(self._handles) > HANDLES_MAX:
+            old_service, old = self._handles.pop(0)
+            old_fold = self._core.fold(old_service)
+            gone = old_fold.requests.pop(old, None)
+            if gone is not None:
+                old_fold.by_job[gone.job].remove(old)
+        self._core.answered(state, answer, service)
+        self._ctx.emit(Reply(event.call, {"request": request, "job": job, "service": service}))
+        return True
+
+    def on_own_request(self, service: str, state: RequestState) -> None:
+        """The request is in a sealed segment: ask another member to store it."""
+        submit = self._submits.get(state.id)
+        if submit is None:
+            return
+        submit.segment = state.segment
+        submit.deadline_ms = self._ctx.now_ms + STORED_ACK_MS
+        peers = self._core.membership.connected_members(service)
+        for peer in peers[:2]:
+            self._core.logs.push(peer, state.segment, ack=True)
+            submit.asked = True
+        self._by_ticket.setdefault(self._core.current_ticket, []).append(submit)
+        if submit.local_content:
+            self._core.replication.track(
+                f"{state.id}/inputs", service, state.job, submit.local_content, {self._ctx.me}
+            )
+
+    def on_committed(self, ticket: int) -> None:
+        """The requests of this commit are on disk."""
+        for submit in self._by_ticket.pop(ticket, []):
+            submit.committed = True
+            self._answer(submit)
+
+    def on_commit_failed(self, ticket: int, reason: str) -> None:
+        """The requests of this commit are not on disk: say so."""
+        for submit in self._by_ticket.pop(ticket, []):
+            self._submits.pop(submit.request, None)
+            self._ctx.emit(
+                Fail(submit.call, f"not stored: {reason}", "free disk space, then retry", "disk")
+            )
+
+    def on_ack(self, ack: Ack) -> None:
+        """Another member has stored segments."""
+        hashes = set(ack.hashes)
+        for submit in list(self._submits.values()):
+            if submit.segment in hashes:
+                submit.acked += 1
+                self._answer(submit)
+
+    def on_peers_changed(self) -> None:
+        """With nobody left to ack, nobody is waited for."""
+        for submit in list(self._submits.values()):
+            self._answer(submit)
+
+    def _answer(self, submit: _Submit) -> None:
+        late = self._ctx.now_ms >= submit.deadline_ms
+        alone = not submit.asked or not self._ctx.connected
+        if not submit.committed or not (submit.acked or late or alone):
+            return
+        self._submits.pop(submit.request, None)
+        self.replicated[submit.request] = submit.acked
+        if len(self.replicated) > HANDLES_MAX:
+            del self.replicated[next(iter(self.replicated))]
+        self._ctx.emit(Reply(submit.call, {"request": submit.request, "job": submit.job}))
+        self._ctx.emit(JobChanged("", submit.job))
+
+    def tick(self) -> None:
+        """Answer submits for which nobody acked in time."""
+        for submit in list(self._submits.values()):
+            if submit.committed and self._ctx.now_ms >= submit.deadline_ms:
+                self._answer(submit)
+
+    def deadline_ms(self) -> int | None:
+        """When a waiting submit is answered anyway."""
+        return min((s.deadline_ms for s in self._submits.values() if s.committed), default=None)

@@ -1,0 +1,67 @@
+"""What all machines of one core share: identity, the time of the turn, the list of effects."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pairio_protocol.effects import Effect, Refuse, Send
+from pairio_protocol.limits import LEASE_MS
+from pairio_protocol.messages import MESSAGES, SYNC_KINDS, Message
+from pairio_protocol.signing import SigningKey
+
+__all__ = ["Context", "CoreConfig"]
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """How this node's owner set it up.
+
+    `trust` are the peers whose services this node takes up unasked; `compute` says whether it
+    offers to run jobs; the capacities are what all runs together may use.
+    """
+
+    boot: bytes
+    started_unix_ms: int
+    trust: tuple[str, ...] = ()
+    compute: bool = True
+    cpu_millicores: int = 1000
+    memory_mib: int = 1024
+    gpus: int = 0
+    isolation: str = "none"
+    #: services or apps that may run without a sandbox here; "*" = all
+    allow_process: tuple[str, ...] = ()
+    lease_ms: int = LEASE_MS
+    replicas: int = 1
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass
+class Context:
+    """One turn's surroundings; `now_ms` is the node's clock, `unix_ms` only for people."""
+
+    key: SigningKey
+    config: CoreConfig
+    now_ms: int = 0
+    unix_ms: int = 0
+    effects: list[Effect] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    connected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def me(self) -> str:
+        """This node's peer id."""
+        return self.key.peer
+
+    def emit(self, effect: Effect) -> None:
+        """Add an effect to the turn."""
+        self.effects.append(effect)
+
+    def send(self, peer: str, message: Message) -> None:
+        """Send a message to a connected peer, on the channel of its kind."""
+        if peer in self.connected:
+            channel = "sync" if isinstance(message, SYNC_KINDS) else "control"
+            self.effects.append(Send(peer, channel, MESSAGES.encode(message)))
+
+    def refuse(self, peer: str, reason: str) -> None:
+        """Count a peer's wrong move; `reason` is a short phrase, the same for every such move."""
+        self.counters[f"refused: {reason}"] += 1
+        self.effects.append(Refuse(peer, reason))

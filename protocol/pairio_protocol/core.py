@@ -1,0 +1,535 @@
+"""NodeCore: one node's decisions. `handle(event, now_ms)` -> effects; nothing else happens.
+
+The core routes events to its machines and holds back what must wait for the disk:
+
+    handle(event) ... handle(event) -> seal() -> Commit(ticket), effects that may go now
+                                                     |
+                                    Committed(ticket) -> effects that waited: replies, acks
+
+`seal` signs what the turns since the last one wrote to this node's logs, folds it, and lets the
+coordinator award: awards, results and gossip need not wait for the disk, since a log is never
+continued after a restart. A peer's wrong move is a `Refuse`, never an exception.
+"""
+
+from typing import Any
+
+from pairio_protocol import events as ev
+from pairio_protocol.commands import Commands
+from pairio_protocol.context import Context, CoreConfig
+from pairio_protocol.effects import (
+    Commit,
+    Effect,
+    Fail,
+    JobChanged,
+    JoinTopic,
+)
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
+from pairio_protocol.ids import request_id
+from pairio_protocol.limits import SYNC_INTERVAL_MS
+from pairio_protocol.machines import coordinator, worker
+from pairio_protocol.machines.coordinator import Coordinator
+from pairio_protocol.machines.logs import Logs
+from pairio_protocol.machines.membership import Membership
+from pairio_protocol.machines.presence import PresenceBook
+from pairio_protocol.machines.replication import Replication
+from pairio_protocol.machines.worker import Worker
+from pairio_protocol.messages import (
+    MESSAGES,
+    Ack,
+    Award,
+    Beat,
+    Bid,
+    CancelNow,
+    Changes,
+    Decline,
+    Digest,
+    Frontier,
+    Have,
+    Held,
+    Hello,
+    Hold,
+    Presence,
+    PresenceUpdate,
+    Push,
+    SyncSegments,
+    WantChanges,
+)
+from pairio_protocol.records import Cancel, End, Record, Request, Result, Start, Unknown
+from pairio_protocol.segment import Segment
+from pairio_protocol.signing import SigningKey
+from pairio_protocol.wire import UnknownKind
+
+__all__ = ["NodeCore", "Sealed"]
+
+_ROLE_FOR: dict[type[Any], str] = {
+    Request: "submit",
+    Cancel: "submit",
+    Start: "compute",
+    End: "read",
+    Result: "compute",
+}
+
+
+class Sealed:
+    """What `seal` gives: a commit to write, and effects to carry out at once."""
+
+    def __init__(self, commit: Commit, effects: list[Effect]) -> None:
+        self.commit = commit
+        self.effects = effects
+
+
+class NodeCore(coordinator.Hooks, worker.Hooks):
+    """The whole of a node but for I/O. See the module for how it is driven."""
+
+    def __init__(self, key: SigningKey, config: CoreConfig) -> None:
+        self.ctx = Context(key, config)
+        self.membership = Membership(self.ctx)
+        self.logs = Logs(self.ctx)
+        self.book = PresenceBook(self.ctx, self.membership)
+        self.replication = Replication(self.ctx, self.membership)
+        self.coordinator = Coordinator(self.ctx, self.membership, self)
+        self.worker = Worker(self.ctx, self.membership, self)
+        self.folds: dict[str, ServiceFold] = {}
+        self.commands = Commands(self)
+        self._boots: dict[str, bytes] = {}
+        self._ticket = 0
+        self._after_commit: dict[int, list[Effect]] = {}
+        self._waiting_effects: list[Effect] = []
+        self._acks: dict[str, list[bytes]] = {}
+        self._in_flight: dict[int, Commit] = {}
+        self._ack_sent: dict[int, dict[str, list[bytes]]] = {}
+        self._sync_ms = 0
+        self._sync_turn = 0
+        self._to_self: list[Award | Have | Decline | Beat | Bid] = []
+
+    # -- the four calls of the driver -----------------------------------------------------
+
+    def handle(self, event: ev.Event, now_ms: int, unix_ms: int = 0) -> list[Effect]:
+        """Let time pass, then take one event. Returns what the shell is to do, in order."""
+        self.ctx.now_ms = max(self.ctx.now_ms, now_ms)
+        self.ctx.unix_ms = unix_ms
+        self._pass_time()
+        self._route(event)
+        self._settle()
+        return self._take_effects()
+
+    def has_pending(self) -> bool:
+        """Say whether `seal` would give a commit."""
+        return bool(
+            self.logs.has_pending()
+            or self.membership.unsaved_changes
+            or self.membership.unsaved_services
+        )
+
+    def pending_count(self) -> int:
+        """Return how many records wait; the driver seals at SEGMENT_RECORDS_MAX."""
+        return self.logs.pending_count()
+
+    def seal(self, now_ms: int, unix_ms: int = 0) -> Sealed | None:
+        """Sign and hand out what has to be stored. None when there is nothing."""
+        self.ctx.now_ms = max(self.ctx.now_ms, now_ms)
+        self.ctx.unix_ms = unix_ms
+        if not self.has_pending():
+            return None
+        self._ticket += 1
+        epochs = {service: chain.epoch for service, chain in self.membership.chains.items()}
+        for segment in self.logs.seal(epochs):
+            self._fold_segment(segment, own=True)
+        commit = self._commit()
+        self.worker.on_sealed()
+        self._settle()
+        self._in_flight[self._ticket] = commit
+        self._after_commit[self._ticket] = self._waiting_effects
+        self._ack_sent[self._ticket] = self._acks
+        self._waiting_effects, self._acks = [], {}
+        return Sealed(commit, self._take_effects())
+
+    def next_deadline_ms(self) -> int | None:
+        """When `TimePassed` is due at the latest."""
+        deadlines = [
+            self.book.deadline_ms() if self.membership.taken_up else None,
+            self.coordinator.deadline_ms(),
+            self.worker.deadline_ms(),
+            self.replication.deadline_ms(),
+            self.commands.deadline_ms(),
+            self._sync_ms if self.ctx.connected and self.membership.taken_up else None,
+        ]
+        return min((d for d in deadlines if d is not None), default=None)
+
+    def accepts_gossip(self, service: str, data: bytes) -> bool:
+        """Say whether a frame of a topic may be passed on: a member signed it. Pure."""
+        try:
+            self.logs.check(data, self.membership.active(service))
+        except (DecodeError, LookupError):
+            self.ctx.counters["refused: gossip that no member signed"] += 1
+            return False
+        return True
+
+    # -- time and events ------------------------------------------------------------------
+
+    def _pass_time(self) -> None:
+        self.coordinator.tick()
+        self.worker.tick()
+        self.replication.tick()
+        if self.membership.taken_up:
+            self.book.tick()
+        self.commands.tick()
+        if self.ctx.now_ms >= self._sync_ms:
+            self._sync_ms = self.ctx.now_ms + SYNC_INTERVAL_MS
+            self._sync_one()
+
+    def _sync_one(self) -> None:
+        """Begin a round of sync with the next neighbour of every service."""
+        self._sync_turn += 1
+        for service in sorted(self.membership.taken_up):
+            peers = self.membership.connected_members(service)
+            if peers:
+                peer = peers[self._sync_turn % len(peers)]
+                self.logs.send_digest(peer, service, self.membership.chains[service].epoch)
+
+    def _route(self, event: ev.Event) -> None:
+        match event:
+            case ev.FrameReceived():
+                self._on_frame(event)
+            case ev.GossipReceived():
+                self._take_segment(event.forwarder, event.data)
+            case ev.PeerUp():
+                self.ctx.connected[event.peer] = event.addresses
+                self._greet(event.peer)
+            case ev.PeerDown():
+                self._on_peer_down(event.peer)
+            case ev.Executed():
+                self.worker.on_executed(event)
+            case ev.Fetched():
+                self.replication.on_fetched(event.ticket, event.ok)
+            case ev.Committed():
+                self._on_committed(event.ticket)
+            case ev.CommitFailed():
+                self._on_commit_failed(event)
+            case ev.Restored():
+                self._on_restored(event)
+            case ev.Woke():
+                for peer in list(self.ctx.connected):
+                    self._greet(peer)
+            case ev.TimePassed():
+                pass
+            case _:
+                self.commands.on_command(event)
+
+    def _settle(self) -> None:
+        """Award what is open; deliver what this node says to itself."""
+        self.coordinator.award_open()
+        while self._to_self:
+            queue, self._to_self = self._to_self, []
+            for message in queue:
+                self._on_job_message(self.ctx.me, message)
+            self.coordinator.award_open()
+
+    def _take_effects(self) -> list[Effect]:
+        effects, self.ctx.effects = self.ctx.effects, []
+        return effects
+
+    # -- peers ----------------------------------------------------------------------------
+
+    def _greet(self, peer: str) -> None:
+        self.membership.hello(peer)
+        self.book.greet(peer)
+        for service in self.membership.shared_with(peer):
+            self.logs.send_digest(peer, service, self.membership.chains[service].epoch)
+
+    def _on_peer_down(self, peer: str) -> None:
+        self.ctx.connected.pop(peer, None)
+        self.logs.forget_sent(peer)
+        self.coordinator.on_peer_gone(peer)
+        self.commands.on_peers_changed()
+
+    def _on_frame(self, event: ev.FrameReceived) -> None:
+        try:
+            message = MESSAGES.decode(event.data)
+        except UnknownKind:
+            self.ctx.counters["messages of unknown kinds"] += 1
+            return
+        except DecodeError:
+            self.ctx.refuse(event.peer, "malformed message")
+            return
+        self._on_message(event.peer, message)
+
+    def _on_message(self, peer: str, message: Any) -> None:
+        match message:
+            case Hello():
+                self._on_hello(peer, message)
+            case WantChanges():
+                self.membership.on_want_changes(peer, message)
+            case Changes():
+                if self.membership.on_changes(peer, message):
+                    self.on_service_changed(message.service)
+            case PresenceUpdate():
+                self.book.on_update(peer, message)
+            case Held():
+                self.replication.on_held(peer, message)
+            case Hold():
+                self.replication.on_hold(peer, message)
+            case Push():
+                self._on_push(peer, message)
+            case Ack():
+                self.commands.on_ack(message)
+            case Digest() if self.membership.active(message.service) is None:
+                pass  # we were just added, or wait for our owner's consent
+            case _ if message.service not in self.membership.shared_with(peer):
+                self.ctx.refuse(peer, f"{MESSAGES.kind_of(message)} of a stranger")
+            case Digest():
+                self.logs.on_digest(peer, message)
+            case Frontier():
+                self.logs.on_frontier(peer, message)
+            case SyncSegments():
+                for data in message.segments:
+                    self._take_segment(peer, data)
+                if message.more:
+                    self.logs.send_frontier(peer, message.service, reply=True)
+            case _:
+                self._on_job_message(peer, message)
+
+    def _on_job_message(self, peer: str, message: Any) -> None:
+        match message:
+            case Award():
+                self.worker.on_award(peer, message)
+            case Have():
+                self.coordinator.on_have(peer, message)
+            case Decline():
+                self.coordinator.on_decline(peer, message)
+            case Beat():
+                self.coordinator.on_beat(peer, message)
+            case Bid():
+                self.coordinator.on_bid(peer, message)
+            case CancelNow():
+                self.worker.cancel(message.attempt, peer)
+
+    def _on_hello(self, peer: str, hello: Hello) -> None:
+        if self._boots.get(peer, hello.boot) != hello.boot:
+            self.coordinator.on_new_boot(peer)
+        self._boots[peer] = hello.boot
+        self.membership.on_hello(peer, hello)
+
+    def _on_push(self, peer: str, push: Push) -> None:
+        taken = self._take_segment(peer, push.segment)
+        if push.ack and taken is not None:
+            self._acks.setdefault(peer, []).append(taken)
+            if not self.has_pending():  # known and stored before
+                self.ctx.send(peer, Ack(tuple(self._acks.pop(peer))))
+
+    # -- segments -------------------------------------------------------------------------
+
+    def _take_segment(self, peer: str, data: bytes) -> bytes | None:
+        """Take one segment; returns its hash when it is held here now."""
+        try:
+            segment = Segment.decode(data)
+        except DecodeError as error:
+            self.ctx.refuse(peer, str(error)[:80])
+            return None
+        chain = self.membership.active(segment.service)
+        for accepted in self.logs.take(peer, data, chain):
+            self._fold_segment(accepted)
+        return segment.hash if self.logs.get(segment.hash) is not None else None
+
+    def _fold_segment(self, segment: Segment, own: bool = False, quiet: bool = False) -> None:
+        chain = self.membership.chains[segment.service]
+        folded = chain.at(segment.epoch)
+        assert folded is not None
+        roles = folded.roles_of(segment.log.author)
+        try:
+            records = segment.records()
+        except DecodeError:
+            self.ctx.refuse(segment.log.author, "malformed records in a signed segment")
+            return
+        for index, record in enumerate(records):
+            if not isinstance(record, Unknown) and not self._may(roles, record):
+                self.ctx.refuse(segment.log.author, "a record that its author's role forbids")
+                continue
+            self._fold_record(segment, segment.first_seq + index, record, own, quiet)
+
+    @staticmethod
+    def _may(roles: tuple[str, ...], record: Record) -> bool:
+        needed = _ROLE_FOR[type(record)]
+        return needed in roles or (needed == "read" and bool(roles))
+
+    def _fold_record(
+        self, segment: Segment, seq: int, record: Record | Unknown, own: bool, quiet: bool
+    ) -> None:
+        service, log = segment.service, segment.log
+        fold = self.fold(service)
+        if isinstance(record, Cancel) and not self._may_cancel(service, log.author, record):
+            self.ctx.refuse(log.author, "cancel of somebody else's request")
+            return
+        try:
+            touched = fold.add(log, seq, segment.epoch, record, segment.hash)
+        except DecodeError:
+            self.ctx.refuse(log.author, "a record that contradicts itself")
+            return
+        if quiet or touched is None:
+            return
+        match record:
+            case Request():
+                self._on_request(service, fold.requests[touched], own)
+            case Result():
+                self._on_result(service, fold.results[touched])
+            case End():
+                self.coordinator.on_end(service, record.run, log.author, record.attempt)
+            case Cancel():
+                self.coordinator.review_all()
+            case Start() if record.request in fold.requests:
+                self.ctx.emit(JobChanged(service, fold.requests[record.request].job))
+
+    def _may_cancel(self, service: str, author: str, record: Cancel) -> bool:
+        folded, fold = self.membership.folded(service), self.fold(service)
+        if author in folded.admins:
+            return True
+        mine = folded.member_of(author)
+        owners = {fold.requests[r].author for r in record.requests if r in fold.requests}
+        return all(o == author or folded.member_of(o) == mine for o in owners)
+
+    def _on_request(self, service: str, state: RequestState, own: bool) -> None:
+        if own:
+            self.commands.on_own_request(service, state)
+        if state.author == self.ctx.me:
+            self.coordinator.add(service, state.id)
+        else:
+            self.worker.note_unstarted(service, state.id)
+        self.ctx.emit(JobChanged(service, state.job))
+
+    def _on_result(self, service: str, result: ResultInfo) -> None:
+        self.coordinator.on_result(service, result)
+        self.ctx.emit(JobChanged(service, result.document.job))
+
+    # -- the disk -------------------------------------------------------------------------
+
+    def _commit(self) -> Commit:
+        membership = self.membership
+        services = tuple(
+            (s, membership.petnames.get(s, s), s in membership.taken_up, chain.epoch)
+            for s, chain in sorted(membership.chains.items())
+            if s in membership.unsaved_services
+        )
+        commit = Commit(
+            self._ticket, tuple(membership.unsaved_changes), tuple(self.logs.unsaved), services
+        )
+        membership.unsaved_changes, membership.unsaved_services = [], set()
+        self.logs.unsaved = []
+        return commit
+
+    def after_commit(self, effect: Effect) -> None:
+        """Hold an effect back until what this turn writes is on disk."""
+        self._waiting_effects.append(effect)
+
+    def _on_committed(self, ticket: int) -> None:
+        self._in_flight.pop(ticket, None)
+        for effect in self._after_commit.pop(ticket, []):
+            self.ctx.emit(effect)
+        for peer, hashes in sorted(self._ack_sent.pop(ticket, {}).items()):
+            self.ctx.send(peer, Ack(tuple(hashes)))
+        self.commands.on_committed(ticket)
+
+    def _on_commit_failed(self, event: ev.CommitFailed) -> None:
+        """Tell whoever waits that it is not stored, and try again with the next commit."""
+        commit = self._in_flight.pop(event.ticket, None)
+        self._ack_sent.pop(event.ticket, None)
+        for effect in self._after_commit.pop(event.ticket, []):
+            call = getattr(effect, "call", None)
+            if call is not None:
+                self.ctx.emit(Fail(call, f"not stored: {event.reason}", "free disk space", "disk"))
+        self.commands.on_commit_failed(event.ticket, event.reason)
+        if commit is not None:
+            self.membership.unsaved_changes[:0] = commit.changes
+            self.membership.unsaved_services |= {row[0] for row in commit.services}
+            self.logs.unsaved[:0] = commit.segments
+
+    def _on_restored(self, event: ev.Restored) -> None:
+        for service, petname, taken_up in event.services:
+            self.membership.restore(service, petname, taken_up)
+        for service, data in event.changes:
+            self.membership.restore_change(service, data)
+        for data in event.segments:
+            segment = self.logs.restore(data)
+            if segment is not None:
+                self._fold_segment(segment, quiet=True)
+        for service in sorted(self.membership.taken_up):
+            self.ctx.emit(JoinTopic(service))
+            for state in list(self.fold(service).requests.values()):
+                if state.author == self.ctx.me:
+                    self.coordinator.add(service, state.id)
+                else:
+                    self.worker.note_unstarted(service, state.id)
+
+    def on_service_changed(self, service: str) -> None:
+        """The list has changed: try what was parked, greet who is new, look at everything again."""
+        chain = self.membership.active(service)
+        if chain is None:
+            return
+        for segment in self.logs.unpark(service, chain):
+            self._fold_segment(segment)
+        self.book.changed()
+        for peer in self.membership.connected_members(service):
+            self._greet(peer)
+        self.coordinator.review_all()
+
+    # -- what machines ask of each other (coordinator.Hooks, worker.Hooks) -------------------
+
+    def fold(self, service: str) -> ServiceFold:
+        """Return the fold of a service."""
+        if service not in self.folds:
+            self.folds[service] = ServiceFold()
+        return self.folds[service]
+
+    def presence(self, service: str) -> list[Presence]:
+        """Return the live presence entries of a service, own one included."""
+        if self.ctx.me not in self.book.heard.get(service, {}):
+            self.book.send_own()
+        return self.book.everybody(service)
+
+    def push(self, peer: str, segment: bytes) -> None:
+        """Make sure that a peer has a segment."""
+        if peer != self.ctx.me:
+            self.logs.push(peer, segment)
+
+    def deliver(self, peer: str, award: Award) -> None:
+        """Send an award together with the request's segment."""
+        if peer == self.ctx.me:
+            self._to_self.append(award)
+            return
+        state = self.fold(award.service).requests[award.request]
+        self.logs.push(peer, state.segment)
+        self.ctx.send(peer, award)
+
+    def to_coordinator(self, peer: str, message: Have | Decline | Beat | Bid) -> None:
+        """Send to a coordinator, which may be this node itself."""
+        if peer == self.ctx.me:
+            self._to_self.append(message)
+        else:
+            self.ctx.send(peer, message)
+
+    def append(self, service: str, record: Record) -> int:
+        """Add a record to this node's log of a service; return its seq."""
+        return self.logs.append(service, record, self.membership.chains[service].epoch)
+
+    def load_changed(self, load: int) -> None:
+        """The number of queued and executing runs is another."""
+        self.book.set_load(load)
+
+    def answered(self, state: RequestState, result: ResultInfo, service: str) -> None:
+        """One of this node's requests has its answer: make it safe."""
+        document = result.document
+        cids = (*(cid for cid, _, _ in document.outputs.values()), document.console)
+        self.replication.track(
+            state.id, service, state.job, tuple(dict.fromkeys(cids)), {document.worker}
+        )
+
+    @property
+    def current_ticket(self) -> int:
+        """The ticket of the commit that is being sealed."""
+        return self._ticket
+
+    def own_request_id(self, seq: int) -> str:
+        """Return the id of a request at `seq` of this node's log."""
+        return request_id(self.ctx.me, self.ctx.config.boot, seq)
+
+

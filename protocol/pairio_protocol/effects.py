@@ -1,0 +1,151 @@
+"""Effects: everything a core can ask of the shell. The closed union is `Effect`.
+
+All are carried out at once, in order; what must wait for the disk is kept back by the core itself
+until `Committed` (see `core.NodeCore.seal`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pairio_protocol.records import Resources
+
+__all__ = [
+    "Announce",
+    "Commit",
+    "Connect",
+    "Effect",
+    "Execute",
+    "Fail",
+    "FetchBlocks",
+    "JobChanged",
+    "JoinTopic",
+    "Kill",
+    "Refuse",
+    "Reply",
+    "Send",
+]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Queue a frame for a connected peer; a full queue drops it (sync and timers make it good)."""
+
+    peer: str
+    channel: str  # control | sync
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Publish a segment in the service's topic."""
+
+    service: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Keep a connection to a member, at one of these addresses."""
+
+    peer: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JoinTopic:
+    """Take part in the gossip of a service."""
+
+    service: str
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Fetch code and inputs from `holders`, run, store outputs, answer `Executed`."""
+
+    service: str
+    attempt: str
+    run: str
+    job: str
+    document: dict[str, Any]  # the resolved job
+    processor: dict[str, Any]
+    bundle: str
+    resources: Resources
+    isolation_min: str
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End an attempt that is queued or runs here."""
+
+    attempt: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FetchBlocks:
+    """Get the content below `cids` from `holders` to this node's disk; answer `Fetched`."""
+
+    service: str
+    ticket: str
+    cids: tuple[str, ...]
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to a local call."""
+
+    call: int
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fail:
+    """A local call cannot be done: what, and what to do. `code` is for programs."""
+
+    call: int
+    message: str
+    hint: str | None = None
+    code: str = "invalid"
+
+
+@dataclass(frozen=True)
+class JobChanged:
+    """Something that clients see of a job has changed."""
+
+    service: str
+    job: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """A peer's wrong move: counted, shown, otherwise without effect."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one transaction writes. `Committed(ticket)` or `CommitFailed(ticket)` follows."""
+
+    ticket: int
+    changes: tuple[tuple[str, str, int, bytes], ...]  # (service, cid, seq, bytes)
+    segments: tuple[bytes, ...]
+    services: tuple[tuple[str, str, bool, int], ...]  # (service, petname, taken up, epoch)
+
+
+Effect = (
+    Announce
+    | Connect
+    | Execute
+    | Fail
+    | FetchBlocks
+    | JobChanged
+    | JoinTopic
+    | Kill
+    | Refuse
+    | Reply
+    | Send
+)

@@ -1,0 +1,196 @@
+"""Events: everything that can happen to a core. Randomness and content come in here, never time.
+
+A `call` is the driver's name for whoever waits for an answer; exactly one `Reply` or `Fail`
+follows for every event that has one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pairio_protocol.records import Resources
+
+__all__ = [
+    "AcceptService",
+    "AddMember",
+    "Committed",
+    "CommitFailed",
+    "CreateService",
+    "Event",
+    "Executed",
+    "Fetched",
+    "FrameReceived",
+    "GossipReceived",
+    "InstallApp",
+    "PeerDown",
+    "PeerUp",
+    "Restored",
+    "Submit",
+    "TimePassed",
+    "Woke",
+]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What the disk held at start: service rows, then changes, then segments, each in order."""
+
+    services: tuple[tuple[str, str, bool], ...]  # (service, petname, taken up)
+    changes: tuple[tuple[str, bytes], ...]
+    segments: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class PeerUp:
+    """A connection to a peer is usable in both directions."""
+
+    peer: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PeerDown:
+    """The connection is gone."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class FrameReceived:
+    """A frame of the authenticated `peer` on control or sync."""
+
+    peer: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class GossipReceived:
+    """A frame of a service's topic, by whoever passed it on; `accepts_gossip` said yes."""
+
+    service: str
+    forwarder: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Submit:
+    """A local client wants a job done. `definition` has the original's form."""
+
+    call: int
+    service: str
+    definition: dict[str, Any]
+    resources: Resources
+    mode: str = "use"
+    tags: tuple[str, ...] = ()
+    batch: str = ""
+    priority: int = 0
+    targets: tuple[str, ...] = ()
+    isolation_min: str = ""
+    local_content: tuple[str, ...] = ()  # CIDs of inputs that this node holds
+
+
+@dataclass(frozen=True)
+class CreateService:
+    """The owner creates a service; `nonce` (32 hex digits) makes its id unique."""
+
+    call: int
+    name: str
+    nonce: str
+
+
+@dataclass(frozen=True)
+class AddMember:
+    """The owner, an admin, puts a key on the list."""
+
+    call: int
+    service: str
+    peer: str
+    roles: tuple[str, ...]
+    member: str
+
+
+@dataclass(frozen=True)
+class InstallApp:
+    """The owner, an admin, installs or updates an app (a document of `apps.validate_app`)."""
+
+    call: int
+    service: str
+    app: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AcceptService:
+    """The owner consents to be a member."""
+
+    call: int
+    service: str
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A run that `Execute` asked for is over. `kind` is "" (a result), `infra` or `canceled`."""
+
+    attempt: str
+    kind: str
+    status: str
+    error: str
+    outputs: dict[str, tuple[str, int, str]]
+    console: str
+    usage: dict[str, int]
+    isolation: str
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A `FetchBlocks` is over."""
+
+    ticket: str
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The commit with this ticket is on disk."""
+
+    ticket: int
+
+
+@dataclass(frozen=True)
+class CommitFailed:
+    """The commit with this ticket is not on disk: disk full, read-only, broken."""
+
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """Nothing happened but time."""
+
+
+@dataclass(frozen=True)
+class Woke:
+    """The machine slept for `gap_ms`: what peers said before is old."""
+
+    gap_ms: int
+
+
+Event = (
+    AcceptService
+    | AddMember
+    | CommitFailed
+    | Committed
+    | CreateService
+    | Executed
+    | Fetched
+    | FrameReceived
+    | GossipReceived
+    | InstallApp
+    | PeerDown
+    | PeerUp
+    | Restored
+    | Submit
+    | TimePassed
+    | Woke
+)

@@ -1,0 +1,276 @@
+"""The fold: accepted records of one service -> state of its requests, runs and results.
+
+It takes maxima and unions of what it is given, so the order, repetition and route of records do
+not matter (DESIGN section 11). Nobody stores a state; this is derived again at every start.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pairio_protocol.documents import decode
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.ids import LogId, rendezvous, request_id, run_id
+from pairio_protocol.limits import DEFINITION_SIZE_BYTES_MAX, DEPENDENCY_DEPTH_MAX
+from pairio_protocol.normalise import job_id_of
+from pairio_protocol.records import (
+    Cancel,
+    End,
+    Record,
+    Request,
+    Result,
+    ResultDocument,
+    Start,
+    Unknown,
+    result_cid,
+)
+
+__all__ = ["RequestState", "Resolution", "ResultInfo", "RunState", "ServiceFold"]
+
+
+@dataclass
+class RequestState:
+    """One request as this node knows it. `answer` is the CID of the result it was answered with,
+    and stays so when another one becomes canonical."""
+
+    id: str
+    author: str
+    record: Request
+    job: str
+    document: dict[str, Any]
+    segment: bytes
+    epoch: int
+    canceled: bool = False
+    answer: str | None = None
+    cached: bool = False
+
+    def salt(self) -> str:
+        """Return what tells its run from a plain one."""
+        return {"use": "", "skip_cache": self.id, "rerun_failing": self.record.salt_of}[
+            self.record.mode
+        ]
+
+
+@dataclass(frozen=True)
+class ResultInfo:
+    """An accepted result: its CID, the document, and the segment that carries it."""
+
+    cid: str
+    document: ResultDocument
+    segment: bytes
+
+
+@dataclass
+class RunState:
+    """What is known of one run: attempts started and ended, results."""
+
+    starts: dict[str, tuple[str, Start]] = field(default_factory=dict)
+    ends: dict[str, End] = field(default_factory=dict)
+    results: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How a job's inputs stand. `job` is the resolved id, None while upstream jobs are missing;
+    `blocked_by` is the upstream job that failed."""
+
+    job: str | None
+    document: dict[str, Any] | None
+    upstream: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    blocked_by: str | None = None
+
+
+class ServiceFold:
+    """Requests, runs and results of one service."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, RequestState] = {}
+        self.runs: dict[str, RunState] = {}
+        self.results: dict[str, ResultInfo] = {}
+        self.definitions: dict[str, dict[str, Any]] = {}
+        self.by_job: dict[str, list[str]] = {}
+        self._by_resolved: dict[str, set[str]] = {}
+
+    # -- taking records ---------------------------------------------------------------
+
+    def add(
+        self, log: LogId, seq: int, epoch: int, record: Record | Unknown, segment: bytes
+    ) -> str | None:
+        """Take one accepted record. Returns the request, run or result id that it touched.
+
+        Raises:
+            DecodeError: the record contradicts itself (its segment is kept, the record is void).
+        """
+        match record:
+            case Request():
+                return self._request(log, seq, epoch, record, segment)
+            case Cancel():
+                for name in record.requests:
+                    state = self.requests.get(name)
+                    if state is not None:
+                        state.canceled = True
+                return record.requests[0] if record.requests else None
+            case Start():
+                self.run(record.run).starts[record.attempt] = (log.author, record)
+                return record.run
+            case End():
+                self.run(record.run).ends[record.attempt] = record
+                return record.run
+            case Result():
+                return self._result(log, record, segment)
+            case Unknown():
+                return None
+
+    def _request(
+        self, log: LogId, seq: int, epoch: int, record: Request, segment: bytes
+    ) -> str | None:
+        name = request_id(log.author, log.boot, seq)
+        if name in self.requests:
+            return None
+        document = decode(record.definition, DEFINITION_SIZE_BYTES_MAX)
+        if document.get("type") != "pairio/job":
+            raise DecodeError("a request without a job document")
+        job = job_id_of(document)
+        self.definitions[job] = document
+        self.requests[name] = RequestState(
+            name, log.author, record, job, document, segment, epoch
+        )
+        self.by_job.setdefault(job, []).append(name)
+        return name
+
+    def _result(self, log: LogId, record: Result, segment: bytes) -> str | None:
+        document = ResultDocument.decode(record.document)
+        if document.worker != log.author:
+            raise DecodeError("a result in a log of somebody else than its worker")
+        cid = result_cid(record.document)
+        if cid in self.results:
+            return None
+        self.results[cid] = ResultInfo(cid, document, segment)
+        self._by_resolved.setdefault(document.job, set()).add(cid)
+        self.run(document.run).results.add(cid)
+        return cid
+
+    def run(self, name: str) -> RunState:
+        """Return the state of a run, new if nothing was known of it."""
+        return self.runs.setdefault(name, RunState())
+
+    # -- looking up -------------------------------------------------------------------
+
+    def canonical(self, resolved_job: str) -> ResultInfo | None:
+        """Return the canonical result: completed, then lower rendezvous, then smaller CID."""
+        return self._best(self._by_resolved.get(resolved_job, ()))
+
+    def _best(self, cids: Any) -> ResultInfo | None:
+        found = [self.results[cid] for cid in cids]
+        if not found:
+            return None
+        return min(
+            found,
+            key=lambda r: (
+                r.document.status != "completed",
+                rendezvous(r.document.run, r.document.worker),
+                r.cid,
+            ),
+        )
+
+    def resolve(self, document: dict[str, Any]) -> Resolution:
+        """Replace every `job` source by the CID that the upstream result gives.
+
+        Iterative in effect: depth is bounded by DEPENDENCY_DEPTH_MAX, each job is done once.
+        """
+        return self._resolve(document, {}, 0)
+
+    def _resolve(
+        self, document: dict[str, Any], memo: dict[str, Resolution], depth: int
+    ) -> Resolution:
+        if depth > DEPENDENCY_DEPTH_MAX:
+            return Resolution(None, None, blocked_by="too deep")
+        inputs, upstream, waits = [], [], []
+        for entry in document["inputs"]:
+            source = entry["source"]
+            if "job" not in source:
+                inputs.append(entry)
+                continue
+            job = source["job"]
+            result = self._result_of(job, memo, depth)
+            if result is None:
+                waits.append(job)
+            elif isinstance(result, str):
+                return Resolution(None, None, blocked_by=result)
+            elif source["output"] not in result.document.outputs:
+                return Resolution(None, None, blocked_by=job)
+            else:
+                cid = result.document.outputs[source["output"]][0]
+                inputs.append({**entry, "source": {"cid": cid}})
+                upstream.append(result.cid)
+        if waits:
+            return Resolution(None, None, waits_for=tuple(dict.fromkeys(waits)))
+        resolved = document if not upstream else {**document, "inputs": inputs}
+        return Resolution(job_id_of(resolved), resolved, tuple(dict.fromkeys(upstream)))
+
+    def _result_of(
+        self, job: str, memo: dict[str, Resolution], depth: int
+    ) -> ResultInfo | str | None:
+        """Return the result of an upstream job, None while it is missing, the id if it failed."""
+        definition = self.definitions.get(job)
+        resolved: str | None = job
+        if definition is not None:
+            if job not in memo:
+                memo[job] = self._resolve(definition, memo, depth + 1)
+            if memo[job].blocked_by is not None:
+                return job
+            resolved = memo[job].job
+        found = self.canonical(resolved) if resolved is not None else None
+        if found is None:
+            return None
+        if found.document.status != "completed":
+            return None if self._has_new_try(job, found) else job
+        return found
+
+    def _has_new_try(self, job: str, failed: ResultInfo) -> bool:
+        """Say whether somebody has asked for another run of a failed job and waits for it."""
+        return any(
+            state.answer is None and not state.canceled and state.record.mode != "use"
+            for state in (self.requests[name] for name in self.by_job.get(job, ()))
+        )
+
+    def run_of(self, state: RequestState, resolution: Resolution) -> str | None:
+        """Return the run that a request wants, None while its job is not resolved."""
+        return None if resolution.job is None else run_id(resolution.job, state.salt())
+
+    def answer_for(self, state: RequestState, resolution: Resolution) -> ResultInfo | None:
+        """Return the result that answers a request now, None when it has to be computed."""
+        if resolution.job is None:
+            return None
+        run = self.runs.get(run_id(resolution.job, state.salt()))
+        own = self._best(r for r in run.results if self._fits(state, r)) if run else None
+        if state.record.mode == "skip_cache":
+            return own
+        best = self._best(
+            r for r in self._by_resolved.get(resolution.job, ()) if self._fits(state, r)
+        )
+        if best is None or best.document.status == "completed":
+            return best
+        if state.record.mode == "rerun_failing" and state.record.salt_of:
+            return own
+        return None if self._may_do_better(state, best) else best
+
+    def _fits(self, state: RequestState, cid: str) -> bool:
+        document = self.results[cid].document
+        declared = {output["name"] for output in state.document["outputs"]}
+        return document.status != "completed" or declared <= set(document.outputs)
+
+    @staticmethod
+    def _may_do_better(state: RequestState, failed: ResultInfo) -> bool:
+        """A failure by a limit answers only who asks no more of that resource."""
+        kind, _, bound = failed.document.limit.partition("=")
+        asked = {
+            "time_ms": state.record.resources.time_ms,
+            "memory_mib": state.record.resources.memory_mib,
+        }.get(kind)
+        return asked is not None and asked > int(bound or 0)
+
+    def find_jobs(self, prefix: str) -> Iterator[str]:
+        """Return the job ids that start with `prefix`."""
+        return (job for job in self.by_job if job.startswith(prefix))

@@ -1,0 +1,245 @@
+"""Membership: the services this node knows, their changes, and consent.
+
+    unknown --a chain that names this node--> offered --accept, or a trusted admin--> taken up
+
+Nobody is made a member against their will: an offered service is kept, shown, and nothing else
+happens for it. Clock: none; changes have no time.
+"""
+
+from collections.abc import Iterable
+
+from pairio_protocol.context import Context
+from pairio_protocol.effects import JoinTopic
+from pairio_protocol.errors import DecodeError, DefinitionError
+from pairio_protocol.limits import CHANGES_PER_REPLY_MAX, FRAME_SIZE_BYTES_MAX, OFFERS_MAX
+from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
+from pairio_protocol.service import Chain, ChangeGap, Folded, SignedChange
+
+__all__ = ["Membership"]
+
+
+class Membership:
+    """Chains of changes by service id, what is taken up, and the names used here."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self.chains: dict[str, Chain] = {}
+        self.petnames: dict[str, str] = {}  # service -> name on this node
+        self.taken_up: set[str] = set()
+        self.unsaved_changes: list[tuple[str, str, int, bytes]] = []
+        self.unsaved_services: set[str] = set()
+
+    # -- looking up -------------------------------------------------------------------
+
+    def find(self, name: str) -> str | None:
+        """Return the id of the service called `name` here, or that has this id."""
+        if name in self.chains:
+            return name
+        return next((s for s, petname in self.petnames.items() if petname == name), None)
+
+    def active(self, service: str) -> Chain | None:
+        """Return the chain of a service that is taken up, else None."""
+        return self.chains.get(service) if service in self.taken_up else None
+
+    def folded(self, service: str) -> Folded:
+        """Return the newest fold of a known service."""
+        return self.chains[service].now
+
+    def shared_with(self, peer: str) -> list[str]:
+        """Return the services, taken up here, in which `peer` has a role."""
+        return [s for s in sorted(self.taken_up) if self.chains[s].now.roles_of(peer)]
+
+    def connected_members(self, service: str) -> list[str]:
+        """Return the connected peers with a role in a service, sorted."""
+        chain = self.active(service)
+        if chain is None:
+            return []
+        return [p for p in sorted(self._ctx.connected) if chain.now.roles_of(p)]
+
+    def offers(self) -> list[str]:
+        """Return the services that name this node and wait for its owner."""
+        return sorted(
+            s
+            for s, chain in self.chains.items()
+            if s not in self.taken_up and chain.now.member_of(self._ctx.me)
+        )
+
+    # -- the owner's acts ---------------------------------------------------------------
+
+    def restore(self, service: str, petname: str, taken_up: bool) -> None:
+        """Take a service row from disk."""
+        self.petnames[service] = petname
+        if taken_up:
+            self.taken_up.add(service)
+
+    def restore_change(self, service: str, data: bytes) -> None:
+        """Take a change from disk; it was valid when it was written."""
+        self.chains.setdefault(service, Chain()).add(SignedChange.decode(data))
+
+    def create(self, name: str, nonce: str) -> str:
+        """Create a service; this node becomes admin, submitter and compute node. Returns its id."""
+        me = self._ctx.me
+        ops = [
+            {"op": "create", "name": name, "admins": [me], "threshold": 1, "nonce": nonce},
+            {
+                "op": "add",
+                "member": f"node-{me[-6:]}",
+                "key": me,
+                "roles": ["admin", "compute", "submit"],
+            },
+        ]
+        chain = Chain()
+        try:
+            change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms)
+            chain.add(change)
+        except DecodeError as error:
+            raise DefinitionError(f"service name {name!r}: {error}") from None
+        self.chains[chain.service] = chain
+        self._save(chain.service, change, 0)
+        self.take_up(chain.service)
+        return chain.service
+
+    def change(self, service: str, ops: list[dict[str, object]]) -> None:
+        """Sign and take one change of a service of which this node is an admin.
+
+        Raises:
+            DefinitionError: not an admin, more signatures needed, or the ops do not fit.
+        """
+        chain = self.chains[service]
+        if self._ctx.me not in chain.now.admins:
+            raise DefinitionError(
+                f"this node is no admin of {self.petnames[service]!r}",
+                f"ask one of its admins: {', '.join(chain.now.admins)}",
+            )
+        if chain.now.threshold > 1:
+            raise DefinitionError(f"a change needs {chain.now.threshold} signatures")
+        change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms)
+        try:
+            chain.add(change)
+        except DecodeError as error:
+            raise DefinitionError(str(error)) from None
+        self._save(service, change, chain.epoch)
+        self._pass_on(Changes(service, (change.encode(),)), self._ctx.me)
+
+    def take_up(self, service: str) -> None:
+        """Become an active member: join the gossip, store, run if so configured."""
+        if service in self.taken_up:
+            return
+        self.taken_up.add(service)
+        self._name(service)
+        self.unsaved_services.add(service)
+        self._ctx.emit(JoinTopic(service))
+
+    def _name(self, service: str) -> None:
+        if service in self.petnames:
+            return
+        name = self.chains[service].now.name
+        if name in self.petnames.values():
+            name = f"{name}~{service[-4:]}"
+        self.petnames[service] = name
+
+    def _save(self, service: str, change: SignedChange, seq: int) -> None:
+        self.unsaved_changes.append((service, change.cid, seq, change.encode()))
+        self.unsaved_services.add(service)
+
+    # -- peers --------------------------------------------------------------------------
+
+    def hello(self, peer: str) -> None:
+        """Say which services we share, and how far we know them."""
+        services = tuple(
+            HelloService(s, chain.epoch, chain.head)
+            for s, chain in sorted(self.chains.items())
+            if s in self.taken_up and chain.now.member_of(peer)
+        )
+        self._ctx.send(peer, Hello(self._ctx.config.boot, services[:256]))
+
+    def on_hello(self, peer: str, hello: Hello) -> None:
+        """Ask for what the peer knows more of; offer what it lacks."""
+        for entry in hello.services:
+            chain = self.chains.get(entry.service)
+            if chain is None:
+                if len(self.offers()) < OFFERS_MAX:
+                    self._ctx.send(peer, WantChanges(entry.service, 0))
+            elif entry.head != chain.head and entry.epoch >= chain.epoch:
+                # At equal length the heads differ: somewhere below there is a fork.
+                start = chain.epoch + 1 if entry.epoch > chain.epoch else 0
+                self._ctx.send(peer, WantChanges(entry.service, start))
+
+    def on_want_changes(self, peer: str, want: WantChanges) -> None:
+        """Send changes to a member of the service."""
+        chain = self.active(want.service)
+        if chain is None or not chain.now.member_of(peer):
+            self._ctx.refuse(peer, "changes asked for by a stranger")
+            return
+        batch: list[bytes] = []
+        size = 0
+        for change in chain.changes(want.start)[:CHANGES_PER_REPLY_MAX]:
+            data = change.encode()
+            if size + len(data) > FRAME_SIZE_BYTES_MAX - 1024:
+                break
+            batch.append(data)
+            size += len(data)
+        if batch:
+            self._ctx.send(peer, Changes(want.service, tuple(batch)))
+
+    def on_changes(self, peer: str, message: Changes) -> bool:
+        """Take changes; True when a service's list has changed here."""
+        chain = self.chains.get(message.service)
+        fresh = chain is None
+        if chain is None:
+            chain = Chain()
+        changed = False
+        taken: set[str] = set()
+        for data in message.changes[:CHANGES_PER_REPLY_MAX]:
+            try:
+                change = SignedChange.decode(data)
+                if self._take(chain, message.service, change):
+                    changed = True
+                    taken.add(change.cid)
+            except ChangeGap:
+                if chain.epoch >= 0 or len(self.offers()) < OFFERS_MAX:
+                    self._ctx.send(peer, WantChanges(message.service, chain.epoch + 1))
+                break
+            except DecodeError:
+                self._ctx.refuse(peer, "invalid service change")
+                if fresh:
+                    return False
+                break
+        if not changed:
+            return False
+        if fresh:
+            self.chains[message.service] = chain
+        for seq, change in enumerate(chain.changes()):
+            if change.cid in taken:
+                self._save(message.service, change, seq)
+        self._name(message.service)
+        self._consider(message.service)
+        if len(message.changes) > 1:
+            self._ctx.send(peer, WantChanges(message.service, chain.epoch + 1))
+        self._pass_on(message, peer)
+        return True
+
+    @staticmethod
+    def _take(chain: Chain, service: str, change: SignedChange) -> bool:
+        taken = chain.add(change)
+        if chain.service != service:
+            raise DecodeError("the first change is not the service's")
+        return taken
+
+    def _consider(self, service: str) -> None:
+        """Take a service up when one of its admins is a peer that the owner named."""
+        folded = self.chains[service].now
+        if folded.member_of(self._ctx.me) and set(folded.admins) & set(self._ctx.config.trust):
+            self.take_up(service)
+
+    def _pass_on(self, message: Changes, source: str) -> None:
+        chain = self.active(message.service)
+        if chain is None:
+            return
+        for peer in self._ctx.connected:
+            if peer != source and chain.now.member_of(peer):
+                self._ctx.send(peer, message)
+
+    def members(self, service: str) -> Iterable[str]:
+        """Return every key on the newest list."""
+        return self.chains[service].now.peers()

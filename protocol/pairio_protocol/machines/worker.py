@@ -1,0 +1,390 @@
+"""The worker: accepts awards, runs them within the owner's capacity, signs results.
+
+    award --fits--> queued --resources free--> executing --Executed--> result | end(infra, canceled)
+      |                                            |
+      +--> decline                                 +--> cancel_now, cancel: killed
+
+A run that is executed or has a result here is answered with `have`, whoever asks. Clock: a beat to
+every coordinator each third of the lease; a bid for what nobody starts after BID_DELAY_MS + rank.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pairio_protocol.apps import code_of, find_processor
+from pairio_protocol.context import Context
+from pairio_protocol.effects import Execute, JobChanged, Kill
+from pairio_protocol.errors import DefinitionError
+from pairio_protocol.events import Executed
+from pairio_protocol.fold import RequestState, Resolution, ServiceFold
+from pairio_protocol.ids import rendezvous
+from pairio_protocol.limits import (
+    BACKLOG_PER_SLOT_MAX,
+    BID_DELAY_MS,
+    BID_INTERVAL_MS,
+    BID_RANK_MS,
+)
+from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.messages import Award, Beat, Bid, Decline, Have
+from pairio_protocol.policy import ISOLATIONS, isolation_needed
+from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
+
+__all__ = ["Task", "Worker"]
+
+_BIDS_PER_SCAN = 64
+
+
+@dataclass
+class Task:
+    """A run that this node has accepted."""
+
+    award: Award
+    state: RequestState
+    resolution: Resolution
+    processor: dict[str, Any]
+    bundle: str
+    isolation_min: str
+    coordinators: set[str]
+    executing: bool = False
+    canceled: bool = False
+    started_unix_ms: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        """What the run may use."""
+        return self.state.record.resources
+
+
+class Hooks:
+    """What the worker needs of its surroundings; given by the core."""
+
+    def fold(self, service: str) -> ServiceFold:
+        """Return the fold of a service."""
+        raise NotImplementedError
+
+    def append(self, service: str, record: Record) -> int:
+        """Add a record to this node's log; return its seq."""
+        raise NotImplementedError
+
+    def push(self, peer: str, segment: bytes) -> None:
+        """Make sure that a peer has a segment."""
+        raise NotImplementedError
+
+    def to_coordinator(self, peer: str, message: Have | Decline | Beat | Bid) -> None:
+        """Send to a coordinator, which may be this node itself."""
+        raise NotImplementedError
+
+    def load_changed(self, load: int) -> None:
+        """The number of queued and executing runs is another."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Refusal:
+    reason: str
+    needs: str = ""
+    has: str = ""
+
+
+@dataclass
+class Worker:
+    """The runs of this node, by attempt id, oldest first."""
+
+    ctx: Context
+    membership: MembershipView
+    hooks: Hooks
+    tasks: dict[str, Task] = field(default_factory=dict)
+    _results_to_push: list[tuple[str, str, set[str]]] = field(default_factory=list)
+    _beat_ms: int = 0
+    _unstarted: dict[tuple[str, str], int] = field(default_factory=dict)
+    _bid_ms: dict[str, int] = field(default_factory=dict)
+
+    # -- awards -------------------------------------------------------------------------
+
+    def on_award(self, peer: str, award: Award) -> None:
+        """Accept, or say why not."""
+        fold = self.hooks.fold(award.service)
+        state = fold.requests.get(award.request)
+        if state is None or state.author != peer:
+            self._decline(peer, award, _Refusal("the request is not known here"))
+            return
+        resolution = fold.resolve(state.document)
+        answer = fold.answer_for(state, resolution)
+        if answer is not None:
+            self.hooks.push(peer, answer.segment)
+            self._have(peer, award.service, award.run, award.attempt, "done")
+            return
+        for task in self.tasks.values():
+            if task.award.run == award.run and not task.canceled:
+                task.coordinators.add(peer)
+                self._report(task, peer)
+                return
+        accepted = self._check(award, state, resolution, fold)
+        if isinstance(accepted, _Refusal):
+            self._decline(peer, award, accepted)
+            return
+        self.tasks[award.attempt] = accepted
+        accepted.coordinators.add(peer)
+        self._report(accepted, peer)
+        self._pump()
+        self.hooks.load_changed(len(self.tasks))
+
+    def _check(
+        self, award: Award, state: RequestState, resolution: Resolution, fold: ServiceFold
+    ) -> Task | _Refusal:
+        config = self.ctx.config
+        chain = self.membership.chains[award.service]
+        if not config.compute or "compute" not in chain.now.roles_of(self.ctx.me):
+            return _Refusal("this node does not compute for the service")
+        if state.canceled or "submit" not in chain.now.roles_of(state.author):
+            return _Refusal("the request is not wanted")
+        if resolution.job is None or fold.run_of(state, resolution) != award.run:
+            return _Refusal("upstream results are not known here")
+        found = self._processor(state)
+        if isinstance(found, _Refusal):
+            return found
+        needed = isolation_needed(state.record, chain.now)
+        if not self._isolates(needed, award.service, state.document["app"]):
+            return _Refusal("isolation", needed, config.isolation)
+        resources = state.record.resources
+        for name, need, have in (
+            ("CPUs", resources.cpu_millicores, config.cpu_millicores),
+            ("memory MiB", resources.memory_mib, config.memory_mib),
+            ("GPUs", resources.gpus, config.gpus),
+        ):
+            if need > have:
+                return _Refusal(name, str(need), str(have))
+        slots = max(1, config.cpu_millicores // 1000)
+        if len(self.tasks) >= slots * (1 + BACKLOG_PER_SLOT_MAX):
+            return _Refusal("busy", "a free slot", f"{len(self.tasks)} runs")
+        processor, bundle = found
+        return Task(award, state, resolution, processor, bundle, needed, set())
+
+    def _processor(self, state: RequestState) -> tuple[dict[str, Any], str] | _Refusal:
+        """Return the processor as it was on the list at the request's epoch."""
+        folded = next(
+            c.at(state.epoch)
+            for c in self.membership.chains.values()
+            if c is not None and self.hooks.fold(c.service).requests.get(state.id) is state
+        )
+        app = folded.apps.get(state.document["app"]) if folded else None
+        if app is None:
+            return _Refusal("the app is not on the service's list")
+        try:
+            processor = find_processor(app, state.document["processor"])
+        except DefinitionError as error:
+            return _Refusal(str(error))
+        if code_of(app, processor) != state.document["code"]:
+            return _Refusal("the job names other code than the list")
+        return processor, app["bundle"]
+
+    def _isolates(self, needed: str, service: str, app: str) -> bool:
+        config = self.ctx.config
+        if ISOLATIONS.index(config.isolation) >= ISOLATIONS.index(needed):
+            return True
+        names = {service, self.membership.petnames.get(service, service), app, "*"}
+        return bool(names & set(config.allow_process))
+
+    def _decline(self, peer: str, award: Award, why: _Refusal) -> None:
+        self.ctx.counters["awards declined"] += 1
+        self.hooks.to_coordinator(
+            peer,
+            Decline(award.service, award.run, award.attempt, why.reason, why.needs, why.has),
+        )
+
+    def _have(self, peer: str, service: str, run: str, attempt: str, state: str) -> None:
+        self.hooks.to_coordinator(peer, Have(service, run, attempt, state))
+
+    def _report(self, task: Task, peer: str) -> None:
+        state = "executing" if task.executing else "queued"
+        self._have(peer, task.award.service, task.award.run, task.award.attempt, state)
+
+    # -- running ------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Start what fits into the free part of the capacity, oldest first."""
+        config = self.ctx.config
+        cpu, memory, gpus = config.cpu_millicores, config.memory_mib, config.gpus
+        for task in self.tasks.values():
+            if task.executing:
+                cpu -= task.resources.cpu_millicores
+                memory -= task.resources.memory_mib
+                gpus -= task.resources.gpus
+        for task in list(self.tasks.values()):
+            need = task.resources
+            fits = (
+                need.cpu_millicores <= cpu and need.memory_mib <= memory and need.gpus <= gpus
+            )
+            if task.executing or not fits:
+                continue
+            cpu -= need.cpu_millicores
+            memory -= need.memory_mib
+            gpus -= need.gpus
+            self._start(task)
+
+    def _start(self, task: Task) -> None:
+        task.executing = True
+        task.started_unix_ms = self.ctx.unix_ms
+        award, resolution = task.award, task.resolution
+        assert resolution.job is not None and resolution.document is not None
+        self.hooks.append(
+            award.service,
+            Start(
+                award.request, award.run, award.attempt, resolution.upstream, self.ctx.unix_ms
+            ),
+        )
+        fold = self.hooks.fold(award.service)
+        workers = [fold.results[c].document.worker for c in resolution.upstream]
+        holders = [*task.coordinators, *workers, *self.membership.connected_members(award.service)]
+        self.ctx.emit(
+            Execute(
+                service=award.service,
+                attempt=award.attempt,
+                run=award.run,
+                job=resolution.job,
+                document=resolution.document,
+                processor=task.processor,
+                bundle=task.bundle,
+                resources=task.resources,
+                isolation_min=task.isolation_min,
+                holders=tuple(dict.fromkeys(p for p in holders if p != self.ctx.me)),
+            )
+        )
+        for peer in sorted(task.coordinators):
+            self._report(task, peer)
+
+    def on_executed(self, event: Executed) -> None:
+        """Turn what the executor says into a signed result, or into an end."""
+        task = self.tasks.pop(event.attempt, None)
+        if task is None:
+            return
+        award = task.award
+        if event.kind:
+            kind = "canceled" if task.canceled else event.kind
+            self.hooks.append(
+                award.service,
+                End(
+                    award.request, award.run, award.attempt, kind, event.error[:2000],
+                    self.ctx.unix_ms,
+                ),
+            )
+        else:
+            self._sign(task, event)
+        self._pump()
+        self.hooks.load_changed(len(self.tasks))
+        self.ctx.emit(JobChanged(award.service, task.state.job))
+
+    def _sign(self, task: Task, event: Executed) -> None:
+        award, resolution = task.award, task.resolution
+        assert resolution.job is not None
+        document = ResultDocument(
+            service=award.service,
+            job=resolution.job,
+            run=award.run,
+            attempt=award.attempt,
+            status=event.status,
+            error=event.error[:4000],
+            outputs=event.outputs,
+            console=event.console,
+            usage=event.usage,
+            code=task.state.document["code"],
+            isolation=event.isolation,
+            upstream=resolution.upstream,
+            worker=self.ctx.me,
+            started_unix_ms=task.started_unix_ms,
+            finished_unix_ms=self.ctx.unix_ms,
+            limit=event.limit,
+        )
+        data = document.sign(self.ctx.key)
+        self.hooks.append(award.service, Result(data))
+        self._results_to_push.append((award.service, award.run, task.coordinators))
+
+    def on_sealed(self) -> None:
+        """Send the segments of new results to those who wait for them, before any gossip."""
+        pushes, self._results_to_push = self._results_to_push, []
+        for service, run, coordinators in pushes:
+            fold = self.hooks.fold(service)
+            for cid in sorted(fold.run(run).results):
+                info = fold.results[cid]
+                if info.document.worker == self.ctx.me:
+                    for peer in sorted(coordinators - {self.ctx.me}):
+                        self.hooks.push(peer, info.segment)
+
+    def cancel(self, attempt: str, peer: str) -> None:
+        """A coordinator no longer wants the attempt; it is killed when nobody does."""
+        task = self.tasks.get(attempt)
+        if task is None:
+            return
+        task.coordinators.discard(peer)
+        if task.coordinators:
+            return
+        task.canceled = True
+        if task.executing:
+            self.ctx.emit(Kill(attempt, "canceled"))
+        else:
+            del self.tasks[attempt]
+            self.hooks.load_changed(len(self.tasks))
+
+    # -- time ---------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Renew leases; bid for what nobody starts."""
+        if self.tasks and self.ctx.now_ms >= self._beat_ms:
+            self._beat_ms = self.ctx.now_ms + self.ctx.config.lease_ms // 3
+            by_peer: dict[tuple[str, str], list[str]] = {}
+            for attempt, task in self.tasks.items():
+                for peer in task.coordinators:
+                    by_peer.setdefault((peer, task.award.service), []).append(attempt)
+            for (peer, service), attempts in sorted(by_peer.items()):
+                self.hooks.to_coordinator(peer, Beat(service, tuple(attempts[:512])))
+        self._bid()
+
+    def note_unstarted(self, service: str, request: str) -> None:
+        """Somebody else's request was accepted: if nobody starts it, bid."""
+        if self.ctx.config.compute:
+            self._unstarted[service, request] = self.ctx.now_ms
+
+    def _is_started(self, fold: ServiceFold, state: RequestState) -> bool:
+        resolution = fold.resolve(state.document)
+        run = fold.run_of(state, resolution)
+        if run is None:
+            return False
+        known = fold.runs.get(run)
+        live = known is not None and set(known.starts) - set(known.ends)
+        return bool(live) or fold.answer_for(state, resolution) is not None
+
+    def _bid(self) -> None:
+        """Ask coordinators for unstarted runs that fit, after a delay by rank."""
+        if len(self.tasks) >= max(1, self.ctx.config.cpu_millicores // 1000):
+            return
+        bids: dict[tuple[str, str], list[str]] = {}
+        for service, name in list(self._unstarted)[:_BIDS_PER_SCAN]:
+            state = self.hooks.fold(service).requests.get(name)
+            folded = self.membership.folded(service)
+            expired = state is None or self.ctx.unix_ms > state.record.expires_unix_ms
+            if state is None or expired or state.canceled:
+                del self._unstarted[service, name]
+                continue
+            due = self._unstarted[service, name] + self._bid_delay(folded.peers(), name)
+            if self.ctx.now_ms < max(due, self._bid_ms.get(name, 0)):
+                continue
+            if self._is_started(self.hooks.fold(service), state):
+                del self._unstarted[service, name]
+                self._bid_ms.pop(name, None)
+                continue
+            self._bid_ms[name] = self.ctx.now_ms + BID_INTERVAL_MS
+            bids.setdefault((state.author, service), []).append(name)
+        for (peer, service), names in sorted(bids.items()):
+            self.hooks.to_coordinator(peer, Bid(service, tuple(names)))
+
+    def _bid_delay(self, peers: list[str], key: str) -> int:
+        order = sorted(peers, key=lambda p: rendezvous(key, p), reverse=True)
+        rank = order.index(self.ctx.me) if self.ctx.me in order else len(order)
+        return BID_DELAY_MS + min(rank, 50) * BID_RANK_MS
+
+    def deadline_ms(self) -> int | None:
+        """When a beat or a look at unstarted runs is due."""
+        deadlines = [self._beat_ms] if self.tasks else []
+        if self._unstarted:
+            deadlines.append(self.ctx.now_ms + BID_DELAY_MS)
+        return min(deadlines, default=None)

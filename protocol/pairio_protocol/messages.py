@@ -1,0 +1,298 @@
+"""Messages: what nodes say to each other and nobody stores (DESIGN section 6).
+
+One docstring each: who sends it, when, and what follows. `MESSAGES` encodes and decodes them.
+`SYNC_KINDS` travel on the sync channel, everything else on control.
+"""
+
+from dataclasses import dataclass
+
+from pairio_protocol.codec import pack, unpack
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
+from pairio_protocol.wire import Registry
+
+__all__ = [
+    "MESSAGES",
+    "SYNC_KINDS",
+    "Ack",
+    "Award",
+    "Beat",
+    "Bid",
+    "CancelNow",
+    "Changes",
+    "Decline",
+    "Digest",
+    "Frontier",
+    "Have",
+    "Held",
+    "Hello",
+    "HelloService",
+    "Hold",
+    "LogHeight",
+    "Message",
+    "Presence",
+    "PresenceUpdate",
+    "Push",
+    "SyncSegments",
+    "WantChanges",
+]
+
+MESSAGES = Registry()
+
+
+@dataclass(frozen=True, slots=True)
+class HelloService:
+    """One service in a hello: its id, the newest change's seq and CID."""
+
+    service: str
+    epoch: int
+    head: str
+
+
+@MESSAGES.wire("hello")
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First on a new connection, and again when a service changes. Names only services of which
+    the receiver is a member. A receiver that is behind answers `want_changes`."""
+
+    boot: bytes
+    services: tuple[HelloService, ...]
+
+
+@MESSAGES.wire("want_changes")
+@dataclass(frozen=True, slots=True)
+class WantChanges:
+    """Asks for the changes of a service from seq `start` on; answered with `changes`."""
+
+    service: str
+    start: int
+
+
+@MESSAGES.wire("changes")
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Signed changes in order. Sent on request, and to connected members when one is made."""
+
+    service: str
+    changes: tuple[bytes, ...]
+
+
+@MESSAGES.wire("presence")
+@dataclass(frozen=True, slots=True)
+class PresenceUpdate:
+    """Signed presence entries, the sender's own and others', newest of each only."""
+
+    entries: tuple[bytes, ...]
+
+
+@MESSAGES.wire("push")
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A segment for one peer: what an award or a result rests on, or a request to be stored.
+    With `ack` the receiver answers `ack` once it is committed."""
+
+    segment: bytes
+    ack: bool
+
+
+@MESSAGES.wire("ack")
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The segments with these hashes are committed at the sender."""
+
+    hashes: tuple[bytes, ...]
+
+
+@MESSAGES.wire("award")
+@dataclass(frozen=True, slots=True)
+class Award:
+    """A coordinator offers a run to one worker. Answered with `have` or `decline`."""
+
+    service: str
+    request: str
+    run: str
+    attempt: str
+    upstream: tuple[str, ...]
+    lease_ms: int
+
+
+@MESSAGES.wire("have")
+@dataclass(frozen=True, slots=True)
+class Have:
+    """A worker holds the run: queued, executing, or done (then the result was pushed before)."""
+
+    service: str
+    run: str
+    attempt: str
+    state: str
+
+
+@MESSAGES.wire("decline")
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """A worker does not take an award: the rule, what is needed, what it has."""
+
+    service: str
+    run: str
+    attempt: str
+    reason: str
+    needs: str
+    has: str
+
+
+@MESSAGES.wire("bid")
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """A free worker asks the coordinator of runs that nobody started for an award."""
+
+    service: str
+    requests: tuple[str, ...]
+
+
+@MESSAGES.wire("beat")
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A worker renews the leases of its attempts, every third of the lease."""
+
+    service: str
+    attempts: tuple[str, ...]
+
+
+@MESSAGES.wire("cancel_now")
+@dataclass(frozen=True, slots=True)
+class CancelNow:
+    """A coordinator no longer wants an attempt; the worker kills it."""
+
+    service: str
+    attempt: str
+
+
+@MESSAGES.wire("hold")
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Asks a member to keep copies of the content below these CIDs. Answered with `held`."""
+
+    service: str
+    ticket: str
+    cids: tuple[str, ...]
+    holders: tuple[str, ...]
+
+
+@MESSAGES.wire("held")
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The content of a `hold` is on the sender's disk (`ok`), or cannot be."""
+
+    ticket: str
+    ok: bool
+
+
+@MESSAGES.wire("digest")
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Hash over the heights of all logs of a service. A receiver with another sends a frontier."""
+
+    service: str
+    digest: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogHeight:
+    """How far a log is known: the number of records from its beginning without a gap."""
+
+    author: str
+    boot: bytes
+    shard: int
+    height: int
+
+
+@MESSAGES.wire("frontier")
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Heights of the logs from key `low` (inclusive) to `high` (exclusive, empty = no end).
+    The receiver sends what lies above them and, unless `reply`, its own frontier if it lacks
+    something."""
+
+    service: str
+    low: bytes
+    high: bytes
+    logs: tuple[LogHeight, ...]
+    reply: bool
+
+
+@MESSAGES.wire("segments")
+@dataclass(frozen=True, slots=True)
+class SyncSegments:
+    """Segments in the order of their logs; `more` when the bound of one answer was reached."""
+
+    service: str
+    segments: tuple[bytes, ...]
+    more: bool
+
+
+SYNC_KINDS = (Digest, Frontier, SyncSegments)
+
+Message = (
+    Ack
+    | Award
+    | Beat
+    | Bid
+    | CancelNow
+    | Changes
+    | Decline
+    | Digest
+    | Frontier
+    | Have
+    | Held
+    | Hello
+    | Hold
+    | PresenceUpdate
+    | Push
+    | SyncSegments
+    | WantChanges
+)
+
+_PRESENCE = Registry()
+
+
+@_PRESENCE.wire("presence")
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Who is alive and what they have: the standing bid. Last (boot start, counter) wins."""
+
+    service: str
+    peer: str
+    boot: bytes
+    started_unix_ms: int
+    counter: int
+    compute: bool
+    cpu_millicores: int
+    memory_mib: int
+    gpus: int
+    slots: int
+    load: int
+    isolation: str
+    addresses: tuple[str, ...]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Newer entries of a peer compare higher."""
+        return (self.started_unix_ms, self.counter)
+
+    def sign(self, key: SigningKey) -> bytes:
+        """Return the entry as it travels."""
+        body = _PRESENCE.encode(self)
+        return pack([body, key.sign(signing_input("presence", self.service, sha256(body)))])
+
+    @staticmethod
+    def decode(data: bytes) -> "Presence":
+        """Return a signed entry; DecodeError when its peer did not sign it."""
+        match unpack(data):
+            case [bytes(body), bytes(signature)]:
+                entry: Presence = _PRESENCE.decode(body)
+                message = signing_input("presence", entry.service, sha256(body))
+                if not verify(entry.peer, message, signature):
+                    raise DecodeError("presence that its peer did not sign")
+                return entry
+        raise DecodeError("not a presence entry")

@@ -1,0 +1,45 @@
+"""Pure choices: who fits, in what order, and why somebody does not."""
+
+from pairio_protocol.ids import rendezvous
+from pairio_protocol.messages import Presence
+from pairio_protocol.records import Request, Resources
+from pairio_protocol.service import Folded
+
+__all__ = ["ISOLATIONS", "isolation_needed", "misfit", "rank"]
+
+#: Weakest first.
+ISOLATIONS = ("none", "medium", "strong")
+
+
+def isolation_needed(request: Request, folded: Folded) -> str:
+    """Return the isolation that a request asks for; else the service's policy, else medium."""
+    return request.isolation_min or str(folded.policy.get("isolation_min", "medium"))
+
+
+def misfit(
+    entry: Presence, resources: Resources, isolation_min: str, targets: tuple[str, ...]
+) -> tuple[str, str, str] | None:
+    """Return (rule, need, have) of the first rule that keeps a run off a node, None if it fits.
+
+    `isolation_min` of "none" is met by everybody; a node that may run an app without a sandbox
+    says so by accepting the award.
+    """
+    if not entry.compute:
+        return ("compute", "a node that computes", "does not")
+    if targets and entry.peer not in targets:
+        return ("targets", ", ".join(t[-6:] for t in targets), entry.peer[-6:])
+    for name, need, have in (
+        ("CPUs", resources.cpu_millicores, entry.cpu_millicores),
+        ("memory MiB", resources.memory_mib, entry.memory_mib),
+        ("GPUs", resources.gpus, entry.gpus),
+    ):
+        if need > have:
+            scale = 1000 if name == "CPUs" else 1
+            return (name, f"{need / scale:g}", f"{have / scale:g}")
+    return None
+
+
+def rank(run: str, entries: list[Presence]) -> list[Presence]:
+    """Return entries in the order in which they are awarded: free first, then rendezvous."""
+    by_weight = sorted(entries, key=lambda e: rendezvous(run, e.peer), reverse=True)
+    return sorted(by_weight, key=lambda e: e.load >= e.slots)

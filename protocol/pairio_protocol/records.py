@@ -1,0 +1,259 @@
+"""Records: signed, durable, replicated facts in a node's log (DESIGN section 6).
+
+Each says who may write it. Whether one counts is decided in `acceptance.py` and `fold.py`; here is
+only what it looks like. `records.decode` turns what stands in a segment into these classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pairio_protocol.documents import Link, document_cid, encode
+from pairio_protocol.documents import decode as decode_document
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.limits import (
+    CPU_MILLICORES_MAX,
+    DEFINITION_SIZE_BYTES_MAX,
+    GPUS_MAX,
+    MEMORY_MIB_MAX,
+    SEGMENT_SIZE_BYTES_MAX,
+    TAGS_MAX,
+    TIME_MS_MAX,
+)
+from pairio_protocol.signing import SigningKey, signing_input, verify
+from pairio_protocol.wire import Registry, UnknownKind
+
+__all__ = [
+    "MODES",
+    "RECORDS",
+    "Cancel",
+    "End",
+    "Record",
+    "Request",
+    "Resources",
+    "Result",
+    "ResultDocument",
+    "Start",
+    "Unknown",
+    "decode_record",
+    "result_cid",
+]
+
+RECORDS = Registry()
+MODES = ("use", "skip_cache", "rerun_failing")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run may use, at most; `time_ms` is the limit of its wall time."""
+
+    cpu_millicores: int
+    memory_mib: int
+    gpus: int
+    time_ms: int
+
+    def __post_init__(self) -> None:
+        """Refuse figures beyond the limits (ValueError)."""
+        for value, low, high, name in (
+            (self.cpu_millicores, 1, CPU_MILLICORES_MAX, "CPUs"),
+            (self.memory_mib, 1, MEMORY_MIB_MAX, "memory"),
+            (self.gpus, 0, GPUS_MAX, "GPUs"),
+            (self.time_ms, 1, TIME_MS_MAX, "time"),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name}: {value} is not between {low} and {high}")
+
+
+@RECORDS.wire("request")
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A member's wish to have a job done. Its author needs the role `submit`.
+
+    `definition` is the job document; `salt_of` is the CID of the failed result in mode
+    `rerun_failing`. `isolation_min` is none, medium or strong; `issued_unix_ms` is for people.
+    """
+
+    definition: bytes
+    mode: str
+    salt_of: str
+    resources: Resources
+    isolation_min: str
+    tags: tuple[str, ...]
+    batch: str
+    priority: int
+    targets: tuple[str, ...]
+    replicas: int
+    expires_unix_ms: int
+    issued_unix_ms: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no rule allows (ValueError)."""
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}")
+        if len(self.definition) > DEFINITION_SIZE_BYTES_MAX:
+            raise ValueError("definition too large")
+        if len(self.tags) > TAGS_MAX or len(self.targets) > TAGS_MAX:
+            raise ValueError("too many tags or targets")
+
+
+@RECORDS.wire("cancel")
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Withdraws requests: those of its author's member, or any for an admin."""
+
+    requests: tuple[str, ...]
+    issued_unix_ms: int
+
+
+@RECORDS.wire("start")
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A worker has taken a run up. Its author needs the role `compute`."""
+
+    request: str
+    run: str
+    attempt: str
+    upstream: tuple[str, ...]
+    issued_unix_ms: int
+
+
+@RECORDS.wire("end")
+@dataclass(frozen=True, slots=True)
+class End:
+    """An attempt is over without a result: infra, yield or canceled."""
+
+    request: str
+    run: str
+    attempt: str
+    kind: str
+    reason: str
+    issued_unix_ms: int
+
+
+@RECORDS.wire("result")
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result document's bytes. No award is needed; its author needs the role `compute`."""
+
+    document: bytes
+
+
+Record = Request | Cancel | Start | End | Result
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A record of a kind that this version does not know: kept and passed on, never acted on."""
+
+    plain: Any
+
+
+def decode_record(plain: Any) -> Record | Unknown:
+    """Return the record that `plain` is; DecodeError when one of a known kind is malformed."""
+    try:
+        record: Record = RECORDS.from_plain(plain)
+    except UnknownKind:
+        return Unknown(plain)
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class ResultDocument:
+    """What a worker signs: a resolved job, how it ended, and where the outputs are.
+
+    `outputs` maps a declared (or additional, `other/...`) name to (CID, size in bytes, base name).
+    """
+
+    service: str
+    job: str
+    run: str
+    attempt: str
+    status: str
+    error: str
+    outputs: dict[str, tuple[str, int, str]]
+    console: str
+    usage: dict[str, int]
+    code: str
+    isolation: str
+    upstream: tuple[str, ...]
+    worker: str
+    started_unix_ms: int
+    finished_unix_ms: int
+    limit: str = ""
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "type": "pairio/result",
+            "v": 1,
+            "service": self.service,
+            "job": Link(self.job),
+            "run": self.run,
+            "attempt": self.attempt,
+            "status": self.status,
+            "error": self.error,
+            "outputs": {
+                name: {"cid": Link(cid), "size": size, "base_name": base}
+                for name, (cid, size, base) in self.outputs.items()
+            },
+            "console": Link(self.console),
+            "usage": self.usage,
+            "code": self.code,
+            "isolation": self.isolation,
+            "upstream": list(self.upstream),
+            "worker": self.worker,
+            "started": self.started_unix_ms,
+            "finished": self.finished_unix_ms,
+            "limit": self.limit,
+        }
+
+    def sign(self, key: SigningKey) -> bytes:
+        """Return the bytes of the signed document (DAG-CBOR, signature as hex)."""
+        body = self._body()
+        signature = key.sign(signing_input("result", encode(body)))
+        return encode({**body, "signature": signature.hex()})
+
+    @staticmethod
+    def decode(data: bytes) -> "ResultDocument":
+        """Return the document in `data` after checking its signature.
+
+        Raises:
+            DecodeError: not a result, or not signed by the worker it names.
+        """
+        plain = decode_document(data, SEGMENT_SIZE_BYTES_MAX)
+        try:
+            signature = bytes.fromhex(plain.pop("signature"))
+            if plain["type"] != "pairio/result" or plain["v"] != 1:
+                raise DecodeError("not a result of version 1")
+            document = ResultDocument(
+                service=plain["service"],
+                job=plain["job"].cid,
+                run=plain["run"],
+                attempt=plain["attempt"],
+                status=plain["status"],
+                error=plain["error"],
+                outputs={
+                    name: (o["cid"].cid, int(o["size"]), o["base_name"])
+                    for name, o in plain["outputs"].items()
+                },
+                console=plain["console"].cid,
+                usage={str(k): int(v) for k, v in plain["usage"].items()},
+                code=plain["code"],
+                isolation=plain["isolation"],
+                upstream=tuple(plain["upstream"]),
+                worker=plain["worker"],
+                started_unix_ms=int(plain["started"]),
+                finished_unix_ms=int(plain["finished"]),
+                limit=plain["limit"],
+            )
+            same = document._body() == plain
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DecodeError(f"not a result document: {error!r}") from None
+        if not same or document.status not in ("completed", "failed"):
+            raise DecodeError("not a result document")
+        if not verify(document.worker, signing_input("result", encode(plain)), signature):
+            raise DecodeError("a result that its worker did not sign")
+        return document
+
+
+def result_cid(data: bytes) -> str:
+    """Return the CID of a signed result document."""
+    return document_cid(data)
