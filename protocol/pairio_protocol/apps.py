@@ -38,7 +38,10 @@ def validate_app(app: Any) -> dict[str, Any]:
         parse_cid(bundle)
     except CidError as error:
         raise DefinitionError(f"{where}.bundle: {error}") from None
-    processors = [_processor(p, f"{where}.processors[{i}]") for i, p in enumerate(_list(app, "processors", where))]
+    processors = [
+        _processor(p, f"{where}.processors[{i}]")
+        for i, p in enumerate(_list(app, "processors", where))
+    ]
     _unique([p["name"] for p in processors], f"{where}.processors")
     return {
         "name": name,
@@ -69,7 +72,7 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
         for i, p in enumerate(_list(raw, "parameters", where, []))
     ]
     for kind, entries in (("inputs", inputs), ("outputs", outputs), ("parameters", parameters)):
-        _unique([entry["name"] for entry in entries], f"{where}.{kind}")
+        _unique([str(entry["name"]) for entry in entries], f"{where}.{kind}")
     image = raw.get("image")
     return {
         "name": _text(raw, "name", where, NAME_LENGTH_MAX),

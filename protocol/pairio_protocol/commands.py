@@ -159,9 +159,7 @@ class Commands:
         request = self._core.own_request_id(seq)
         self._submits[request] = _Submit(event.call, request, job, event.local_content)
 
-    def _record(
-        self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold
-    ) -> Request:
+    def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
         salt_of = ""
         if event.mode == "rerun_failing":
             resolved = fold.resolve(document).job

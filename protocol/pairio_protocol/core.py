@@ -531,5 +531,3 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
     def own_request_id(self, seq: int) -> str:
         """Return the id of a request at `seq` of this node's log."""
         return request_id(self.ctx.me, self.ctx.config.boot, seq)
-
-

@@ -12,8 +12,8 @@ from pairio_protocol.records import Resources
 __all__ = [
     "AcceptService",
     "AddMember",
-    "Committed",
     "CommitFailed",
+    "Committed",
     "CreateService",
     "Event",
     "Executed",

@@ -133,9 +133,7 @@ class ServiceFold:
             raise DecodeError("a request without a job document")
         job = job_id_of(document)
         self.definitions[job] = document
-        self.requests[name] = RequestState(
-            name, log.author, record, job, document, segment, epoch
-        )
+        self.requests[name] = RequestState(name, log.author, record, job, document, segment, epoch)
         self.by_job.setdefault(job, []).append(name)
         return name
 

@@ -89,7 +89,9 @@ def parse_source(text: str) -> dict[str, Any]:
         DefinitionError: none of these.
     """
     if len(text) > URL_LENGTH_MAX:
-        raise DefinitionError(f"an input's URL has {len(text)} characters; at most {URL_LENGTH_MAX}")
+        raise DefinitionError(
+            f"an input's URL has {len(text)} characters; at most {URL_LENGTH_MAX}"
+        )
     if text.startswith("job:"):
         job, slash, output = text[4:].partition("/")
         if not slash or not output:

@@ -326,9 +326,7 @@ def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
             name = _name(op.get("member"), "member")
             if name not in folded.members:
                 raise DecodeError(f"no member {name!r}")
-            return replace(
-                folded, members={n: m for n, m in folded.members.items() if n != name}
-            )
+            return replace(folded, members={n: m for n, m in folded.members.items() if n != name})
         case "app":
             try:
                 app = validate_app(op.get("app"))
@@ -353,9 +351,7 @@ def _add(folded: Folded, op: dict[str, Any]) -> Folded:
     _, keys = folded.members.get(name, ((), ()))
     if len(keys) >= 64:
         raise DecodeError("a member has at most 64 keys")
-    return replace(
-        folded, members={**folded.members, name: (roles, tuple(sorted({*keys, key})))}
-    )
+    return replace(folded, members={**folded.members, name: (roles, tuple(sorted({*keys, key})))})
 
 
 def _name(value: Any, what: str) -> str:

@@ -276,9 +276,7 @@ class Logs:
 
     def _sorted(self, service: str) -> list[tuple[bytes, LogId, _Log]]:
         logs = self._logs.get(service, {})
-        return sorted(
-            (_key(log_id), log_id, log) for log_id, log in logs.items() if log.height
-        )
+        return sorted((_key(log_id), log_id, log) for log_id, log in logs.items() if log.height)
 
     def digest(self, service: str) -> bytes:
         """Return a hash over the heights of all logs of a service."""

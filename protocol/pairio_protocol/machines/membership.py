@@ -7,6 +7,7 @@ happens for it. Clock: none; changes have no time.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from pairio_protocol.context import Context
 from pairio_protocol.effects import JoinTopic
@@ -79,7 +80,7 @@ class Membership:
     def create(self, name: str, nonce: str) -> str:
         """Create a service; this node becomes admin, submitter and compute node. Returns its id."""
         me = self._ctx.me
-        ops = [
+        ops: list[dict[str, Any]] = [
             {"op": "create", "name": name, "admins": [me], "threshold": 1, "nonce": nonce},
             {
                 "op": "add",
@@ -99,7 +100,7 @@ class Membership:
         self.take_up(chain.service)
         return chain.service
 
-    def change(self, service: str, ops: list[dict[str, object]]) -> None:
+    def change(self, service: str, ops: list[dict[str, Any]]) -> None:
         """Sign and take one change of a service of which this node is an admin.
 
         Raises:

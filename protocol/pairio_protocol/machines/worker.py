@@ -212,9 +212,7 @@ class Worker:
                 gpus -= task.resources.gpus
         for task in list(self.tasks.values()):
             need = task.resources
-            fits = (
-                need.cpu_millicores <= cpu and need.memory_mib <= memory and need.gpus <= gpus
-            )
+            fits = need.cpu_millicores <= cpu and need.memory_mib <= memory and need.gpus <= gpus
             if task.executing or not fits:
                 continue
             cpu -= need.cpu_millicores
@@ -229,9 +227,7 @@ class Worker:
         assert resolution.job is not None and resolution.document is not None
         self.hooks.append(
             award.service,
-            Start(
-                award.request, award.run, award.attempt, resolution.upstream, self.ctx.unix_ms
-            ),
+            Start(award.request, award.run, award.attempt, resolution.upstream, self.ctx.unix_ms),
         )
         fold = self.hooks.fold(award.service)
         workers = [fold.results[c].document.worker for c in resolution.upstream]
@@ -264,7 +260,11 @@ class Worker:
             self.hooks.append(
                 award.service,
                 End(
-                    award.request, award.run, award.attempt, kind, event.error[:2000],
+                    award.request,
+                    award.run,
+                    award.attempt,
+                    kind,
+                    event.error[:2000],
                     self.ctx.unix_ms,
                 ),
             )

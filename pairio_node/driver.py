@@ -1,0 +1,153 @@
+"""The only loop: event -> core.handle -> effects -> one timer. It decides nothing.
+
+Whatever happens (a frame, a finished run, a call of a client) is posted as an event; the loop hands
+events to the core one by one and its effects to the shell. When nothing waits, or 64 records do,
+what was written is sealed and committed in one transaction; `Committed` comes back as an event.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import trio
+
+from pairio_node.clock import Clock
+from pairio_node.errors import UnavailableError, UserError
+from pairio_protocol.core import NodeCore
+from pairio_protocol.effects import Commit, Effect, Fail, Reply
+from pairio_protocol.events import CommitFailed, Committed, Event, TimePassed, Woke
+from pairio_protocol.limits import SEGMENT_RECORDS_MAX
+
+__all__ = ["Driver", "Shell"]
+
+#: Events that may wait; peers are held back by their transport long before.
+QUEUE_EVENTS_MAX = 65_536
+#: A gap between two looks at the clock that means: the machine slept.
+SLEEP_GAP_MS = 2_000
+#: Events handled before the loop lets others run and seals.
+BATCH_EVENTS_MAX = 64
+
+
+class Shell(Protocol):
+    """Carries effects out. `carry_out` never blocks: it queues or starts tasks."""
+
+    def carry_out(self, effect: Effect) -> None:
+        """Do one effect."""
+
+    def write(self, commit: Commit, on_done: Callable[[Exception | None], None]) -> None:
+        """Store a commit; call `on_done` in the loop when it is on disk, or with the error."""
+
+
+class Driver:
+    """Drives one core. `post` and `call` may be used from any task of the loop's thread."""
+
+    def __init__(self, core: NodeCore, clock: Clock, shell: Shell) -> None:
+        self.core = core
+        self._clock = clock
+        self._shell = shell
+        self._queue: deque[Event] = deque()
+        self._wake = trio.Event()
+        self._calls: dict[int, tuple[trio.Event, list[Reply | Fail]]] = {}
+        self._call_number = 0
+        self._writing = 0
+        self._failed_at_ms = -math.inf
+
+    def post(self, event: Event) -> bool:
+        """Queue an event; False (and dropped) when QUEUE_EVENTS_MAX wait already."""
+        if len(self._queue) >= QUEUE_EVENTS_MAX:
+            return False
+        self._queue.append(event)
+        self._wake.set()
+        return True
+
+    async def call(self, make_event: Callable[[int], Event]) -> dict[str, Any]:
+        """Post the event that `make_event(call)` makes and wait for its answer.
+
+        Raises:
+            UserError: what the core answered with `Fail`.
+            UnavailableError: too much is waiting; nothing was done.
+        """
+        self._call_number += 1
+        number = self._call_number
+        done, answer = trio.Event(), []
+        self._calls[number] = (done, answer)
+        try:
+            if not self.post(make_event(number)):
+                raise UnavailableError("the node is overloaded", hint="try again in a moment")
+            await done.wait()
+        finally:
+            del self._calls[number]
+        if isinstance(answer[0], Fail):
+            failure = answer[0]
+            raise UserError(failure.message, hint=failure.hint, code=failure.code)
+        return answer[0].value
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        last_ms = self._clock.now_ms()
+        while True:
+            await self._wait()
+            now_ms = self._clock.now_ms()
+            if now_ms - last_ms > SLEEP_GAP_MS and self._overslept(last_ms, now_ms):
+                self._handle(Woke(now_ms - last_ms))
+            last_ms = now_ms
+            if not self._queue:
+                self._handle(TimePassed())
+            for _ in range(min(len(self._queue), BATCH_EVENTS_MAX)):
+                self._handle(self._queue.popleft())
+                if self.core.pending_count() >= SEGMENT_RECORDS_MAX:
+                    self._seal()
+            self._seal()
+            await trio.lowlevel.checkpoint()
+
+    def _overslept(self, last_ms: int, now_ms: int) -> bool:
+        """Say whether the loop was to look at the clock before: then it was the machine."""
+        due_ms = self.core.next_deadline_ms()
+        return due_ms is not None and now_ms - max(due_ms, last_ms) > SLEEP_GAP_MS
+
+    async def _wait(self) -> None:
+        """Wait for an event or for the core's deadline."""
+        if self._queue:
+            return
+        due_ms = self.core.next_deadline_ms()
+        wait_s = math.inf if due_ms is None else max(0, due_ms - self._clock.now_ms()) / 1000
+        self._wake = trio.Event()
+        with trio.move_on_after(max(wait_s, 0.001)):
+            await self._wake.wait()
+
+    def _handle(self, event: Event) -> None:
+        effects = self.core.handle(event, self._clock.now_ms(), self._clock.unix_ms())
+        self._carry_out(effects)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Reply | Fail):
+                self._answer(effect)
+            else:
+                self._shell.carry_out(effect)
+
+    def _answer(self, effect: Reply | Fail) -> None:
+        waiting = self._calls.get(effect.call)
+        if waiting is not None:  # else the caller has gone
+            waiting[1].append(effect)
+            waiting[0].set()
+
+    def _seal(self) -> None:
+        """Hand what was written to the disk; a failing disk is tried again once a second."""
+        if self._clock.now_ms() - self._failed_at_ms < 1000:
+            return
+        sealed = self.core.seal(self._clock.now_ms(), self._clock.unix_ms())
+        if sealed is None:
+            return
+        ticket = sealed.commit.ticket
+
+        def on_done(error: Exception | None) -> None:
+            if error is None:
+                self.post(Committed(ticket))
+            else:
+                self._failed_at_ms = self._clock.now_ms()
+                self.post(CommitFailed(ticket, str(error)))
+
+        self._shell.write(sealed.commit, on_done)
+        self._carry_out(sealed.effects)

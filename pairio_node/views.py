@@ -1,0 +1,246 @@
+"""What clients see: jobs, services, status, as plain JSON in the original's names."""
+
+from typing import Any, Protocol
+
+from pairio_protocol.core import NodeCore
+from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
+from pairio_protocol.normalise import source_text
+
+__all__ = ["LinkMaker", "app_view", "is_final", "is_settled", "job_view", "service_view"]
+
+
+class LinkMaker(Protocol):
+    """Makes URLs for people; never stored, never hashed."""
+
+    def job_page(self, job_id: str, service: str | None = None) -> str:
+        """Return the URL of a job's page."""
+
+    def content(self, cid: str, name: str) -> str:
+        """Return the capability URL of some content."""
+
+
+def is_final(core: NodeCore, service: str, state: RequestState) -> bool:
+    """Say whether a request will not change any more by itself."""
+    return _status(core, service, state)[0] in ("completed", "failed", "canceled")
+
+
+def is_settled(core: NodeCore, service: str, state: RequestState) -> bool:
+    """Say whether somebody who waits for a request should be told now."""
+    status = _status(core, service, state)[0]
+    if status == "completed" and state.id in core.replication.copies:
+        return core.replication.is_settled(state.id)
+    return status in ("completed", "failed", "canceled", "blocked")
+
+
+def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | None:
+    fold = core.fold(service)
+    if state.answer is not None:
+        return fold.results.get(state.answer)
+    return fold.answer_for(state, fold.resolve(state.document))
+
+
+def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str | None]:
+    """Return (status, error)."""
+    result = _result(core, service, state)
+    if result is not None:
+        return result.document.status, result.document.error or None
+    if state.canceled:
+        return "canceled", None
+    if core.ctx.unix_ms > state.record.expires_unix_ms:
+        return "failed", "expired"
+    fold = core.fold(service)
+    resolution = fold.resolve(state.document)
+    if resolution.blocked_by is not None:
+        return "blocked", f"input job {resolution.blocked_by} failed"
+    run = fold.runs.get(fold.run_of(state, resolution) or "")
+    if run is not None and set(run.starts) - set(run.ends):
+        return "running", None
+    wish = core.coordinator.wishes.get(state.id)
+    if wish is not None and wish.attempt is not None and wish.attempt.held:
+        return "starting", None
+    return "pending", None
+
+
+def _attempts(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:
+    fold = core.fold(service)
+    run = fold.runs.get(fold.run_of(state, fold.resolve(state.document)) or "")
+    if run is None:
+        return []
+    found = []
+    for name, (worker, start) in sorted(run.starts.items(), key=lambda i: i[1][1].issued_unix_ms):
+        end = run.ends.get(name)
+        found.append(
+            {
+                "attemptId": name,
+                "computeNodeId": worker,
+                "timestampStartedSec": start.issued_unix_ms / 1000,
+                "ended": end.kind if end else None,
+                "reason": end.reason if end else None,
+            }
+        )
+    return found
+
+
+def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker) -> dict[str, Any]:
+    """Return a job as clients see it, by one of its requests."""
+    result = _result(core, service, state)
+    document = result.document if result else None
+    status, error = _status(core, service, state)
+    fold = core.fold(service)
+    resolution = fold.resolve(state.document)
+    attempts = _attempts(core, service, state)
+    record = state.record
+    inputs_key = f"{state.id}/inputs"
+    started = document.started_unix_ms if document else None
+    if started is None and attempts:
+        started = int(attempts[-1]["timestampStartedSec"] * 1000)
+    worker = document.worker if document else (attempts[-1]["computeNodeId"] if attempts else None)
+    return {
+        "jobId": state.job,
+        "requestId": state.id,
+        "runId": document.run if document else fold.run_of(state, resolution),
+        "replicated": core.commands.replicated.get(state.id, 0),
+        "inputsReplicated": inputs_key not in core.replication.copies
+        or core.replication.is_safe(inputs_key),
+        "canceled": state.canceled,
+        "jobUrl": links.job_page(state.job, core.membership.petnames.get(service)),
+        "serviceName": core.membership.petnames.get(service, service),
+        "serviceId": service,
+        "userId": state.author,
+        "batchId": record.batch,
+        "status": status,
+        "isRunnable": resolution.job is not None,
+        "error": error,
+        "cached": state.cached,
+        "safe": core.replication.is_safe(state.id),
+        "isSettled": is_settled(core, service, state),
+        "computeNodeId": worker,
+        "computeClientId": worker,
+        "attempts": attempts,
+        "jobDefinition": definition_view(state.document),
+        "jobDefinitionHash": state.job,
+        "jobDependencies": [
+            entry["source"]["job"] for entry in state.document["inputs"] if "job" in entry["source"]
+        ],
+        "requiredResources": {
+            "numCpus": _number(record.resources.cpu_millicores, 1000),
+            "numGpus": record.resources.gpus,
+            "memoryGb": _number(record.resources.memory_mib, 1024),
+            "timeSec": _number(record.resources.time_ms, 1000),
+        },
+        "tags": list(record.tags),
+        "targetComputeClientIds": list(record.targets) or None,
+        "timestampCreatedSec": record.issued_unix_ms / 1000,
+        "timestampStartingSec": started / 1000 if started else None,
+        "timestampStartedSec": started / 1000 if started else None,
+        "timestampFinishedSec": document.finished_unix_ms / 1000 if document else None,
+        "isolation": document.isolation if document else None,
+        "usage": document.usage if document else None,
+        "consoleOutputUrl": links.content(document.console, "console.txt") if document else None,
+        "consoleOutputCid": document.console if document else None,
+        "outputFileResults": _outputs(state, result, links),
+        "otherFileOutputs": _others(result, links),
+    }
+
+
+def _number(value: int, scale: int) -> int | float:
+    return value // scale if value % scale == 0 else value / scale
+
+
+def _outputs(
+    state: RequestState, result: ResultInfo | None, links: LinkMaker
+) -> list[dict[str, Any]]:
+    made = result.document.outputs if result else {}
+    views = []
+    for output in state.document["outputs"]:
+        cid, size, _ = made.get(output["name"], (None, None, None))
+        views.append(
+            {
+                "name": output["name"],
+                "fileBaseName": output["base_name"],
+                "url": links.content(cid, output["base_name"]) if cid else None,
+                "cid": cid,
+                "size": size,
+            }
+        )
+    return views
+
+
+def _others(result: ResultInfo | None, links: LinkMaker) -> list[dict[str, Any]]:
+    if result is None:
+        return []
+    return [
+        {"name": name, "url": links.content(cid, base), "cid": cid, "size": size}
+        for name, (cid, size, base) in sorted(result.document.outputs.items())
+        if name.startswith("other/")
+    ]
+
+
+def definition_view(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a job document in the original's form."""
+    view: dict[str, Any] = {
+        "appName": document["app"],
+        "processorName": document["processor"],
+        "inputFiles": [
+            {
+                "name": entry["name"],
+                "fileBaseName": entry["base_name"],
+                "url": source_text(entry["source"]),
+            }
+            for entry in document["inputs"]
+        ],
+        "outputFiles": [
+            {"name": entry["name"], "fileBaseName": entry["base_name"]}
+            for entry in document["outputs"]
+        ],
+        "parameters": [dict(entry) for entry in document["parameters"]],
+    }
+    if "cache_bust" in document:
+        view["cacheBust"] = document["cache_bust"]
+    return view
+
+
+def find_request(fold: ServiceFold, name: str) -> RequestState | None:
+    """Return the request with this id, or the newest one of the job with this id or prefix."""
+    if name in fold.requests:
+        return fold.requests[name]
+    jobs = [name] if name in fold.by_job else []
+    if not jobs and len(name) >= 8:
+        jobs = [job for job in fold.by_job if job.startswith(name) or job.endswith(name)][:2]
+    if len(jobs) != 1 or not fold.by_job[jobs[0]]:
+        return None
+    return max(
+        (fold.requests[r] for r in fold.by_job[jobs[0]]), key=lambda s: s.record.issued_unix_ms
+    )
+
+
+def service_view(core: NodeCore, service: str) -> dict[str, Any]:
+    """Return a service as clients see it."""
+    chain = core.membership.chains[service]
+    folded = chain.now
+    alive = {entry.peer: entry for entry in core.book.everybody(service)}
+    return {
+        "serviceName": core.membership.petnames.get(service, folded.name),
+        "serviceId": service,
+        "epoch": chain.epoch,
+        "head": chain.head,
+        "takenUp": service in core.membership.taken_up,
+        "admins": list(folded.admins),
+        "roles": list(folded.roles_of(core.ctx.me)),
+        "members": [
+            {
+                "name": name,
+                "roles": list(roles),
+                "peers": list(keys),
+                "alive": any(k in core.ctx.connected or k == core.ctx.me for k in keys),
+                "computes": any(k in alive and alive[k].compute for k in keys),
+            }
+            for name, (roles, keys) in sorted(folded.members.items())
+        ],
+        "apps": sorted(folded.apps),
+    }
+
+
+def app_view(app: dict[str, Any]) -> dict[str, Any]:
+    """Return an app as clients see it: the original's specification and where the code is."""
+    return {"appName": app["name"], "bundle": app["bundle"], "appSpecification": app}
