@@ -1,0 +1,1 @@
+"""hello_world: an app of three processors."""

@@ -1,0 +1,331 @@
+"""`pairio`: asks the node on this machine."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pairio_cli.output import as_json, data, fail, guarded, note, short, table
+
+__all__ = ["main"]
+
+_settings: dict[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+app = typer.Typer(help="Submit jobs to a peer-to-peer compute network.", **_settings)
+service_app = typer.Typer(help="Services: who may do what.", **_settings)
+app_app = typer.Typer(help="Apps of a service.", **_settings)
+job_app = typer.Typer(help="Jobs.", **_settings)
+token_app = typer.Typer(help="Tokens for scripts.", **_settings)
+app.add_typer(service_app, name="service")
+app.add_typer(app_app, name="app")
+app.add_typer(job_app, name="job")
+app.add_typer(token_app, name="token")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
+
+
+def _api() -> Any:
+    from pairio._http import Api
+
+    return Api()
+
+
+def _part(text: str) -> str:
+    from pairio._http import part
+
+    return part(text)
+
+
+# -- services -----------------------------------------------------------------------------
+
+
+def _show_service(service: dict[str, Any]) -> None:
+    data(f"{service['serviceName']}  {service['serviceId']}")
+    rows = [
+        [m["name"], ",".join(m["roles"]), " ".join(m["peers"]), "yes" if m["alive"] else "no"]
+        for m in service["members"]
+    ]
+    table(["MEMBER", "ROLES", "PEERS", "ALIVE"], rows)
+    data(f"apps: {', '.join(service['apps']) or 'none'}")
+
+
+@service_app.command("create")
+def service_create(name: str, json: Json = False) -> None:
+    """Create a service. Example: pairio service create lab"""
+    made = _api().call("POST", "/api/v1/services", {"name": name})
+    as_json(made) if json else data(made["serviceId"])
+    note(f"Created service {made['serviceName']!r}; this node is its admin")
+
+
+@service_app.command("ls")
+def service_ls(json: Json = False) -> None:
+    """List the services of this node. Example: pairio service ls"""
+    services = _api().call("GET", "/api/v1/services")["services"]
+    if json:
+        as_json(services)
+        return
+    rows = [
+        [s["serviceName"], ",".join(s["roles"]), str(len(s["members"])), ", ".join(s["apps"])]
+        for s in services
+    ]
+    table(["SERVICE", "MY ROLES", "MEMBERS", "APPS"], rows)
+
+
+@service_app.command("show")
+def service_show(name: str, json: Json = False) -> None:
+    """Show a service. Example: pairio service show lab"""
+    service = _api().call("GET", f"/api/v1/services/{_part(name)}")
+    as_json(service) if json else _show_service(service)
+
+
+@service_app.command("add-member")
+def service_add_member(
+    name: str,
+    peer: str,
+    roles: Annotated[str, typer.Option(help="Comma list of admin, submit, compute, read.")],
+    member: Annotated[str | None, typer.Option("--name", help="Name of the member.")] = None,
+    json: Json = False,
+) -> None:
+    """Put a peer on the list. Example: pairio service add-member lab 12D3Koo... --roles submit"""
+    body = {"peerId": peer, "roles": roles.split(","), "name": member}
+    service = _api().call("POST", f"/api/v1/services/{_part(name)}/members", body)
+    if json:
+        as_json(service)
+    note(f"Added {short(peer)} to {service['serviceName']!r} as {roles}")
+
+
+@service_app.command("offers")
+def service_offers(json: Json = False) -> None:
+    """List services that wait for your consent. Example: pairio service offers"""
+    offers = _api().call("GET", "/api/v1/offers")["offers"]
+    if json:
+        as_json(offers)
+        return
+    rows = [[o["serviceName"], o["serviceId"], " ".join(map(short, o["admins"]))] for o in offers]
+    table(["SERVICE", "ID", "ADMINS"], rows)
+
+
+@service_app.command("accept")
+def service_accept(name: str, json: Json = False) -> None:
+    """Consent to be a member. Example: pairio service accept lab"""
+    service = _api().call("POST", f"/api/v1/services/{_part(name)}/accept")
+    if json:
+        as_json(service)
+    note(f"This node takes part in {service['serviceName']!r}")
+
+
+# -- apps ---------------------------------------------------------------------------------
+
+
+@app_app.command("install")
+def app_install(
+    service: str,
+    source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
+    image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
+    json: Json = False,
+) -> None:
+    """Install or update an app. Example: pairio app install lab hello_world"""
+    if Path(source).is_dir():
+        source = str(Path(source).absolute())
+    body = {"source": source, "image": image}
+    made = _api().call("POST", f"/api/v1/services/{_part(service)}/apps", body)
+    as_json(made) if json else data(made["appName"])
+    processors = ", ".join(p["name"] for p in made["appSpecification"]["processors"])
+    note(f"Installed {made['appName']!r} with processors {processors}")
+
+
+@app_app.command("ls")
+def app_ls(service: str, json: Json = False) -> None:
+    """List the apps of a service. Example: pairio app ls lab"""
+    apps = _api().call("GET", f"/api/v1/services/{_part(service)}/apps")["apps"]
+    if json:
+        as_json(apps)
+        return
+    rows = [
+        [a["appName"], ", ".join(p["name"] for p in a["appSpecification"]["processors"])]
+        for a in apps
+    ]
+    table(["APP", "PROCESSORS"], rows)
+
+
+# -- jobs ---------------------------------------------------------------------------------
+
+
+@app.command()
+def submit(
+    name: Annotated[str, typer.Argument(metavar="APP/PROCESSOR")],
+    service: ServiceOption = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value")] = None,
+    input_: Annotated[
+        list[str] | None, typer.Option("-i", help="name=PATH, URL, CID or job:ID/OUTPUT")
+    ] = None,
+    output: Annotated[list[str] | None, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
+    cpus: float = 1,
+    gpus: int = 0,
+    memory_gb: float = 1,
+    time_sec: float = 3600,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    skip_cache: Annotated[bool, typer.Option("--skip-cache", help="Run anew.")] = False,
+    rerun_failing: Annotated[
+        bool, typer.Option("--rerun-failing", help="Run anew if it failed before.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Submit a job. Example: pairio submit hello_world/hello_world_1 -p name=Ada --wait"""
+    from pairio_cli.submit import Wish, submit_wish
+
+    wish = Wish(
+        name=name,
+        service=service,
+        parameters=parameter or [],
+        inputs=input_ or [],
+        outputs=output or [],
+        resources={
+            "numCpus": cpus,
+            "numGpus": gpus,
+            "memoryGb": memory_gb,
+            "timeSec": time_sec,
+        },
+        tags=tag or [],
+        skip_cache=skip_cache,
+        rerun_failing=rerun_failing,
+    )
+    sys.exit(submit_wish(_api(), wish, wait=wait, timeout_s=timeout, json=json))
+
+
+@job_app.command("show")
+def job_show(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
+    """Show a job. Example: pairio job show ID"""
+    job = _api().call("GET", f"/api/v1/jobs/{_part(job_id)}", None, {"serviceName": service})
+    if json:
+        as_json(job)
+        return
+    from pairio_cli.submit import show_job
+
+    show_job(job)
+
+
+@job_app.command("ls")
+def job_ls(
+    service: ServiceOption = None,
+    status: str | None = None,
+    tag: str | None = None,
+    limit: int = 50,
+    json: Json = False,
+) -> None:
+    """List jobs, newest first. Example: pairio job ls --status running"""
+    query = {"serviceName": service, "status": status, "tag": tag, "limit": limit}
+    jobs = _api().call("GET", "/api/v1/jobs", None, query)["jobs"]
+    if json:
+        as_json(jobs)
+        return
+    rows = [
+        [
+            short(j["jobId"]),
+            f"{j['jobDefinition']['appName']}/{j['jobDefinition']['processorName']}",
+            j["status"],
+            short(j["computeNodeId"]),
+            ",".join(j["tags"]),
+        ]
+        for j in jobs
+    ]
+    table(["JOB", "PROCESSOR", "STATUS", "NODE", "TAGS"], rows)
+
+
+@job_app.command("logs")
+def job_logs(job_id: str, service: ServiceOption = None) -> None:
+    """Print the console output of a job. Example: pairio job logs ID"""
+    path = f"/api/v1/jobs/{_part(job_id)}/console"
+    for chunk in _api().stream(path, {"serviceName": service}):
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def get(
+    job_id: str,
+    output: str,
+    file: Annotated[Path | None, typer.Option("-o", help="File to write.")] = None,
+    service: ServiceOption = None,
+) -> None:
+    """Get an output of a job. Example: pairio get ID output -o greeting.txt"""
+    path = f"/api/v1/jobs/{_part(job_id)}/outputs/{_part(output)}"
+    chunks = _api().stream(path, {"serviceName": service})
+    if file is None:
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+        return
+    part = file.with_name(f".{file.name}.part")
+    size = 0
+    try:
+        with part.open("wb") as target:
+            for chunk in chunks:
+                size += target.write(chunk)
+        part.rename(file)
+    except OSError as error:
+        fail(f"cannot write {file}: {error.strerror}", None, 1)
+    finally:
+        part.unlink(missing_ok=True)
+    note(f"Wrote {size} bytes to {file}")
+
+
+@app.command("open")
+def open_page(
+    job_id: str,
+    print_: Annotated[bool, typer.Option("--print", help="Print the link only.")] = False,
+) -> None:
+    """Open a job's page in the browser. Example: pairio open ID"""
+    api = _api()
+    job = api.call("GET", f"/api/v1/jobs/{_part(job_id)}")
+    link = api.call("POST", "/api/v1/links", {"path": f"/job/{job['jobId']}"})["url"]
+    data(link)
+    if not print_:
+        import webbrowser
+
+        webbrowser.open(link)
+
+
+@token_app.command("create")
+def token_create(
+    name: str,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Reading calls only.")] = False,
+    expires: Annotated[str | None, typer.Option(help="Such as 30m, 12h, 7d.")] = None,
+    json: Json = False,
+) -> None:
+    """Create a token for a script. Example: pairio token create notebook --expires 7d"""
+    body = {"name": name, "readOnly": read_only, "expiresSec": _seconds(expires)}
+    made = _api().call("POST", "/api/v1/tokens", body)
+    as_json(made) if json else data(made["token"])
+    note("Shown this once; use it as PAIRIO_API_KEY with PAIRIO_API_URL")
+
+
+def _seconds(text: str | None) -> int | None:
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    if unit is None or not text[:-1].isdigit() or int(text[:-1]) < 1:
+        fail(f"--expires is {text!r}", "use a number and s, m, h or d: 30m, 12h, 7d", 2)
+    return int(text[:-1]) * (unit or 1)
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the network running.")] = False,
+) -> None:
+    """Run a network of three nodes on this machine. Example: pairio demo"""
+    from pairio_cli.demo import run_demo
+
+    sys.exit(run_demo(keep))
+
+
+def main() -> None:
+    """Run the command line."""
+    guarded(app)

@@ -1,0 +1,128 @@
+"""`pairio-node`: this machine's node."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pairio_cli.output import as_json, data, guarded, note
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Run a node of the pairio network on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _home(path: Path | None) -> Any:
+    from pairio_node.home import Home
+
+    return Home.open(path)
+
+
+@app.command()
+def init(
+    home: Annotated[Path | None, typer.Option(help="The home; default PAIRIO_HOME.")] = None,
+) -> None:
+    """Make a home with a new key. Example: pairio-node init"""
+    opened = _home(home)
+    data(opened.key().peer)
+    note(f"The node's home is {opened.path}; its key is in node.key, keep it secret")
+
+
+@app.command()
+def run(
+    listen: Annotated[list[str] | None, typer.Option(help="Multiaddr to listen on.")] = None,
+    bootstrap: Annotated[
+        list[str] | None, typer.Option(help="Multiaddr of a node that you trust, with /p2p/ID.")
+    ] = None,
+    compute: Annotated[bool | None, typer.Option("--compute/--no-compute")] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs for jobs.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="Memory for jobs.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs for jobs.")] = None,
+    api_port: Annotated[int | None, typer.Option(help="Port of the API on loopback.")] = None,
+    allow_process: Annotated[
+        list[str] | None,
+        typer.Option(help="Service or app that may run here without a sandbox."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The ready line as JSON.")] = False,
+) -> None:
+    """Run the node until Ctrl-C. Example: pairio-node run --bootstrap /ip4/.../p2p/12D3Koo..."""
+    import trio
+
+    from pairio_node.config import load_config
+    from pairio_node.node import run_node
+
+    home = _home(None)
+    config = load_config(
+        home.path / "node.toml",
+        {
+            "listen": listen,
+            "bootstrap": bootstrap,
+            "compute": compute,
+            "cpus": cpus,
+            "memory_gb": memory_gb,
+            "gpus": gpus,
+            "api_port": api_port,
+            "allow_process": allow_process,
+        },
+    )
+
+    def ready(info: dict[str, Any]) -> None:
+        if json:
+            print(json_module.dumps(info), flush=True)
+        else:
+            line = f"ready {info['peerId']} {' '.join(info['addresses'])} {info['apiUrl']}"
+            print(line, flush=True)
+        sys.stdout.flush()
+
+    try:
+        trio.run(run_node, home, config, ready, note)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error of a user in a group, else the group."""
+    for error in group.exceptions:
+        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
+        if hasattr(found, "hint"):
+            return found
+    return group
+
+
+@app.command()
+def status(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the node that runs on the home. Example: pairio-node status"""
+    from pairio._http import Api
+
+    found = Api().call("GET", "/api/v1/status")
+    if json:
+        as_json(found)
+        return
+    capacity = found["capacity"]
+    data(f"peer       {found['peerId']}")
+    for address in found["addresses"]:
+        data(f"address    {address}")
+    data(f"api        {found['apiUrl']}")
+    data(f"services   {', '.join(found['services']) or 'none'}")
+    data(f"peers      {len(found['peers'])} connected")
+    data(
+        f"capacity   {capacity['numCpus']:g} CPUs, {capacity['memoryGb']:.1f} GB,"
+        f" {capacity['numGpus']} GPUs; isolation {found['isolation']}"
+    )
+    data(f"running    {found['running']}")
+    for name, count in sorted(found["counters"].items()):
+        data(f"  {name}: {count}")
+
+
+def main() -> None:
+    """Run the command line."""
+    guarded(app)

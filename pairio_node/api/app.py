@@ -1,0 +1,243 @@
+"""The API's routes (FastAPI). Every answer of a failure is `{"error": {message, hint, code}}`."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from pairio_node.api.auth import COOKIE, Auth
+from pairio_node.api.content import content_response
+from pairio_node.api.facade import NodeFacade
+from pairio_node.api.models import (
+    AppBody,
+    LinkBody,
+    MemberBody,
+    NameBody,
+    SubmitBody,
+    TokenBody,
+)
+from pairio_node.api.pages import home_page, job_page, login_page
+from pairio_node.errors import UserError
+
+__all__ = ["make_app"]
+
+log = logging.getLogger("pairio.api")
+
+_JSON_SIZE_BYTES_MAX = 8 * 1024 * 1024
+_WAIT_S_MAX = 60.0
+_CONSOLE_ON_PAGE_BYTES = 64 * 1024
+
+
+def _error(status: int, message: str, hint: str | None, code: str) -> JSONResponse:
+    return JSONResponse(
+        {"error": {"message": message, "hint": hint, "code": code}}, status_code=status
+    )
+
+
+def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
+    """Return the ASGI app of API and pages."""
+    app = FastAPI(title="pairio node", version="1", docs_url=None, redoc_url=None)
+    _errors(app)
+    _guard(app, auth)
+    _job_routes(app, node)
+    _service_routes(app, node)
+    _other_routes(app, node, auth)
+    _page_routes(app, node, auth)
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(UserError)
+    async def user_error(_: Request, error: UserError) -> Response:
+        return _error(error.http_status, error.message, error.hint, error.code)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return _error(422, f"{where}: {first['msg']}", "see /openapi.json", "invalid")
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return _error(error.status_code, message, "see /openapi.json", "http")
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> Response:
+        log.exception("a request failed", exc_info=error)
+        return _error(500, "the node failed to answer: a bug", "see its log", "bug")
+
+
+def _guard(app: FastAPI, auth: Auth) -> None:
+    """Check Host, Origin, token or cookie, and the size of a body, before any route."""
+
+    @app.middleware("http")
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        headers, path = request.headers, request.url.path
+        try:
+            auth.check_origin(headers.get("host"), headers.get("origin"))
+        except UserError as error:
+            return _error(error.http_status, error.message, error.hint, error.code)
+        if path.startswith("/api/"):
+            if not auth.may(headers.get("authorization"), request.method):
+                return _error(
+                    401,
+                    "no token that allows this",
+                    "use the token in api.json of the node's home, or pairio token create",
+                    "unauthorized",
+                )
+            size = int(headers.get("content-length") or 0)
+            if path != "/api/v1/content" and (
+                size > _JSON_SIZE_BYTES_MAX or "transfer-encoding" in headers
+            ):
+                return _error(
+                    413, f"a body of {size} bytes", f"at most {_JSON_SIZE_BYTES_MAX}", "size"
+                )
+        elif not path.startswith("/open/") and path != "/openapi.json":
+            if not auth.has_session(request.cookies.get(COOKIE)):
+                return HTMLResponse(login_page(path), status_code=401)
+        return await call_next(request)
+
+
+def _job_routes(app: FastAPI, node: NodeFacade) -> None:
+    @app.post("/api/v1/jobs")
+    async def submit(body: SubmitBody) -> JSONResponse:
+        return JSONResponse(await node.submit(body.model_dump()))
+
+    @app.get("/api/v1/jobs")
+    async def jobs(
+        serviceName: str | None = None,  # noqa: N803
+        status: str | None = None,
+        tag: str | None = None,
+        limit: int = 100,
+    ) -> JSONResponse:
+        found = node.jobs(service=serviceName, status=status, tag=tag, limit=min(limit, 1000))
+        return JSONResponse({"jobs": found})
+
+    @app.get("/api/v1/jobs/{job_id}")
+    async def job(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        return JSONResponse(node.job(job_id, serviceName))
+
+    @app.get("/api/v1/jobs/{job_id}/wait")
+    async def wait(
+        job_id: str,
+        serviceName: str | None = None,  # noqa: N803
+        timeoutSec: float = 30.0,  # noqa: N803
+    ) -> JSONResponse:
+        timeout_s = max(0.0, min(timeoutSec, _WAIT_S_MAX))
+        return JSONResponse(await node.wait(job_id, serviceName, timeout_s))
+
+    @app.get("/api/v1/jobs/{job_id}/console")
+    async def console(job_id: str, serviceName: str | None = None) -> Response:  # noqa: N803
+        node.job(job_id, serviceName)  # an unknown job is an error, not an empty console
+        return StreamingResponse(node.console(job_id, serviceName), media_type="text/plain")
+
+    @app.get("/api/v1/jobs/{job_id}/outputs/{name:path}")
+    async def output(
+        request: Request,
+        job_id: str,
+        name: str,
+        serviceName: str | None = None,  # noqa: N803
+    ) -> Response:
+        cid, file_name, size = await node.output_cid(job_id, serviceName, name)
+        return content_response(node, request, cid, file_name, size)
+
+
+def _service_routes(app: FastAPI, node: NodeFacade) -> None:
+    @app.get("/api/v1/services")
+    async def services() -> JSONResponse:
+        return JSONResponse({"services": node.services()})
+
+    @app.post("/api/v1/services")
+    async def create(body: NameBody) -> JSONResponse:
+        return JSONResponse(await node.create_service(body.name))
+
+    @app.get("/api/v1/services/{name}")
+    async def service(name: str) -> JSONResponse:
+        return JSONResponse(node.service(name))
+
+    @app.post("/api/v1/services/{name}/members")
+    async def add_member(name: str, body: MemberBody) -> JSONResponse:
+        return JSONResponse(await node.add_member(name, body.peerId, body.roles, body.name))
+
+    @app.post("/api/v1/services/{name}/accept")
+    async def accept(name: str) -> JSONResponse:
+        return JSONResponse(await node.accept(name))
+
+    @app.get("/api/v1/offers")
+    async def offers() -> JSONResponse:
+        return JSONResponse({"offers": node.offers()})
+
+    @app.get("/api/v1/services/{name}/apps")
+    async def apps(name: str) -> JSONResponse:
+        return JSONResponse({"apps": node.apps(name)})
+
+    @app.post("/api/v1/services/{name}/apps")
+    async def install(name: str, body: AppBody) -> JSONResponse:
+        return JSONResponse(await node.install_app(name, body.source, body.image))
+
+
+def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
+    @app.get("/api/v1/status")
+    async def status() -> JSONResponse:
+        return JSONResponse(node.status())
+
+    @app.post("/api/v1/content")
+    async def add_content(request: Request) -> JSONResponse:
+        cid, size = await node.add_content(_chunks(request))
+        return JSONResponse({"cid": cid, "size": size})
+
+    @app.post("/api/v1/tokens")
+    async def token(body: TokenBody) -> JSONResponse:
+        made = auth.create_token(body.name, body.readOnly, body.expiresSec)
+        return JSONResponse({"name": body.name, "token": made})
+
+    @app.post("/api/v1/links")
+    async def link(request: Request, body: LinkBody) -> JSONResponse:
+        code = auth.make_link(body.path)
+        return JSONResponse({"url": f"http://{request.headers['host']}/open/{code}"})
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        yield chunk
+
+
+def _page_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
+    @app.get("/open/{code}", include_in_schema=False)
+    async def open_link(code: str) -> Response:
+        used = auth.use_link(code)
+        if used is None:
+            return HTMLResponse(login_page("/"), status_code=401)
+        response = RedirectResponse(used[0], status_code=303)
+        response.set_cookie(COOKIE, used[1], httponly=True, samesite="strict", path="/")
+        return response
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> Response:
+        jobs = node.jobs(service=None, status=None, tag=None, limit=50)
+        return _html(home_page(node.status(), jobs))
+
+    @app.get("/job/{job_id}", include_in_schema=False)
+    async def page(job_id: str) -> Response:
+        job: dict[str, Any] = node.job(job_id, None)
+        console = bytearray()
+        async for chunk in node.console(job_id, None):
+            console += chunk
+            del console[:-_CONSOLE_ON_PAGE_BYTES]
+        return _html(job_page(json.loads(json.dumps(job)), console.decode(errors="replace")))
+
+
+def _html(text: str) -> HTMLResponse:
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    return HTMLResponse(
+        text,
+        headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"},
+    )

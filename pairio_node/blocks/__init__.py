@@ -1,0 +1,17 @@
+"""Content by CID: store, import and export as UnixFS, fetch from members."""
+
+from pairio_node.blocks.base import Added, BlockCorrupt, BlockMissing, BlockStore
+from pairio_node.blocks.content import Content
+from pairio_node.blocks.disk import DiskBlockStore
+from pairio_node.blocks.exchange import Exchange, FetchFailed
+
+__all__ = [
+    "Added",
+    "BlockCorrupt",
+    "BlockMissing",
+    "BlockStore",
+    "Content",
+    "DiskBlockStore",
+    "Exchange",
+    "FetchFailed",
+]

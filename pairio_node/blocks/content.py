@@ -1,0 +1,236 @@
+"""Files and folders as content: import, export, read, on top of a block store."""
+
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from pairio_node.blocks.base import Added
+from pairio_node.blocks.disk import DiskBlockStore
+from pairio_node.blocks.unixfs import (
+    CHUNK_SIZE_BYTES,
+    Entry,
+    FileBuilder,
+    Node,
+    UnixfsError,
+    directory_block,
+    parse_node,
+)
+from pairio_node.errors import UserError
+from pairio_protocol.cid import DAG_CBOR, DAG_PB, cid_of, parse_cid
+
+__all__ = ["DEPTH_MAX", "Content"]
+
+DEPTH_MAX = 64
+FILES_MAX = 100_000
+
+
+class Content:
+    """What is in the store, as files and folders. Bulk work runs in threads."""
+
+    def __init__(self, store: DiskBlockStore) -> None:
+        self.store = store
+
+    # -- adding -------------------------------------------------------------------------
+
+    async def add_bytes(self, data: bytes) -> Added:
+        """Add a small file from memory."""
+        return await trio.to_thread.run_sync(self._add_chunks, _split(data))
+
+    async def add_file(self, path: Path) -> Added:
+        """Add a regular file; refused in words when it is anything else."""
+        return await trio.to_thread.run_sync(self._add_file, path)
+
+    async def add_directory(
+        self, path: Path, skip: Callable[[str], bool] = lambda _: False
+    ) -> Added:
+        """Add a folder; `skip` is asked with the path relative to it, in posix form."""
+        return await trio.to_thread.run_sync(self._add_directory, path, path, skip)
+
+    async def add_stream(self, chunks: AsyncIterator[bytes]) -> Added:
+        """Add what a stream brings, with one chunk in memory."""
+        builder = FileBuilder(self.store.put_sync)
+        buffer = bytearray()
+        async for data in chunks:
+            buffer += data
+            while len(buffer) >= CHUNK_SIZE_BYTES:
+                chunk = bytes(buffer[:CHUNK_SIZE_BYTES])
+                del buffer[:CHUNK_SIZE_BYTES]
+                await trio.to_thread.run_sync(builder.add_chunk, chunk)
+        if buffer:
+            await trio.to_thread.run_sync(builder.add_chunk, bytes(buffer))
+        root = await trio.to_thread.run_sync(builder.finish)
+        return Added(root.cid, root.size_bytes)
+
+    def _add_chunks(self, chunks: Iterator[bytes]) -> Added:
+        builder = FileBuilder(self.store.put_sync)
+        for chunk in chunks:
+            builder.add_chunk(chunk)
+        root = builder.finish()
+        return Added(root.cid, root.size_bytes)
+
+    def _file_entry(self, path: Path) -> Entry:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UserError(f"{path} is no regular file", hint="links and devices are refused")
+            builder = FileBuilder(self.store.put_sync)
+            while chunk := file.read(CHUNK_SIZE_BYTES):
+                builder.add_chunk(chunk)
+            return builder.finish()
+
+    def _add_file(self, path: Path) -> Added:
+        root = self._file_entry(path)
+        return Added(root.cid, root.size_bytes)
+
+    def _add_directory(self, top: Path, path: Path, skip: Callable[[str], bool]) -> Added:
+        count = [0]
+        root = self._directory_entry(top, path, skip, 0, count)
+        return Added(root.cid, root.size_bytes)
+
+    def _directory_entry(
+        self, top: Path, path: Path, skip: Callable[[str], bool], depth: int, count: list[int]
+    ) -> Entry:
+        if depth > DEPTH_MAX:
+            raise UserError(f"{path} lies deeper than {DEPTH_MAX} folders")
+        entries = []
+        for item in sorted(os.scandir(path), key=lambda e: e.name):
+            child = Path(item.path)
+            if skip(child.relative_to(top).as_posix()):
+                continue
+            count[0] += 1
+            if count[0] > FILES_MAX:
+                raise UserError(f"{top} holds more than {FILES_MAX} files")
+            if item.is_symlink():
+                raise UserError(f"{child} is a symbolic link", hint="copy what it points to")
+            if item.is_dir():
+                entry = self._directory_entry(top, child, skip, depth + 1, count)
+            else:
+                entry = self._file_entry(child)
+            entries.append(Entry(entry.cid, entry.size_bytes, entry.total_bytes, item.name))
+        try:
+            block = directory_block(entries)
+        except (UnixfsError, UnicodeEncodeError) as error:
+            raise UserError(f"{path}: {error}") from None
+        cid = cid_of(DAG_PB, block)
+        self.store.put_sync(cid, block)
+        total = len(block) + sum(e.total_bytes for e in entries)
+        return Entry(cid, sum(e.size_bytes for e in entries), total)
+
+    # -- reading ------------------------------------------------------------------------
+
+    async def node(self, cid: str) -> Node:
+        """Return a parsed block; raises BlockMissing or UnixfsError."""
+        return parse_node(cid, await self.store.get(cid))
+
+    async def size(self, cid: str) -> int:
+        """Return the bytes of a file; raises BlockMissing or UnixfsError for a folder."""
+        node = await self.node(cid)
+        if node.is_directory:
+            raise UnixfsError(f"{cid} is a folder")
+        return node.size_bytes
+
+    async def read(self, cid: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Yield the bytes of a file from `start` to before `stop`, a block at a time."""
+        node = await self.node(cid)
+        if node.is_directory:
+            raise UnixfsError(f"{cid} is a folder")
+        end = node.size_bytes if stop is None else min(stop, node.size_bytes)
+        async for chunk in self._read(node, start, end, 0):
+            yield chunk
+
+    async def _read(self, node: Node, start: int, stop: int, depth: int) -> AsyncIterator[bytes]:
+        if depth > DEPTH_MAX:
+            raise UnixfsError("a file that is too deep")
+        if not node.entries:
+            if start < stop:
+                yield node.data[start:stop]
+            return
+        at = 0
+        for entry in node.entries:
+            begin, end = at, at + entry.size_bytes
+            at = end
+            if end <= start or begin >= stop:
+                continue
+            child = await self.node(entry.cid)
+            inner = self._read(child, max(0, start - begin), min(stop, end) - begin, depth + 1)
+            async for chunk in inner:
+                yield chunk
+
+    async def missing(self, cid: str, *, blocks_max: int = 1_000_000) -> list[str]:
+        """Return the blocks below `cid` that are not here, as far as is known without them."""
+        found: list[str] = []
+        queue, seen = [cid], {cid}
+        while queue:
+            current = queue.pop()
+            if not self.store.has(current):
+                found.append(current)
+                continue
+            for child in await self._children(current):
+                if child not in seen:
+                    seen.add(child)
+                    queue.append(child)
+            if len(seen) > blocks_max:
+                raise UnixfsError(f"more than {blocks_max} blocks")
+        return found
+
+    async def _children(self, cid: str) -> list[str]:
+        if parse_cid(cid).codec != DAG_PB:
+            return []
+        return [entry.cid for entry in (await self.node(cid)).entries]
+
+    # -- exporting ----------------------------------------------------------------------
+
+    async def export(self, cid: str, destination: Path, *, limit_bytes: int = 2**62) -> int:
+        """Write a file or folder to `destination` (which must not exist); return its bytes.
+
+        Programs (ELF, `#!`) become executable, since UnixFS carries no mode. A folder's names
+        are checked; nothing is ever written outside `destination`.
+
+        Raises:
+            BlockMissing, UnixfsError: what was written so far lies there still.
+        """
+        return await self._export(cid, destination, limit_bytes, 0)
+
+    async def _export(self, cid: str, destination: Path, limit_bytes: int, depth: int) -> int:
+        if depth > DEPTH_MAX or parse_cid(cid).codec == DAG_CBOR:
+            raise UnixfsError(f"{cid} is no file or folder")
+        node = await self.node(cid)
+        if not node.is_directory:
+            if node.size_bytes > limit_bytes:
+                raise UnixfsError(f"{cid} is larger than {limit_bytes} bytes")
+            return await self._export_file(cid, destination)
+        destination.mkdir(mode=0o755)
+        written, names = 0, set()
+        for entry in node.entries:
+            if entry.name in ("", ".", "..") or "/" in entry.name or "\0" in entry.name:
+                raise UnixfsError(f"a folder with the name {entry.name!r}")
+            if entry.name in names:
+                raise UnixfsError(f"a folder with {entry.name!r} twice")
+            names.add(entry.name)
+            written += await self._export(
+                entry.cid, destination / entry.name, limit_bytes - written, depth + 1
+            )
+        return written
+
+    async def _export_file(self, cid: str, destination: Path) -> int:
+        written = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(destination, flags, 0o644), "wb") as file:
+            async for chunk in self.read(cid):
+                if (written == 0 and chunk[:4] in (b"\x7fELF",)) or (
+                    chunk[:2] == b"#!" and not written
+                ):
+                    os.fchmod(file.fileno(), 0o755)
+                await trio.to_thread.run_sync(file.write, chunk)
+                written += len(chunk)
+        return written
+
+
+def _split(data: bytes) -> Iterator[bytes]:
+    return (data[i : i + CHUNK_SIZE_BYTES] for i in range(0, len(data), CHUNK_SIZE_BYTES))

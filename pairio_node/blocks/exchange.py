@@ -1,0 +1,154 @@
+"""Blocks between members over `/pairio/blocks/1`: ask a known holder, verify, store.
+
+A requester sends frames `[cid, ...]` (at most WANT_MAX); the server answers each CID, in order,
+with one byte (found, missing, refused), and for a found block its length and bytes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockCorrupt, BlockMissing
+from pairio_node.blocks.content import Content
+from pairio_node.blocks.unixfs import UnixfsError
+from pairio_node.transport.base import BLOCKS, ByteStream, StreamEnded, Transport, TransportError
+from pairio_protocol.cid import CidError, parse_cid
+from pairio_protocol.codec import pack, unpack
+from pairio_protocol.errors import DecodeError
+
+__all__ = ["Exchange", "FetchFailed"]
+
+WANT_MAX = 32
+_REQUEST_BYTES_MAX = 8 * 1024
+_FOUND, _MISSING, _REFUSED = b"\x01", b"\x00", b"\x02"
+#: A holder that gives no block for so long is left.
+_STALL_S = 15.0
+_IDLE_S = 120.0
+_PIECE_BYTES = 256 * 1024
+
+
+class FetchFailed(Exception):
+    """No holder gave all blocks. What came is kept: the next try goes on from there."""
+
+
+class Exchange:
+    """Serves blocks to those who `may_read` them, and fetches what is missing here."""
+
+    def __init__(
+        self, content: Content, transport: Transport, may_read: Callable[[str, str], bool]
+    ) -> None:
+        self._content = content
+        self._transport = transport
+        self._may_read = may_read
+        self.counters = {"blocks_sent": 0, "blocks_received": 0, "blocks_refused": 0}
+        transport.set_stream_handler(BLOCKS, self._serve)
+
+    async def _serve(self, stream: ByteStream) -> None:
+        try:
+            while True:
+                with trio.fail_after(_IDLE_S):
+                    size = int.from_bytes(await stream.receive_exactly(4), "big")
+                    if size > _REQUEST_BYTES_MAX:
+                        raise DecodeError("a request that is too large")
+                    wants = unpack(await stream.receive_exactly(size))
+                if not isinstance(wants, list) or len(wants) > WANT_MAX:
+                    raise DecodeError("not a list of CIDs")
+                for cid in wants:
+                    with trio.fail_after(_IDLE_S):
+                        await self._answer(stream, cid)
+        except (StreamEnded, TransportError):
+            await stream.close()
+        except (DecodeError, CidError, trio.TooSlowError):
+            await stream.abort()
+
+    async def _answer(self, stream: ByteStream, cid: object) -> None:
+        if not isinstance(cid, str):
+            raise DecodeError("not a CID")
+        parse_cid(cid)
+        if not self._may_read(stream.peer, cid):
+            self.counters["blocks_refused"] += 1
+            await stream.send(_REFUSED)
+            return
+        try:
+            data = await self._content.store.get(cid)
+        except BlockMissing:
+            await stream.send(_MISSING)
+            return
+        await stream.send(_FOUND + len(data).to_bytes(4, "big"))
+        for start in range(0, len(data), _PIECE_BYTES):
+            await stream.send(data[start : start + _PIECE_BYTES])
+            if len(data) > _PIECE_BYTES:
+                await trio.sleep(0.001)  # leave the loop to others (http-and-loop recipe)
+        self.counters["blocks_sent"] += 1
+
+    async def fetch(self, cid: str, holders: Sequence[str], *, limit_bytes: int = 2**40) -> int:
+        """Make sure that all blocks below `cid` are here; return the bytes that came.
+
+        Raises:
+            FetchFailed: says who was asked. StorageFullError when the quota is reached.
+        """
+        received = 0
+        reasons = []
+        for holder in [None, *holders]:
+            missing = await self._content.missing(cid)
+            if not missing:
+                return received
+            if holder is None:
+                continue
+            try:
+                received += await self._fetch_from(holder, cid, limit_bytes - received)
+            except (
+                TransportError,
+                StreamEnded,
+                trio.TooSlowError,
+                DecodeError,
+                BlockCorrupt,
+                UnixfsError,
+                CidError,
+                FetchFailed,
+            ) as error:
+                reasons.append(f"{holder[-6:]}: {error or type(error).__name__}")
+        if not await self._content.missing(cid):
+            return received
+        asked = "; ".join(reasons) or "nobody who might have it is connected"
+        raise FetchFailed(f"content {cid} could not be fetched ({asked})")
+
+    async def _fetch_from(self, holder: str, cid: str, limit_bytes: int) -> int:
+        """Fetch what is missing from one holder, level by level."""
+        received = 0
+        with trio.fail_after(_STALL_S):
+            stream = await self._transport.open_stream(holder, BLOCKS)
+        try:
+            while missing := await self._content.missing(cid):
+                before = received
+                for start in range(0, len(missing), WANT_MAX):
+                    received += await self._ask(stream, missing[start : start + WANT_MAX])
+                    if received > limit_bytes:
+                        raise FetchFailed(f"more than {limit_bytes} bytes")
+                if received == before and await self._content.missing(cid) == missing:
+                    raise FetchFailed("does not have it")
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await stream.abort()
+            raise
+        await stream.close()
+        return received
+
+    async def _ask(self, stream: ByteStream, wants: list[str]) -> int:
+        request = pack(wants)
+        received = 0
+        with trio.fail_after(_STALL_S):
+            await stream.send(len(request).to_bytes(4, "big") + request)
+        for cid in wants:
+            with trio.fail_after(_STALL_S):
+                answer = await stream.receive_exactly(1)
+                if answer != _FOUND:
+                    continue
+                size = int.from_bytes(await stream.receive_exactly(4), "big")
+                if size > BLOCK_SIZE_BYTES_MAX:
+                    raise DecodeError("a block that is too large")
+                data = await stream.receive_exactly(size)
+            await self._content.store.put(cid, data)
+            self.counters["blocks_received"] += 1
+            received += size
+        return received

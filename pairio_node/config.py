@@ -1,0 +1,144 @@
+"""A node's settings: `node.toml` in its home, overridden by the command line.
+
+Every setting is described in docs/reference/settings.md (a test holds the two together).
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pairio_node.errors import UserError
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.ids import public_key_of
+
+__all__ = ["NodeConfig", "load_config", "peer_in"]
+
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Settings of one run. Sequences are tuples; units end the names."""
+
+    #: Multiaddrs to listen on; empty: all interfaces, on the port kept in the home.
+    listen: tuple[str, ...] = ()
+    #: Multiaddrs ending in /p2p/ID to dial at start; their services are taken up unasked.
+    bootstrap: tuple[str, ...] = ()
+    #: Peer ids whose services are taken up unasked.
+    trust: tuple[str, ...] = ()
+    #: Whether this node runs jobs.
+    compute: bool = True
+    #: What all jobs together may use.
+    cpus: float = 0.0
+    memory_gb: float = 0.0
+    gpus: int = 0
+    #: Services or apps that may run without a sandbox here; "*": all.
+    allow_process: tuple[str, ...] = ()
+    #: Ports of the API and of the content gateway; 0: those kept in the home.
+    api_port: int = 0
+    gateway_port: int = 0
+    #: Bytes that blocks may take; 0: a fifth of the free disk, at most 100 GB.
+    quota_bytes: int = 0
+    #: How long an award holds without a sign of life.
+    lease_ms: int = 10_000
+    #: Copies of a result besides the worker's.
+    replicas: int = 1
+
+    @property
+    def cpu_millicores(self) -> int:
+        """CPUs for jobs in thousandths."""
+        return int(self.cpus * 1000) or (os.cpu_count() or 1) * 1000
+
+    @property
+    def memory_mib(self) -> int:
+        """Memory for jobs; by default four fifths of what the machine has."""
+        return int(self.memory_gb * 1024) or int(psutil.virtual_memory().total * 0.8) // 2**20
+
+    def quota_for(self, path: Path) -> int:
+        """Return the block quota for a store on `path`."""
+        if self.quota_bytes:
+            return self.quota_bytes
+        return min(psutil.disk_usage(str(path)).free // 5, 100 * _GIB)
+
+
+def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:
+    """Return the settings of `path` (may be missing) with `overrides` (None: not given).
+
+    Raises:
+        UserError: not TOML, an unknown setting, a value of the wrong type or range.
+    """
+    raw: dict[str, Any] = {}
+    if path.exists():
+        try:
+            raw = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise UserError(
+                f"cannot read {path}: {error}", hint="mend it or move it away"
+            ) from None
+    known = {field.name: field.type for field in fields(NodeConfig)}
+    unknown = sorted(set(raw) - set(known))
+    if unknown:
+        raise UserError(
+            f"unknown setting {unknown[0]!r} in {path}", hint=f"settings: {', '.join(known)}"
+        )
+    merged = {**raw, **{k: v for k, v in overrides.items() if v is not None}}
+    values = {name: _typed(name, value, known[name]) for name, value in merged.items()}
+    config = replace(NodeConfig(), **values)
+    _check(config)
+    return config
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if "tuple" in str(kind):
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif kind is bool or kind is str:
+        if isinstance(value, kind):
+            return value
+    elif not isinstance(value, bool) and isinstance(value, int | float):
+        return kind(value)
+    shown = getattr(kind, "__name__", str(kind))
+    raise UserError(f"setting {name} is {value!r}", hint=f"give it a {shown}")
+
+
+def _check(config: NodeConfig) -> None:
+    for address in config.bootstrap:
+        peer_in(address)
+    for peer in config.trust:
+        _check_peer(peer, "trust")
+    for name, low, high in (
+        ("cpus", 0, 4096),
+        ("memory_gb", 0, 65536),
+        ("gpus", 0, 1024),
+        ("api_port", 0, 65535),
+        ("gateway_port", 0, 65535),
+        ("lease_ms", 1000, 3_600_000),
+        ("replicas", 0, 16),
+    ):
+        if not low <= getattr(config, name) <= high:
+            raise UserError(
+                f"setting {name} is {getattr(config, name)}", hint=f"use {low} to {high}"
+            )
+
+
+def _check_peer(peer: str, where: str) -> None:
+    try:
+        public_key_of(peer)
+    except DecodeError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def peer_in(address: str) -> str:
+    """Return the peer id at the end of a bootstrap multiaddr, or raise UserError."""
+    prefix, found, peer = address.rpartition("/p2p/")
+    if not found or not prefix.startswith("/"):
+        raise UserError(
+            f"bootstrap address {address!r} names no peer",
+            hint="use one that the other node prints: /ip4/.../tcp/.../p2p/12D3Koo...",
+        )
+    _check_peer(peer, "bootstrap")
+    return peer

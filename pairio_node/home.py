@@ -1,0 +1,163 @@
+"""A node's home: one directory with its key, settings, database, blocks and jobs.
+
+`PAIRIO_HOME`, or the user's data directory. Locked while a node runs on it.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from pairio_node.errors import ConflictError, UserError
+from pairio_protocol.signing import SigningKey
+
+__all__ = ["Home", "default_home"]
+
+_KEY_TEXT = re.compile(r"^pairio-node-key-v1 ed25519 ([0-9a-f]{64})\n?$")
+
+
+def default_home() -> Path:
+    """Return PAIRIO_HOME, or where a user's data lies on this system."""
+    named = os.environ.get("PAIRIO_HOME")
+    return Path(named).absolute() if named else Path(platformdirs.user_data_dir("pairio", False))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Chosen once and kept, so that yesterday's links and addresses work."""
+
+    api: int
+    gateway: int
+    listen: int
+
+
+class Home:
+    """The directory. `open` makes or completes it; nothing that is there is destroyed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+
+    @staticmethod
+    def open(path: Path | None = None) -> "Home":
+        """Return the home at `path`, made if it is missing, completed if it has no key.
+
+        Raises:
+            UserError: not a directory, not writable, a corrupt key or port file.
+        """
+        home = Home(path or default_home())
+        try:
+            home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("blocks", "jobs"):
+                (home.path / name).mkdir(mode=0o700, exist_ok=True)
+            if not (home.path / "node.key").exists():
+                home._write("node.key", f"pairio-node-key-v1 ed25519 {secrets.token_hex(32)}\n")
+            if not (home.path / "ports.json").exists():
+                api, gateway, listen = _free_ports(3)
+                ports = {"api": api, "gateway": gateway, "listen": listen}
+                home._write("ports.json", json.dumps(ports))
+        except OSError as error:
+            raise UserError(
+                f"cannot use {home.path} as a home: {error.strerror}",
+                hint="set PAIRIO_HOME to a directory of yours",
+            ) from None
+        home.key()
+        home.ports()
+        return home
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file 0600, whole or not at all."""
+        temporary = self.path / f".{name}.{secrets.token_hex(4)}"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.path / name)
+
+    def seed(self) -> bytes:
+        """Return the 32 secret bytes of the node's key."""
+        path = self.path / "node.key"
+        try:
+            match = _KEY_TEXT.match(path.read_text())
+        except (OSError, UnicodeDecodeError):
+            match = None
+        if match is None:
+            raise UserError(
+                f"{path} is not a node key",
+                hint="restore it from a backup; or move it away and the node begins as a new one"
+                " that no service knows",
+            )
+        return bytes.fromhex(match[1])
+
+    def key(self) -> SigningKey:
+        """Return the node's key."""
+        return SigningKey(self.seed())
+
+    def ports(self) -> Ports:
+        """Return the ports chosen at the first start."""
+        path = self.path / "ports.json"
+        try:
+            raw = json.loads(path.read_text())
+            return Ports(int(raw["api"]), int(raw["gateway"]), int(raw["listen"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path} is corrupt", hint="move it away: the node chooses new ports"
+            ) from None
+
+    def secret(self, name: str) -> bytes:
+        """Return 32 secret bytes kept in a file of this name (0600), made at first use."""
+        path = self.path / name
+        if not path.exists():
+            self._write(name, secrets.token_hex(32))
+        try:
+            return bytes.fromhex(path.read_text().strip())
+        except (OSError, ValueError):
+            raise UserError(f"{path} is corrupt", hint="move it away: a new one is made") from None
+
+    def lock(self) -> None:
+        """Take the home for this process, or raise ConflictError naming who has it."""
+        fd = os.open(self.path / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise ConflictError(
+                f"a node runs on {self.path} already (process {holder})",
+                hint="stop it, or use another home: PAIRIO_HOME=DIR",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        self._lock_fd = fd
+
+    def unlock(self) -> None:
+        """Let the home go."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def write_api(self, info: dict[str, Any]) -> None:
+        """Tell local clients where the API is (api.json, 0600)."""
+        self._write("api.json", json.dumps(info))
+
+    def remove_api(self) -> None:
+        """The API is gone."""
+        (self.path / "api.json").unlink(missing_ok=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

@@ -1,0 +1,564 @@
+"""The node: start and stop order, and the facade that the API calls."""
+
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import trio
+
+from pairio_node.api.auth import Auth
+from pairio_node.api.links import Links
+from pairio_node.api.server import serve_api
+from pairio_node.appdir import find_app, is_left_out, load_spec
+from pairio_node.blocks import Content, DiskBlockStore, Exchange, FetchFailed
+from pairio_node.clock import Clock
+from pairio_node.config import NodeConfig, peer_in
+from pairio_node.driver import Driver
+from pairio_node.errors import NotFoundError, UnavailableError, UserError
+from pairio_node.execution import Executions
+from pairio_node.home import Home
+from pairio_node.runner import BwrapRunner, ProcessRunner, Runner
+from pairio_node.store import CommitRows, Store, StoreError, Writer
+from pairio_node.transport import (
+    CHANNEL_CONTROL,
+    CHANNEL_SYNC,
+    Frame,
+    Gossip,
+    PeerDown,
+    PeerUp,
+    TransportEvent,
+)
+from pairio_node.transport.libp2p_transport import Libp2pTransport
+from pairio_node.views import app_view, find_request, is_settled, job_view, service_view
+from pairio_protocol import effects as ef
+from pairio_protocol import events as ev
+from pairio_protocol.context import CoreConfig
+from pairio_protocol.core import NodeCore
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.fold import RequestState
+from pairio_protocol.ids import public_key_of
+from pairio_protocol.records import Resources
+from pairio_protocol.segment import Segment
+from pairio_protocol.service import parse_roles
+
+__all__ = ["Node", "run_node"]
+
+_CHANNELS = {"control": CHANNEL_CONTROL, "sync": CHANNEL_SYNC}
+_TOPIC_PREFIX = "/pairio/1/"
+
+
+def _topic(service: str) -> str:
+    return f"{_TOPIC_PREFIX}{service}/0"
+
+
+class Node:
+    """One running node. Made by `run_node`; the API calls its public methods."""
+
+    def __init__(self, home: Home, config: NodeConfig, store: Store, runners: list[Runner]) -> None:
+        self.home = home
+        self.config = config
+        self.clock = Clock()
+        ports = home.ports()
+        listen = config.listen or (f"/ip4/0.0.0.0/tcp/{ports.listen}",)
+        self.transport = Libp2pTransport(home.seed(), listen)
+        quota = config.quota_for(home.path)
+        self.content = Content(DiskBlockStore(home.path / "blocks", quota))
+        self.exchange = Exchange(self.content, self.transport, self._may_read)
+        self._runners = runners
+        self.executions = Executions(
+            self.content, self.exchange, home.path / "jobs", self._runner_for
+        )
+        self._store = store
+        self.writer: Writer | None = None
+        self.links: Links | None = None
+        self.api_url = ""
+        self._nursery: trio.Nursery | None = None
+        self._changed = trio.Event()
+        self.core: NodeCore
+        self.driver: Driver
+
+    def begin(self) -> None:
+        """Make core and driver; the transport must be listening."""
+        isolations = [r.isolation for r in self._runners]
+        strongest = "medium" if "medium" in isolations else "none"
+        trust = {*self.config.trust, *map(peer_in, self.config.bootstrap)}
+        core_config = CoreConfig(
+            boot=secrets.token_bytes(16),
+            started_unix_ms=self.clock.unix_ms(),
+            trust=tuple(sorted(trust)),
+            compute=self.config.compute,
+            cpu_millicores=self.config.cpu_millicores,
+            memory_mib=self.config.memory_mib,
+            gpus=self.config.gpus,
+            isolation=strongest,
+            allow_process=self.config.allow_process,
+            lease_ms=self.config.lease_ms,
+            replicas=self.config.replicas,
+            addresses=self.transport.addresses(),
+        )
+        self.core = NodeCore(self.home.key(), core_config)
+        self.driver = Driver(self.core, self.clock, self)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Take what the disk holds, start the loop, dial."""
+        self._nursery = nursery
+        self.writer = Writer(self._store)
+        snapshot = self._store.load()
+        self.driver.post(ev.Restored(snapshot.services, snapshot.changes, snapshot.segments))
+        nursery.start_soon(self.driver.run)
+        for peer, addresses in snapshot.peers:
+            self.transport.keep_connected(peer, addresses)
+        for address in self.config.bootstrap:
+            self.transport.keep_connected(peer_in(address), (address,))
+
+    # -- transport -> core ----------------------------------------------------------------
+
+    async def on_transport(self, event: TransportEvent) -> None:
+        """Hand a transport's event to the core; waits when too much is queued."""
+        match event:
+            case PeerUp():
+                posted: ev.Event = ev.PeerUp(event.peer, event.addresses)
+                self._remember(event.peer, event.addresses)
+            case PeerDown():
+                posted = ev.PeerDown(event.peer)
+            case Frame():
+                posted = ev.FrameReceived(event.peer, event.data)
+            case Gossip():
+                service = event.topic.removeprefix(_TOPIC_PREFIX).partition("/")[0]
+                posted = ev.GossipReceived(service, event.forwarder, event.data)
+        while not self.driver.post(posted):
+            await trio.sleep(0.05)  # back-pressure: the stream is not read meanwhile
+
+    def _remember(self, peer: str, addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            return
+        try:
+            self._store.save_peer(peer, addresses, self.clock.unix_ms())
+        except StoreError:
+            self.core.ctx.counters["peers not remembered"] += 1
+
+    def _may_read(self, peer: str, cid: str) -> bool:
+        """Blocks go to members of a service that is taken up here."""
+        return bool(self.core.membership.shared_with(peer))
+
+    def _runner_for(self, isolation_min: str) -> Runner | None:
+        """The strongest runner; a weaker one than asked only where the core let the run in,
+        because the owner allows it (`allow_process`)."""
+        return self._runners[0] if self._runners else None
+
+    # -- effects (Shell) ------------------------------------------------------------------
+
+    def carry_out(self, effect: ef.Effect) -> None:
+        """Do one effect of the core."""
+        assert self._nursery is not None
+        match effect:
+            case ef.Send():
+                self.transport.send(effect.peer, _CHANNELS[effect.channel], effect.data)
+            case ef.Announce():
+                self.transport.announce(_topic(effect.service), effect.data)
+            case ef.Connect():
+                self.transport.keep_connected(effect.peer, effect.addresses)
+                self._remember(effect.peer, effect.addresses)
+            case ef.JoinTopic():
+                service = effect.service
+                self.transport.join_topic(
+                    _topic(service), lambda _, data: self.core.accepts_gossip(service, data)
+                )
+            case ef.Execute():
+                self._nursery.start_soon(self._execute, effect)
+            case ef.Kill():
+                self.executions.kill(effect.attempt)
+            case ef.FetchBlocks():
+                self._nursery.start_soon(self._fetch, effect)
+            case ef.JobChanged():
+                self._changed.set()
+                self._changed = trio.Event()
+            case ef.Refuse() | ef.Reply() | ef.Fail():
+                pass  # counted by the core; answers go through the driver
+
+    def write(self, commit: ef.Commit, on_done: Callable[[Exception | None], None]) -> None:
+        """Store a commit with the next transaction."""
+        assert self.writer is not None
+        now = self.clock.unix_ms()
+        segments = []
+        for data in commit.segments:
+            s = Segment.decode(data)
+            segments.append((s.hash, s.service, s.log.author, s.log.boot, s.first_seq, data, now))
+        services = tuple((s, name, int(up), epoch) for s, name, up, epoch in commit.services)
+        self.writer.submit(CommitRows(services, commit.changes, tuple(segments)), on_done)
+
+    async def _execute(self, effect: ef.Execute) -> None:
+        self.driver.post(await self.executions.execute(effect))
+
+    async def _fetch(self, effect: ef.FetchBlocks) -> None:
+        try:
+            for cid in effect.cids:
+                await self.exchange.fetch(cid, effect.holders)
+        except (FetchFailed, UserError) as error:
+            self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
+        else:
+            self.driver.post(ev.Fetched(effect.ticket, True))
+
+    # -- the facade: jobs -----------------------------------------------------------------
+
+    def _service_of(self, name: str | None) -> str:
+        """Return the id of a service by name or id; the only one when no name is given."""
+        membership = self.core.membership
+        taken = sorted(membership.taken_up)
+        if name is None:
+            if len(taken) == 1:
+                return taken[0]
+            names = ", ".join(membership.petnames[s] for s in taken) or "none"
+            raise UserError(
+                "no service was named" if taken else "this node is in no service",
+                hint=f"name one of: {names}" if taken else "pairio service create NAME",
+            )
+        found = membership.find(name)
+        if found is None:
+            names = ", ".join(membership.petnames[s] for s in taken) or "none"
+            raise NotFoundError(f"no service {name!r} on this node", hint=f"services here: {names}")
+        return found
+
+    def _find(self, job_id: str, service: str | None) -> tuple[str, RequestState]:
+        services = [self._service_of(service)] if service else sorted(self.core.membership.taken_up)
+        for name in services:
+            state = find_request(self.core.fold(name), job_id)
+            if state is not None:
+                return name, state
+        raise NotFoundError(
+            f"no job {job_id!r} on this node", hint="`pairio job ls` lists the jobs known here"
+        )
+
+    def _view(self, service: str, state: RequestState) -> dict[str, Any]:
+        assert self.links is not None
+        return job_view(self.core, service, state, self.links)
+
+    async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Submit a job in the original's form; returns the job."""
+        service = self._service_of(body.get("serviceName"))
+        definition = body["jobDefinition"]
+        for entry in definition.get("inputFiles", []):
+            url = str(entry.get("url"))
+            if url.startswith(("http://", "https://")) and "/ipfs/" not in url:
+                raise UserError(
+                    f"input {entry.get('name')!r} is the URL {url[:200]!r}",
+                    hint="this version does not read URLs inside jobs yet: download it and give"
+                    " the file",
+                )
+        mode = "skip_cache" if body.get("skipCache") else "use"
+        if body.get("rerunFailing") and mode == "use":
+            mode = "rerun_failing"
+        local = await self._local_inputs(definition)
+        resources = _resources(body.get("requiredResources") or {})
+        answer = await self.driver.call(
+            lambda call: ev.Submit(
+                call=call,
+                service=service,
+                definition=definition,
+                resources=resources,
+                mode=mode,
+                tags=tuple(body.get("tags") or ()),
+                batch=body.get("batchId") or "",
+                targets=tuple(body.get("targetComputeClientIds") or ()),
+                local_content=local,
+            )
+        )
+        return self._view(service, self.core.fold(service).requests[answer["request"]])
+
+    async def _local_inputs(self, definition: dict[str, Any]) -> tuple[str, ...]:
+        """Return the CIDs of inputs that this node holds."""
+        found = []
+        for entry in definition.get("inputFiles", []):
+            text = str(entry.get("url", "")).removeprefix("ipfs://")
+            try:
+                if self.content.store.has(text):
+                    found.append(text)
+            except ValueError:
+                continue  # no CID
+        return tuple(found)
+
+    def job(self, job_id: str, service: str | None) -> dict[str, Any]:
+        """Return a job by job id, unique prefix, or request id."""
+        return self._view(*self._find(job_id, service))
+
+    def jobs(
+        self, *, service: str | None, status: str | None, tag: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Return the newest jobs known here that match."""
+        names = [self._service_of(service)] if service else sorted(self.core.membership.taken_up)
+        states = [(n, s) for n in names for s in self.core.fold(n).requests.values()]
+        states.sort(key=lambda pair: pair[1].record.issued_unix_ms, reverse=True)
+        found = []
+        for name, state in states:
+            if tag is not None and tag not in state.record.tags:
+                continue
+            view = self._view(name, state)
+            if status is None or view["status"] == status:
+                found.append(view)
+            if len(found) >= limit:
+                break
+        return found
+
+    async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
+        """Return the job when it has ended and is safe, or as it is after `timeout_s`."""
+        name, state = self._find(job_id, service)
+        with trio.move_on_after(timeout_s):
+            while not is_settled(self.core, name, state):
+                await self._changed.wait()
+        return self._view(name, state)
+
+    async def console(self, job_id: str, service: str | None) -> AsyncIterator[bytes]:
+        """Yield the console output of a job that has ended."""
+        name, state = self._find(job_id, service)
+        cid = self._view(name, state)["consoleOutputCid"]
+        if cid is not None:
+            await self._ensure(cid, name, state)
+            async for chunk in self.content.read(cid):
+                yield chunk
+
+    async def output_cid(
+        self, job_id: str, service: str | None, output: str
+    ) -> tuple[str, str, int]:
+        """Return (CID, file name, size) of an output whose blocks are here now."""
+        name, state = self._find(job_id, service)
+        view = self._view(name, state)
+        results = [*view["outputFileResults"], *view["otherFileOutputs"]]
+        for result in results:
+            if result["name"] == output:
+                if result["cid"] is None:
+                    raise UserError(
+                        f"job {state.job} is {view['status']}: output {output!r} is not there yet",
+                        hint="wait for it: pairio submit --wait, or pairio job show",
+                    )
+                await self._ensure(result["cid"], name, state)
+                return result["cid"], result.get("fileBaseName") or output, result["size"]
+        known = ", ".join(r["name"] for r in results) or "none"
+        raise NotFoundError(f"job {state.job} has no output {output!r}", hint=f"outputs: {known}")
+
+    async def _ensure(self, cid: str, service: str, state: RequestState) -> None:
+        answer = self.core.fold(service).results.get(state.answer or "")
+        worker = [answer.document.worker] if answer else []
+        holders = [*worker, *self.core.membership.connected_members(service)]
+        try:
+            await self.exchange.fetch(cid, [h for h in dict.fromkeys(holders) if h != self.peer_id])
+        except FetchFailed as error:
+            raise UnavailableError(
+                str(error), hint="try again when a member that has it is up"
+            ) from None
+
+    # -- the facade: content ----------------------------------------------------------------
+
+    def read_content(
+        self, cid: str, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield bytes of local content."""
+        return self.content.read(cid, start, stop)
+
+    async def content_size(self, cid: str) -> int:
+        """Return the size of local content, fetched from members first if need be."""
+        members = sorted(self.transport.connected())
+        try:
+            await self.exchange.fetch(cid, members)
+        except FetchFailed as error:
+            raise NotFoundError(str(error)) from None
+        return await self.content.size(cid)
+
+    async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        """Add bytes; returns (CID, size)."""
+        return await self.content.add_stream(chunks)
+
+    # -- the facade: services ---------------------------------------------------------------
+
+    @property
+    def peer_id(self) -> str:
+        """This node's id."""
+        return self.transport.peer_id
+
+    def services(self) -> list[dict[str, Any]]:
+        """Return the services that are taken up here."""
+        return [service_view(self.core, s) for s in sorted(self.core.membership.taken_up)]
+
+    def service(self, name: str) -> dict[str, Any]:
+        """Return one service by name or id."""
+        return service_view(self.core, self._service_of(name))
+
+    def offers(self) -> list[dict[str, Any]]:
+        """Return the services that name this node and wait for its owner."""
+        return [service_view(self.core, s) for s in self.core.membership.offers()]
+
+    async def create_service(self, name: str) -> dict[str, Any]:
+        """Create a service with this node as its admin."""
+        nonce = secrets.token_hex(16)
+        answer = await self.driver.call(lambda call: ev.CreateService(call, name, nonce))
+        return service_view(self.core, answer["service"])
+
+    async def add_member(
+        self, service: str, peer_id: str, roles: list[str], name: str | None
+    ) -> dict[str, Any]:
+        """Put a peer on the list; it need not be connected."""
+        try:
+            public_key_of(peer_id)
+        except DecodeError as error:
+            raise UserError(
+                str(error), hint="the other node prints its id: pairio-node status"
+            ) from None
+        found = self._service_of(service)
+        parsed = parse_roles(roles)
+        await self.driver.call(lambda call: ev.AddMember(call, found, peer_id, parsed, name or ""))
+        return service_view(self.core, found)
+
+    async def accept(self, name: str) -> dict[str, Any]:
+        """Consent to a service; fine when it was taken up already."""
+        answer = await self.driver.call(lambda call: ev.AcceptService(call, name))
+        return service_view(self.core, answer["service"])
+
+    def apps(self, service: str) -> list[dict[str, Any]]:
+        """Return the apps of a service."""
+        folded = self.core.membership.folded(self._service_of(service))
+        return [app_view(app) for _, app in sorted(folded.apps.items())]
+
+    async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
+        """Make a directory content and put the app on the list (again: updates it)."""
+        found = self._service_of(service)
+        directory = find_app(source)
+        spec = await load_spec(directory, self._runners[0])
+        added = await self.content.add_directory(directory, is_left_out)
+        if image is not None:
+            for processor in spec.get("processors", []):
+                processor["image"] = image
+        app = {**spec, "bundle": added.cid}
+        answer = await self.driver.call(lambda call: ev.InstallApp(call, found, app))
+        folded = self.core.membership.folded(found)
+        return app_view(folded.apps[answer["app"]])
+
+    def status(self) -> dict[str, Any]:
+        """Return what `pairio-node status` shows."""
+        core = self.core
+        return {
+            "peerId": self.peer_id,
+            "addresses": list(self.transport.addresses()),
+            "apiUrl": self.api_url,
+            "version": _version(),
+            "home": str(self.home.path),
+            "compute": self.config.compute,
+            "capacity": {
+                "numCpus": self.config.cpu_millicores / 1000,
+                "memoryGb": self.config.memory_mib / 1024,
+                "numGpus": self.config.gpus,
+            },
+            "isolation": core.ctx.config.isolation,
+            "runners": [r.name for r in self._runners],
+            "running": self.executions.running,
+            "accepted": len(core.worker.tasks),
+            "peers": sorted(self.transport.connected()),
+            "services": [core.membership.petnames[s] for s in sorted(core.membership.taken_up)],
+            "offers": len(core.membership.offers()),
+            "blocks": {"usedBytes": self.content.store.used_bytes, **self.exchange.counters},
+            "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
+        }
+
+
+def _resources(raw: dict[str, Any]) -> Resources:
+    try:
+        return Resources(
+            cpu_millicores=round(float(raw.get("numCpus", 1)) * 1000),
+            memory_mib=round(float(raw.get("memoryGb", 1)) * 1024),
+            gpus=int(raw.get("numGpus", 0)),
+            time_ms=round(float(raw.get("timeSec", 3600)) * 1000),
+        )
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"requiredResources: {error}") from None
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pairio")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+async def _choose_runners(config: NodeConfig) -> tuple[list[Runner], str]:
+    """Return usable runners, strongest first, and a line to say when the sandbox is missing."""
+    bwrap = BwrapRunner()
+    probe = await bwrap.probe()
+    if probe.ok:
+        return [bwrap], ""
+    allowed = ", ".join(config.allow_process)
+    note = f"no sandbox: {probe.why}. {probe.hint}."
+    note += f" Runs without one: {allowed}" if allowed else " Jobs are not run here."
+    return [ProcessRunner()], note
+
+
+async def run_node(
+    home: Home,
+    config: NodeConfig,
+    ready: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a node until SIGINT or SIGTERM.
+
+    Raises:
+        UserError: a port is taken, the home is in use or corrupt; nothing was changed.
+    """
+    home.lock()
+    stop = trio.Event()
+    store = Store.open(home.path / "node.db")
+    try:
+        async with trio.open_nursery() as top:
+            await top.start(_watch_signals, stop)
+            runners, note = await _choose_runners(config)
+            if note and config.compute:
+                say(note)
+            node = Node(home, config, store, runners)
+            await _serve(node, ready, stop)
+            top.cancel_scope.cancel()
+    finally:
+        store.close()
+        home.unlock()
+
+
+async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio.Event) -> None:
+    """API outermost to innermost: transport, driver, API; stopped the other way round."""
+    home, ports = node.home, node.home.ports()
+    api_port = node.config.api_port or ports.api
+    gateway_port = node.config.gateway_port or ports.gateway
+    token = secrets.token_urlsafe(32)
+    auth = Auth(token, home.path / "tokens.json", api_port)
+    node.links = Links(api_port, gateway_port, home.secret("links.key"))
+    node.api_url = f"http://127.0.0.1:{api_port}"
+    async with node.transport.running(node.on_transport):
+        node.begin()
+        try:
+            async with trio.open_nursery() as nursery:
+                node.start(nursery)
+                async with trio.open_nursery() as api:
+                    await api.start(serve_api, node, auth, node.links, api_port, gateway_port, stop)
+                    info = {"url": node.api_url, "token": token, "pid": os.getpid()}
+                    home.write_api({**info, "gatewayUrl": f"http://127.0.0.1:{gateway_port}"})
+                    ready(
+                        {
+                            "peerId": node.peer_id,
+                            "addresses": list(node.transport.addresses()),
+                            "apiUrl": node.api_url,
+                        }
+                    )
+                home.remove_api()
+                nursery.cancel_scope.cancel()
+        finally:
+            if node.writer is not None:
+                node.writer.stop()
+
+
+async def _watch_signals(
+    stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as numbers:
+        task_status.started()
+        async for _ in numbers:
+            if stop.is_set():
+                os._exit(1)  # the second one means it
+            stop.set()

@@ -1,0 +1,15 @@
+"""Runs one app in a sandbox: files in, files out."""
+
+from pairio_node.runner.base import RunInput, Runner, RunOutcome, RunOutput, RunSpec
+from pairio_node.runner.bwrap import BwrapRunner
+from pairio_node.runner.process import ProcessRunner
+
+__all__ = [
+    "BwrapRunner",
+    "ProcessRunner",
+    "RunInput",
+    "RunOutcome",
+    "RunOutput",
+    "RunSpec",
+    "Runner",
+]

@@ -1,0 +1,84 @@
+"""What a runner is: the contract between the node and whatever isolates a job."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import trio
+
+__all__ = ["ProbeResult", "RunInput", "RunOutcome", "RunOutput", "RunSpec", "Runner"]
+
+
+@dataclass(frozen=True)
+class RunInput:
+    """An input: a file or folder on this machine that the job may read."""
+
+    name: str
+    base_name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class RunOutput:
+    """A declared output."""
+
+    name: str
+    base_name: str
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run. `work_dir` is made by the caller and owned by the runner from then on."""
+
+    attempt: str
+    job_id: str
+    service: str
+    app: str
+    processor: str
+    executable: str
+    bundle: Path
+    inputs: tuple[RunInput, ...]
+    list_inputs: tuple[str, ...]
+    outputs: tuple[RunOutput, ...]
+    parameters: list[dict[str, Any]]
+    cpu_millicores: int
+    memory_mib: int
+    gpus: int
+    time_ms: int
+    work_dir: Path
+    #: More variables for the job; used to make an app write its spec.
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. `limit` is `time_ms=...` or `memory_mib=...` when one was reached."""
+
+    status: Literal["completed", "failed", "canceled", "infra"]
+    error: str
+    outputs: dict[str, Path]
+    console: bytes
+    usage: dict[str, int]
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Whether a runner holds here, and if not, why and what to do."""
+
+    ok: bool
+    why: str = ""
+    hint: str = ""
+
+
+class Runner(Protocol):
+    """One way to isolate a job."""
+
+    name: str
+    isolation: Literal["none", "medium", "strong"]
+
+    async def probe(self) -> ProbeResult:
+        """Really run something that tries to get out."""
+
+    async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        """Run to the end, a limit, or `cancel`; no process of the job is left afterwards."""

@@ -1,0 +1,200 @@
+"""The process runner: own apps, no sandbox, and the frame that the bwrap runner shares.
+
+Nothing keeps such a job from reading what the node's user can read: opt-in only.
+"""
+
+import json
+import os
+import shutil
+import stat
+import sys
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
+from pairio_node.runner.supervise import Ended, supervise
+
+__all__ = ["ProcessRunner"]
+
+_OUTPUTS_SIZE_BYTES_MAX = 1024**4
+_FILE_SIZE_BYTES_MAX = 1024**4
+_OTHER_FILES_MAX = 1000
+
+
+class ProcessRunner:
+    """Runs the app as a plain process of this user."""
+
+    name = "process"
+    isolation: Literal["none", "medium", "strong"] = "none"
+
+    async def probe(self) -> ProbeResult:
+        """Processes always work."""
+        return ProbeResult(True)
+
+    async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        """Run to the end, a limit, or `cancel`."""
+        tmp = spec.work_dir / "tmp"
+        for name in ("working/tmp", "out", "other"):
+            (tmp / name).mkdir(parents=True, exist_ok=True)
+        try:
+            argv = self._command(spec)
+        except FileNotFoundError as error:
+            return _failed(str(error))
+        self._write_job(spec, tmp)
+        try:
+            ended = await supervise(
+                argv,
+                environment={**self._environment(spec), **spec.environment},
+                cwd=self._cwd(spec),
+                memory_mib=spec.memory_mib,
+                time_ms=spec.time_ms,
+                work_dir=spec.work_dir,
+                cancel=cancel,
+            )
+        except OSError as error:
+            return RunOutcome("infra", f"cannot start the job: {error}", {}, b"", {})
+        return self._outcome(spec, ended, tmp)
+
+    # -- what differs with a sandbox ----------------------------------------------------
+
+    def _inside(self, spec: RunSpec, path: Path) -> str:
+        """Return where the job sees a path below its work folder."""
+        return str(path)
+
+    def _input_path(self, spec: RunSpec, number: int) -> str:
+        return str(spec.inputs[number].path)
+
+    def _cwd(self, spec: RunSpec) -> Path | None:
+        return spec.work_dir / "tmp" / "working"
+
+    def _command(self, spec: RunSpec) -> list[str]:
+        executable = self._executable(spec)
+        return self._limited(spec, _interpreted(executable, str(executable), sys.executable))
+
+    def _environment(self, spec: RunSpec) -> dict[str, str]:
+        import pairio
+
+        root = str(Path(pairio.__file__).parent.parent)
+        paths = [root, *(p for p in sys.path if p.endswith("site-packages"))]
+        tmp = self._inside(spec, spec.work_dir / "tmp")
+        return {
+            **_common_environment(spec, tmp),
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": tmp,
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+
+    # -- what is shared -------------------------------------------------------------------
+
+    def _executable(self, spec: RunSpec) -> Path:
+        """Return the program on this machine: `/app/x` and relative paths lie in the bundle."""
+        relative = spec.executable.removeprefix("/app/").lstrip("/")
+        path = spec.bundle / relative
+        inside = path.resolve().is_relative_to(spec.bundle.resolve())
+        if not inside or not path.is_file():
+            raise FileNotFoundError(f"the app has no executable {spec.executable!r}")
+        return path
+
+    def _limited(self, spec: RunSpec, argv: list[str]) -> list[str]:
+        prlimit = shutil.which("prlimit")
+        if prlimit is None:
+            return argv
+        limits = ["--nofile=4096:4096", "--core=0:0", f"--fsize={_FILE_SIZE_BYTES_MAX}"]
+        return [prlimit, *limits, "--", *argv]
+
+    def _write_job(self, spec: RunSpec, tmp: Path) -> None:
+        job = {
+            "job_id": spec.job_id,
+            "service": spec.service,
+            "app": spec.app,
+            "processor": spec.processor,
+            "inputs": [
+                {"name": i.name, "base_name": i.base_name, "path": self._input_path(spec, n)}
+                for n, i in enumerate(spec.inputs)
+            ],
+            "list_inputs": list(spec.list_inputs),
+            "outputs": [
+                {
+                    "name": o.name,
+                    "base_name": o.base_name,
+                    "path": self._inside(spec, tmp / "out" / str(n)),
+                }
+                for n, o in enumerate(spec.outputs)
+            ],
+            "additional_outputs": self._inside(spec, tmp / "other"),
+            "parameters": spec.parameters,
+        }
+        (tmp / "job.json").write_text(json.dumps(job))
+
+    def _outcome(self, spec: RunSpec, ended: Ended, tmp: Path) -> RunOutcome:
+        def failed(error: str, limit: str = "") -> RunOutcome:
+            return RunOutcome("failed", error, {}, ended.console, ended.usage, limit)
+
+        if ended.why == "canceled":
+            return RunOutcome("canceled", "canceled", {}, ended.console, ended.usage)
+        if ended.why == "time":
+            return failed(
+                f"the time limit of {spec.time_ms / 1000:g} s was reached",
+                f"time_ms={spec.time_ms}",
+            )
+        if ended.why == "memory":
+            return failed(
+                f"the memory limit of {spec.memory_mib} MiB was reached"
+                f" ({ended.usage['memory_peak_bytes'] // 2**20} MiB seen)",
+                f"memory_mib={spec.memory_mib}",
+            )
+        if ended.exit_code != 0:
+            last = ended.console.decode(errors="replace").strip().rpartition("\n")[2][:500]
+            return failed(f"the job exited with code {ended.exit_code}: {last}")
+        outputs: dict[str, Path] = {}
+        for number, output in enumerate(spec.outputs):
+            path = tmp / "out" / str(number)
+            if not _is_plain(path):
+                return failed(f"output {output.name!r} was not made, or is no regular file")
+            outputs[output.name] = path
+        others = sorted((tmp / "other").rglob("*"))
+        for path in others[:_OTHER_FILES_MAX]:
+            if _is_plain(path):
+                outputs[f"other/{path.relative_to(tmp / 'other').as_posix()}"] = path
+        size = sum(path.stat().st_size for path in outputs.values())
+        if size > _OUTPUTS_SIZE_BYTES_MAX:
+            return failed(f"the outputs have {size} bytes; at most {_OUTPUTS_SIZE_BYTES_MAX}")
+        return RunOutcome("completed", "", outputs, ended.console, ended.usage)
+
+
+def _is_plain(path: Path) -> bool:
+    """Say whether a path is a regular file: never a link, device or pipe that a job left."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _interpreted(on_disk: Path, inside: str, python: str) -> list[str]:
+    return [python, inside] if on_disk.suffix == ".py" else [inside]
+
+
+def _common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
+    cpus = str(max(1, spec.cpu_millicores // 1000))
+    return {
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": cpus,
+        "OPENBLAS_NUM_THREADS": cpus,
+        "CUDA_VISIBLE_DEVICES": "",
+        "JOB_ID": spec.job_id,
+        "JOB_INTERNAL": "1",
+        "JOB_TIMEOUT_SEC": str(spec.time_ms // 1000),
+        "PAIRIO_JOB_FILE": f"{tmp}/job.json",
+        "PAIRIO_JOB_WORKING_DIR": f"{tmp}/working",
+        "PAIRIO_JOB_CLEANUP_DIR": tmp,
+        "PROCESSOR_EXECUTABLE": spec.executable,
+        "TMPDIR": f"{tmp}/working/tmp",
+    }
+
+
+def _failed(error: str) -> RunOutcome:
+    return RunOutcome("failed", error, {}, f"{error}\n".encode(), {})

@@ -1,0 +1,194 @@
+"""The database: what must survive a crash. SQLite, WAL, synchronous=FULL, one writer.
+
+A commit is one transaction; `Writer` puts everything that waits into the next one (group commit).
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import trio
+
+from pairio_node.errors import UserError
+
+__all__ = ["CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
+
+_MIGRATIONS = (
+    """
+    create table services (
+        service text primary key, petname text not null, taken_up integer not null,
+        epoch integer not null) strict;
+    create table changes (
+        service text not null, cid text not null, seq integer not null, data blob not null,
+        primary key (service, cid)) strict;
+    create table segments (
+        hash blob primary key, service text not null, author text not null, boot blob not null,
+        first_seq integer not null, data blob not null, arrived_unix_ms integer not null) strict;
+    create index segments_by_log on segments (service, author, boot, first_seq);
+    create table known_peers (
+        peer text primary key, addresses text not null, heard_unix_ms integer not null) strict;
+    """,
+)
+
+
+class StoreError(Exception):
+    """A transaction failed and was rolled back; says why."""
+
+
+@dataclass(frozen=True)
+class CommitRows:
+    """The rows of one commit, as the tables have them."""
+
+    services: tuple[tuple[str, str, int, int], ...] = ()
+    changes: tuple[tuple[str, str, int, bytes], ...] = ()
+    segments: tuple[tuple[bytes, str, str, bytes, int, bytes, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the disk held at start, in the order in which it is to be taken."""
+
+    services: tuple[tuple[str, str, bool], ...]
+    changes: tuple[tuple[str, bytes], ...]
+    segments: tuple[bytes, ...]
+    peers: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Store:
+    """The connection. `commit` is called by one thread at a time."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    @staticmethod
+    def open(path: Path) -> "Store":
+        """Open or make the database.
+
+        Raises:
+            UserError: corrupt, made by a newer version, or not writable; nothing is changed then.
+        """
+        try:
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            db.execute("pragma journal_mode = wal")
+            db.execute("pragma synchronous = full")
+            db.execute("pragma busy_timeout = 5000")
+            version = db.execute("pragma user_version").fetchone()[0]
+            if db.execute("pragma quick_check(1)").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("the integrity check failed")
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"the database {path} cannot be used: {error}",
+                hint="move it away and start again: members send what they still have",
+                code="corrupt_home",
+            ) from None
+        if version > len(_MIGRATIONS):
+            raise UserError(
+                f"the database {path} was made by a newer pairio (schema {version};"
+                f" this one knows {len(_MIGRATIONS)})",
+                hint="update pairio",
+            )
+        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+            db.executescript(f"begin; {script} pragma user_version = {number}; commit;")
+        path.chmod(0o600)
+        return Store(db)
+
+    def load(self) -> Snapshot:
+        """Return everything; order: services, changes by seq, segments by log and seq."""
+        db = self._db
+        services = db.execute("select service, petname, taken_up from services").fetchall()
+        changes = db.execute("select service, data from changes order by service, seq, rowid")
+        segments = db.execute("select data from segments order by service, author, boot, first_seq")
+        peers = db.execute("select peer, addresses from known_peers order by heard_unix_ms desc")
+        return Snapshot(
+            tuple((s, p, bool(t)) for s, p, t in services),
+            tuple(changes.fetchall()),
+            tuple(data for (data,) in segments),
+            tuple((peer, tuple(text.split())) for peer, text in peers.fetchmany(256)),
+        )
+
+    def commit(self, rows: CommitRows) -> None:
+        """Write all rows in one transaction, or none and raise StoreError."""
+        db = self._db
+        try:
+            db.execute("begin immediate")
+            db.executemany("insert or replace into services values (?, ?, ?, ?)", rows.services)
+            db.executemany("insert or ignore into changes values (?, ?, ?, ?)", rows.changes)
+            db.executemany(
+                "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?)", rows.segments
+            )
+            db.execute("commit")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise StoreError(str(error)) from None
+
+    def save_peer(self, peer: str, addresses: tuple[str, ...], unix_ms: int) -> None:
+        """Remember where a member was found."""
+        try:
+            self._db.execute(
+                "insert or replace into known_peers values (?, ?, ?)",
+                (peer, " ".join(addresses), unix_ms),
+            )
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from None
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+
+_Job = tuple[CommitRows, Callable[[Exception | None], None]]
+
+
+class Writer:
+    """Group commit: one thread writes whatever waits, in one transaction.
+
+    No timer: what arrives during a commit is the next group.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.Thread(target=self._run, name="pairio-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: CommitRows, on_done: Callable[[Exception | None], None]) -> None:
+        """Queue rows; `on_done` is called in the loop when they are on disk, or with the error."""
+        self._queue.put((rows, on_done))
+
+    def stop(self) -> None:
+        """Write what waits and end the thread (blocks for that long)."""
+        self._queue.put(None)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            group = [self._queue.get()]
+            while not self._queue.empty():
+                group.append(self._queue.get())
+            stopping = None in group
+            self._write([job for job in group if job is not None])
+
+    def _write(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
+        rows = CommitRows(
+            tuple(row for job, _ in jobs for row in job.services),
+            tuple(row for job, _ in jobs for row in job.changes),
+            tuple(row for job, _ in jobs for row in job.segments),
+        )
+        error: Exception | None = None
+        try:
+            self._store.commit(rows)
+        except StoreError as failure:
+            error = failure
+        for _, on_done in jobs:
+            try:
+                self._token.run_sync_soon(on_done, error)
+            except trio.RunFinishedError:
+                return

@@ -1,0 +1,134 @@
+"""What a transport is: the contract between the node and whatever moves bytes.
+
+Peers are authenticated by the transport: `peer` is always the id that proved its key. Frames on a
+channel arrive in order or the connection is gone; nothing is promised across connections.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pairio_node.errors import UserError
+
+__all__ = [
+    "BLOCKS",
+    "CHANNEL_CONTROL",
+    "CHANNEL_SYNC",
+    "ByteStream",
+    "Frame",
+    "Gossip",
+    "PeerDown",
+    "PeerUp",
+    "StreamEnded",
+    "Transport",
+    "TransportError",
+    "TransportEvent",
+]
+
+CHANNEL_CONTROL: Final = "/pairio/control/1"
+CHANNEL_SYNC: Final = "/pairio/sync/1"
+BLOCKS: Final = "/pairio/blocks/1"
+
+
+class TransportError(UserError):
+    """A connection or stream that cannot be used, or an address that cannot be had."""
+
+    default_code, default_status = "transport", 503
+
+
+class StreamEnded(Exception):
+    """The other side closed the stream cleanly."""
+
+
+@dataclass(frozen=True)
+class PeerUp:
+    """Control works in both directions."""
+
+    peer: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PeerDown:
+    """The connection is gone."""
+
+    peer: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a peer on control or sync."""
+
+    peer: str
+    channel: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Gossip:
+    """A frame of a topic, accepted by its validator."""
+
+    topic: str
+    forwarder: str
+    data: bytes
+
+
+TransportEvent = PeerUp | PeerDown | Frame | Gossip
+Sink = Callable[[TransportEvent], Awaitable[None]]
+
+
+class ByteStream(Protocol):
+    """A stream to one peer, for blocks."""
+
+    peer: str
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`; raises TransportError when the stream is broken."""
+
+    async def receive_exactly(self, size: int) -> bytes:
+        """Read `size` bytes; raises StreamEnded at a clean end, TransportError when broken."""
+
+    async def close(self) -> None:
+        """End cleanly; never raises."""
+
+    async def abort(self) -> None:
+        """Reset; never raises."""
+
+
+class Transport(Protocol):
+    """Connections to peers. `run` serves until cancelled; the rest may be called while it runs."""
+
+    peer_id: str
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return full multiaddrs with /p2p/, the ones other machines can dial first."""
+
+    def keep_connected(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Dial, and dial again after every loss, until `forget`."""
+
+    def forget(self, peer: str) -> None:
+        """Do not dial a peer any more."""
+
+    def send(self, peer: str, channel: str, frame: bytes) -> bool:
+        """Queue a frame; False when the queue is full or there is no such connection."""
+
+    def connected(self) -> frozenset[str]:
+        """Return the peers that are up."""
+
+    def join_topic(self, topic: str, accept: Callable[[str, bytes], bool]) -> None:
+        """Take part in a topic; `accept(forwarder, data)` says what is passed on."""
+
+    def announce(self, topic: str, data: bytes) -> None:
+        """Publish, paced; may lose anything."""
+
+    async def open_stream(self, peer: str, protocol: str) -> ByteStream:
+        """Open a stream; raises TransportError."""
+
+    def set_stream_handler(
+        self, protocol: str, handler: Callable[[ByteStream], Awaitable[None]]
+    ) -> None:
+        """Serve a protocol; an exception of the handler resets its stream and is counted."""
+
+    def counters(self) -> dict[str, int]:
+        """Return what was sent, received, refused."""

@@ -1,0 +1,506 @@
+"""The libp2p transport: TCP, Noise, Yamux, gossipsub 1.1; own dialer, keepalive and reconnect.
+
+Between two peers lie two streams per channel, one opened by each side for what it sends. A peer is
+up when our control stream is open and theirs has arrived. A frame is 4 bytes of length and the
+data; length 0 is a keepalive. Traps and measurements: the patches module and DESIGN section 6.
+"""
+
+import hashlib
+import random
+import socket
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as new_x25519
+from libp2p.custom_types import TProtocol
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
+
+from pairio_node.transport import patches
+from pairio_node.transport.base import (
+    CHANNEL_CONTROL,
+    CHANNEL_SYNC,
+    ByteStream,
+    Frame,
+    Gossip,
+    PeerDown,
+    PeerUp,
+    Sink,
+    StreamEnded,
+    TransportError,
+)
+from pairio_protocol.limits import CONNECTIONS_MAX, FRAME_SIZE_BYTES_MAX
+
+__all__ = ["Libp2pTransport"]
+
+_KEEPALIVE_S = 2.5
+_SILENCE_S = 8.5  # three missed, and a second
+_OPEN_S = 10.0
+_DIAL_S = 5.0
+_WRITE_S = 20.0
+_QUEUE_FRAMES_MAX = 4096
+_COALESCE_BYTES = 256 * 1024
+_BACKOFF_S_MIN, _BACKOFF_S_MAX = 0.05, 30.0
+_GOSSIP_INTERVAL_S = 0.1
+_GOSSIP_QUEUE_MAX = 256
+
+
+class _Stream:
+    """A libp2p stream as a ByteStream."""
+
+    def __init__(self, stream: Any, peer: str) -> None:
+        self._stream = stream
+        self.peer = peer
+        self._buffer = b""
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._stream.write(data)
+        except Exception as error:  # libp2p raises whatever its layers do
+            raise TransportError(f"stream to {self.peer[-6:]} broke: {error!r}") from None
+
+    async def receive_exactly(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            try:
+                chunk = await self._stream.read(min(size - len(parts), 256 * 1024))
+            except StreamEOF:
+                chunk = b""
+            except Exception as error:
+                raise TransportError(f"stream of {self.peer[-6:]} broke: {error!r}") from None
+            if not chunk:
+                raise StreamEnded(f"{self.peer[-6:]} closed the stream")
+            parts += chunk
+        return bytes(parts)
+
+    async def close(self) -> None:
+        try:
+            await self._stream.close()
+        except Exception:  # closed, reset, connection gone: all the same to us now
+            return
+
+    async def abort(self) -> None:
+        try:
+            await self._stream.reset()
+        except Exception:
+            return
+
+
+@dataclass
+class _Peer:
+    """A connection: our sending queues, whether theirs has arrived, and the scope of its tasks."""
+
+    id: str
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    queues: dict[str, deque[bytes]] = field(
+        default_factory=lambda: {CHANNEL_CONTROL: deque(), CHANNEL_SYNC: deque()}
+    )
+    wakes: dict[str, trio.Event] = field(
+        default_factory=lambda: {CHANNEL_CONTROL: trio.Event(), CHANNEL_SYNC: trio.Event()}
+    )
+    opened: bool = False
+    arrived: bool = False
+    up: bool = False
+    gone: trio.Event = field(default_factory=trio.Event)
+    reason: str = ""
+
+
+class Libp2pTransport:
+    """See the module. Made with the raw 32-byte Ed25519 seed of the node."""
+
+    def __init__(self, seed: bytes, listen: tuple[str, ...]) -> None:
+        patches.apply()
+        private = Ed25519PrivateKey.from_bytes(seed)
+        keys = KeyPair(private, private.get_public_key())
+        self._listen = [Multiaddr(address) for address in listen]
+        for address in self._listen:
+            _check_free(address)
+        self._host = new_host(
+            key_pair=keys,
+            sec_opt={NOISE: Noise(keys, noise_privkey=new_x25519().private_key)},
+            muxer_opt={YAMUX: Yamux},
+        )
+        self.peer_id = str(self._host.get_id())
+        self._gossip = GossipSub(
+            protocols=[PROTOCOL_ID_V11],
+            degree=4,
+            degree_low=3,
+            degree_high=8,
+            heartbeat_interval=1,
+            heartbeat_initial_delay=0.5,
+            prune_back_off=5,
+            do_px=False,
+            adaptive_gossip_enabled=False,
+            spam_protection_enabled=False,
+            eclipse_protection_enabled=False,
+        )
+        self._pubsub = Pubsub(self._host, self._gossip, msg_id_constructor=_message_id)
+        self._peers: dict[str, _Peer] = {}
+        self._wanted: dict[str, tuple[str, ...]] = {}
+        self._dialing: set[str] = set()
+        self._topics: dict[str, deque[bytes]] = {}
+        self._topic_wakes: dict[str, trio.Event] = {}
+        self._counters: Counter[str] = Counter()
+        self._nursery: trio.Nursery | None = None
+        self._sink: Sink | None = None
+
+    # -- life -----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, sink: Sink) -> AsyncIterator[None]:
+        """Listen and serve while the block runs; events go to `sink`."""
+        self._sink = sink
+        self._host.set_stream_handler(TProtocol(CHANNEL_CONTROL), self._on_control)
+        self._host.set_stream_handler(TProtocol(CHANNEL_SYNC), self._on_sync)
+        async with (
+            self._host.run(listen_addrs=self._listen),
+            background_trio_service(self._pubsub),
+            background_trio_service(self._gossip),
+            trio.open_nursery() as nursery,
+        ):
+            await self._pubsub.wait_until_ready()
+            self._nursery = nursery
+            yield
+            self._nursery = None
+            nursery.cancel_scope.cancel()
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return full multiaddrs with /p2p/, the ones other machines can dial first."""
+        found: list[str] = []
+        for address in self._host.get_transport_addrs():
+            text = str(address)
+            if "/ip4/0.0.0.0/" in text:
+                found += [text.replace("0.0.0.0", ip, 1) for ip in _own_ips()]
+            else:
+                found.append(text)
+        found.sort(key=lambda a: "/ip4/127." in a)
+        return tuple(dict.fromkeys(f"{a.partition('/p2p/')[0]}/p2p/{self.peer_id}" for a in found))
+
+    def counters(self) -> dict[str, int]:
+        """Return what was sent, received, refused."""
+        held = {f"contained: {where}": n for where, n in patches.contained.items()}
+        return {**self._counters, **held}
+
+    def connected(self) -> frozenset[str]:
+        """Return the peers that are up."""
+        return frozenset(p.id for p in self._peers.values() if p.up)
+
+    # -- dialing ----------------------------------------------------------------------------
+
+    def keep_connected(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Dial, and dial again after every loss, until `forget`."""
+        if peer == self.peer_id or (
+            peer not in self._wanted and len(self._wanted) >= CONNECTIONS_MAX
+        ):
+            return
+        known = self._wanted.get(peer, ())
+        self._wanted[peer] = tuple(dict.fromkeys([*addresses, *known]))[:8]
+        if peer not in self._dialing and self._nursery is not None:
+            self._dialing.add(peer)
+            self._nursery.start_soon(self._dial_loop, peer)
+
+    def forget(self, peer: str) -> None:
+        """Do not dial a peer any more."""
+        self._wanted.pop(peer, None)
+
+    async def _dial_loop(self, peer: str) -> None:
+        backoff_s = _BACKOFF_S_MIN
+        try:
+            while peer in self._wanted:
+                state = self._peers.get(peer)
+                if state is None and await self._dial(peer):
+                    state = self._ensure(peer)
+                if state is not None:
+                    began = trio.current_time()
+                    await state.gone.wait()
+                    if trio.current_time() - began > 5:
+                        backoff_s = _BACKOFF_S_MIN
+                # Two that dial each other at once would meet again and again without jitter.
+                await trio.sleep(backoff_s * random.uniform(0.5, 1.5))
+                backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
+        finally:
+            self._dialing.discard(peer)
+
+    async def _dial(self, peer: str) -> bool:
+        """Connect at one of the known addresses."""
+        network = self._host.get_network()
+        for address in self._wanted.get(peer, ()):
+            self._counters["dials"] += 1
+            try:
+                target = Multiaddr(address.partition("/p2p/")[0])
+                network._negative_peer_cache.evict(peer)  # stock: refused for 60 s after a failure
+                with trio.fail_after(_DIAL_S):
+                    await self._host.connect(PeerInfo(ID.from_base58(peer), [target]))
+            except Exception:  # refused, unreachable, wrong key, garbage: the next address
+                self._counters["dial_failures"] += 1
+                continue
+            return True
+        return False
+
+    # -- peers ------------------------------------------------------------------------------
+
+    def _ensure(self, peer: str) -> _Peer:
+        state = self._peers.get(peer)
+        if state is None:
+            state = self._peers[peer] = _Peer(peer)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._serve_peer, state)
+        return state
+
+    async def _serve_peer(self, state: _Peer) -> None:
+        """Open our control stream and write to it, until the connection is gone."""
+        try:
+            with state.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_loop, state, CHANNEL_CONTROL)
+                    nursery.start_soon(self._write_loop, state, CHANNEL_SYNC)
+        finally:
+            if self._peers.get(state.id) is state:
+                del self._peers[state.id]
+            state.gone.set()
+        if self._nursery is None:
+            return
+        if state.up and self._sink is not None:
+            state.up = False
+            await self._sink(PeerDown(state.id, state.reason))
+        if state.id not in self._peers:
+            with trio.move_on_after(1):
+                await self._disconnect(state.id)
+
+    async def _disconnect(self, peer: str) -> None:
+        try:
+            await self._host.disconnect(ID.from_base58(peer))
+        except Exception:
+            self._counters["disconnect_failures"] += 1
+
+    def _lose(self, state: _Peer, reason: str) -> None:
+        state.reason = state.reason or reason
+        state.scope.cancel()
+
+    async def _write_loop(self, state: _Peer, channel: str) -> None:
+        queue = state.queues[channel]
+        stream = None
+        try:
+            if channel == CHANNEL_SYNC:
+                await state.wakes[channel].wait()
+            stream = await self.open_stream(state.id, channel)
+            if channel == CHANNEL_CONTROL:
+                state.opened = True
+                await self._maybe_up(state)
+            while True:
+                if not queue:
+                    state.wakes[channel] = trio.Event()
+                    with trio.move_on_after(_KEEPALIVE_S):
+                        await state.wakes[channel].wait()
+                data = self._coalesce(queue)
+                with trio.fail_after(_WRITE_S):
+                    await stream.send(data)
+        except (TransportError, trio.TooSlowError) as error:
+            self._lose(state, f"{channel}: {error}")
+        finally:
+            if stream is not None:
+                with trio.CancelScope(shield=True), trio.move_on_after(0.5):
+                    await stream.abort()
+
+    def _coalesce(self, queue: deque[bytes]) -> bytes:
+        """Return queued frames as one write; a keepalive when there are none."""
+        if not queue:
+            return bytes(4)
+        parts, size = [], 0
+        while queue and size < _COALESCE_BYTES:
+            frame = queue.popleft()
+            parts += [len(frame).to_bytes(4, "big"), frame]
+            size += len(frame)
+            self._counters["frames_sent"] += 1
+        return b"".join(parts)
+
+    async def _maybe_up(self, state: _Peer) -> None:
+        if state.opened and state.arrived and not state.up and self._sink is not None:
+            state.up = True
+            await self._sink(PeerUp(state.id, self._wanted.get(state.id, ())))
+
+    def send(self, peer: str, channel: str, frame: bytes) -> bool:
+        """Queue a frame; False when the queue is full or there is no such connection."""
+        state = self._peers.get(peer)
+        if state is None or not state.up or len(state.queues[channel]) >= _QUEUE_FRAMES_MAX:
+            self._counters["frames_dropped"] += 1
+            return False
+        if not 0 < len(frame) <= FRAME_SIZE_BYTES_MAX:
+            raise ValueError(f"a frame of {len(frame)} bytes; 1 to {FRAME_SIZE_BYTES_MAX}")
+        state.queues[channel].append(frame)
+        state.wakes[channel].set()
+        return True
+
+    async def _on_control(self, raw: Any) -> None:
+        peer = str(raw.muxed_conn.peer_id)
+        known = self._peers.get(peer)
+        if known is not None and known.arrived:
+            # The other side began anew and we have not noticed the loss yet.
+            self._lose(known, "replaced by a newer connection")
+            await known.gone.wait()
+        if self._nursery is None or len(self._peers) >= CONNECTIONS_MAX * 2:
+            await _Stream(raw, peer).abort()
+            return
+        state = self._ensure(peer)
+        state.arrived = True
+        await self._maybe_up(state)
+        try:
+            await self._read_loop(state, _Stream(raw, peer), CHANNEL_CONTROL, _SILENCE_S)
+        finally:
+            self._lose(state, "control stream ended")
+
+    async def _on_sync(self, raw: Any) -> None:
+        peer = str(raw.muxed_conn.peer_id)
+        state = self._peers.get(peer)
+        stream = _Stream(raw, peer)
+        if state is None:
+            await stream.abort()
+            return
+        await self._read_loop(state, stream, CHANNEL_SYNC, _SILENCE_S * 4)
+
+    async def _read_loop(
+        self, state: _Peer, stream: _Stream, channel: str, silence_s: float
+    ) -> None:
+        try:
+            while not state.gone.is_set():
+                with trio.fail_after(silence_s):
+                    size = int.from_bytes(await stream.receive_exactly(4), "big")
+                    if size > FRAME_SIZE_BYTES_MAX:
+                        self._counters["frames_refused"] += 1
+                        self._lose(state, f"a frame of {size} bytes")
+                        return
+                    data = await stream.receive_exactly(size) if size else b""
+                if size and self._sink is not None:
+                    self._counters["frames_received"] += 1
+                    await self._sink(Frame(state.id, channel, data))
+        except (StreamEnded, TransportError, trio.TooSlowError) as error:
+            state.reason = state.reason or f"{channel}: {error or 'silence'}"
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(0.5):
+                await stream.abort()
+
+    # -- streams ----------------------------------------------------------------------------
+
+    async def open_stream(self, peer: str, protocol: str) -> ByteStream:
+        """Open a stream; raises TransportError."""
+        try:
+            with trio.fail_after(_OPEN_S):
+                raw = await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
+        except Exception as error:
+            raise TransportError(f"no stream to {peer[-6:]}: {error!r}") from None
+        return _Stream(raw, peer)
+
+    def set_stream_handler(
+        self, protocol: str, handler: Callable[[ByteStream], Awaitable[None]]
+    ) -> None:
+        """Serve a protocol; an exception of the handler resets its stream and is counted."""
+
+        async def handle(raw: Any) -> None:
+            await handler(_Stream(raw, str(raw.muxed_conn.peer_id)))
+
+        self._host.set_stream_handler(TProtocol(protocol), handle)
+
+    # -- gossip -----------------------------------------------------------------------------
+
+    def join_topic(self, topic: str, accept: Callable[[str, bytes], bool]) -> None:
+        """Take part in a topic; `accept(forwarder, data)` says what is passed on."""
+        if topic in self._topics:
+            return
+        self._topics[topic] = deque(maxlen=_GOSSIP_QUEUE_MAX)
+        self._topic_wakes[topic] = trio.Event()
+        assert self._nursery is not None
+
+        def validate(forwarder: ID, message: Any) -> bool:
+            if forwarder == self._host.get_id():
+                return True
+            try:
+                ok = len(message.data) <= FRAME_SIZE_BYTES_MAX and accept(
+                    str(forwarder), message.data
+                )
+            except Exception:  # a raising validator ends the stock host
+                ok = False
+            self._counters["gossip_received" if ok else "gossip_refused"] += 1
+            return ok
+
+        self._pubsub.set_topic_validator(topic, validate, False)
+        self._nursery.start_soon(self._gossip_in, topic)
+        self._nursery.start_soon(self._gossip_out, topic)
+
+    async def _gossip_in(self, topic: str) -> None:
+        subscription = await self._pubsub.subscribe(topic)
+        mine = self._host.get_id().to_bytes()
+        while True:
+            message = await subscription.get()
+            if message.from_id != mine and self._sink is not None:
+                await self._sink(Gossip(topic, str(ID(message.from_id)), message.data))
+
+    def announce(self, topic: str, data: bytes) -> None:
+        """Publish, paced; the oldest waiting frames are dropped when too many wait."""
+        if topic in self._topics:
+            self._topics[topic].append(data)
+            self._topic_wakes[topic].set()
+
+    async def _gossip_out(self, topic: str) -> None:
+        queue = self._topics[topic]
+        while True:
+            if not queue:
+                self._topic_wakes[topic] = trio.Event()
+                await self._topic_wakes[topic].wait()
+            try:
+                await self._pubsub.publish(topic, queue.popleft())
+                self._counters["gossip_sent"] += 1
+            except Exception:  # gossip may lose anything; sync makes it good
+                self._counters["gossip_lost"] += 1
+            await trio.sleep(_GOSSIP_INTERVAL_S)
+
+
+def _message_id(message: Any) -> bytes:
+    """Name gossip by its content: stock names repeat after a restart, and are then dropped."""
+    return hashlib.sha256(message.data).digest()
+
+
+def _check_free(address: Multiaddr) -> None:
+    """Say in words that a port is taken: libp2p's SO_REUSEPORT lets two nodes share one."""
+    text = str(address)
+    parts = text.split("/")
+    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        raise TransportError(
+            f"cannot listen on {text!r}", hint="use a multiaddr such as /ip4/0.0.0.0/tcp/4101"
+        )
+    family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((parts[2], int(parts[4])))
+        except (OSError, ValueError) as error:
+            raise TransportError(
+                f"cannot listen on {text}: {getattr(error, 'strerror', error)}",
+                hint="another program has the port: choose another one with --listen",
+            ) from None
+
+
+def _own_ips() -> list[str]:
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET
+    ]
+    return sorted(found, key=lambda ip: ip.startswith("127."))

@@ -1,0 +1,144 @@
+"""HTTP to the local node over one kept connection. Standard library; imported when needed."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote, urlencode, urlsplit
+
+from pairio.errors import NodeNotRunning, RequestRefused
+
+__all__ = ["Api", "find_api"]
+
+_TIMEOUT_S = 90.0
+
+
+def default_home() -> Path:
+    """Return PAIRIO_HOME, or where a user's data lies on this system."""
+    named = os.environ.get("PAIRIO_HOME")
+    if named:
+        return Path(named).absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("pairio", False))
+
+
+def find_api() -> tuple[str, str]:
+    """Return (URL, token) of the node to talk to.
+
+    `PAIRIO_API_URL` names another node; then `PAIRIO_API_KEY` is its token. Without it the node of
+    this machine's home is used with its own token: a key left over from the original is ignored.
+
+    Raises:
+        NodeNotRunning: no node runs on the home.
+    """
+    url = os.environ.get("PAIRIO_API_URL")
+    if url:
+        return url.rstrip("/"), os.environ.get("PAIRIO_API_KEY", "")
+    path = default_home() / "api.json"
+    try:
+        info = json.loads(path.read_text())
+        return str(info["url"]), str(info["token"])
+    except FileNotFoundError:
+        raise NodeNotRunning(
+            f"no node runs on {path.parent}", "start one: pairio-node run"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise NodeNotRunning(f"cannot read {path}: {error}", "restart the node") from None
+
+
+class Api:
+    """Calls of one node. Not for use by several threads at once."""
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        found_url, found_token = (url, token or "") if url else find_api()
+        parts = urlsplit(found_url or "")
+        if parts.scheme != "http" or not parts.hostname:
+            raise NodeNotRunning(
+                f"PAIRIO_API_URL is {found_url!r}", "use one such as http://127.0.0.1:7777"
+            )
+        self._host, self._port = parts.hostname, parts.port or 80
+        self._token = found_token
+        self._connection: Any = None
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def call(
+        self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None
+    ) -> Any:
+        """Make a call and return the JSON of its answer.
+
+        Raises:
+            NodeNotRunning, RequestRefused.
+        """
+        response = self._send(method, _target(path, query), body)
+        data = response.read()
+        if response.status >= 400:
+            raise _refusal(response.status, data)
+        return json.loads(data)
+
+    def stream(self, path: str, query: dict[str, Any] | None = None) -> Iterable[bytes]:
+        """Yield the bytes of an answer."""
+        response = self._send("GET", _target(path, query), None)
+        if response.status >= 400:
+            raise _refusal(response.status, response.read())
+        while chunk := response.read(256 * 1024):
+            yield chunk
+
+    def upload(self, file: BinaryIO) -> Any:
+        """Add a file's bytes to the node; returns `{cid, size}`."""
+        size = os.fstat(file.fileno()).st_size
+        response = self._send("POST", "/api/v1/content", file, size)
+        data = response.read()
+        if response.status >= 400:
+            raise _refusal(response.status, data)
+        return json.loads(data)
+
+    def _send(self, method: str, target: str, body: Any, size: int | None = None) -> Any:
+        import http.client
+
+        headers = self._headers()
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        elif body is not None:
+            body = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        for attempt in (1, 2):
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection(
+                    self._host, self._port, timeout=_TIMEOUT_S
+                )
+            try:
+                self._connection.request(method, target, body, headers)
+                return self._connection.getresponse()
+            except (ConnectionError, http.client.HTTPException, OSError) as error:
+                self._connection.close()
+                self._connection = None
+                # A kept connection may have been closed while idle; a job is content-addressed,
+                # so a submit sent twice is one job.
+                if attempt == 2 or size is not None or isinstance(error, ConnectionRefusedError):
+                    raise NodeNotRunning(
+                        f"no node answers at http://{self._host}:{self._port} ({error})",
+                        "start it: pairio-node run",
+                    ) from None
+        raise AssertionError("unreachable")
+
+
+def _target(path: str, query: dict[str, Any] | None) -> str:
+    given = {k: v for k, v in (query or {}).items() if v is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def part(text: str) -> str:
+    """Return text as one part of a path."""
+    return quote(text, safe="")
+
+
+def _refusal(status: int, data: bytes) -> RequestRefused:
+    try:
+        error = json.loads(data)["error"]
+        return RequestRefused(error["message"], error.get("hint"), error["code"], status)
+    except (ValueError, KeyError, TypeError):
+        return RequestRefused(f"the node answered {status}", None, "http", status)

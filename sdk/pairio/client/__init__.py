@@ -1,0 +1,29 @@
+"""For those who submit jobs: the names of the original, over the node on this machine."""
+
+from pairio.client._jobs import (
+    PairioJob,
+    SpecialJobOutput,
+    find_job,
+    find_jobs,
+    submit_job,
+)
+from pairio.client._models import (
+    PairioJobDefinition,
+    PairioJobInputFile,
+    PairioJobOutputFile,
+    PairioJobParameter,
+    PairioJobRequiredResources,
+)
+
+__all__ = [
+    "PairioJob",
+    "PairioJobDefinition",
+    "PairioJobInputFile",
+    "PairioJobOutputFile",
+    "PairioJobParameter",
+    "PairioJobRequiredResources",
+    "SpecialJobOutput",
+    "find_job",
+    "find_jobs",
+    "submit_job",
+]

@@ -1,0 +1,191 @@
+"""Submitting jobs and following them."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pairio._http import Api, part
+from pairio.client._models import PairioJobDefinition, PairioJobRequiredResources
+from pairio.errors import PairioError
+
+__all__ = ["PairioJob", "SpecialJobOutput", "find_job", "find_jobs", "submit_job"]
+
+_FINAL = ("completed", "failed", "canceled", "blocked")
+_api: Api | None = None
+
+
+def _shared_api() -> Api:
+    global _api
+    if _api is None:
+        _api = Api()
+    return _api
+
+
+@dataclass(frozen=True)
+class SpecialJobOutput:
+    """An output of a job, usable as the `url` of another job's input before it exists."""
+
+    jobId: str
+    name: str
+    fileBaseName: str
+    _job: "PairioJob"
+
+    @property
+    def reference(self) -> str:
+        """Return what stands in a job definition: `job:ID/NAME`."""
+        return f"job:{self.jobId}/{part(self.name)}"
+
+    @property
+    def url(self) -> str | None:
+        """Return a URL of the content on this machine, None until it exists."""
+        return self._result().get("url")
+
+    @property
+    def size(self) -> int | None:
+        """Return the size in bytes, None until it exists."""
+        return self._result().get("size")
+
+    def _result(self) -> dict[str, Any]:
+        return next(r for r in self._job.outputFileResults if r["name"] == self.name)
+
+    def read(self) -> bytes:
+        """Return the content. Raises RequestRefused while it does not exist."""
+        return self._job._bytes(f"outputs/{part(self.name)}")
+
+
+class PairioJob:
+    """A job by one of its requests. Attributes have the original's names (`status`, `jobId`, ...).
+
+    They are as of the last answer; `refresh` and `wait_until_done` renew them.
+    """
+
+    def __init__(self, api: Api, data: dict[str, Any]) -> None:
+        self._api = api
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_data"][name]
+        except KeyError:
+            raise AttributeError(f"a job has no attribute {name!r}") from None
+
+    def __repr__(self) -> str:
+        return f"PairioJob({self.jobId[-8:]}, {self.status})"
+
+    @property
+    def job_url(self) -> str:
+        """The job's page on this machine's node."""
+        return str(self._data["jobUrl"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything that the node says of the job."""
+        return dict(self._data)
+
+    def refresh(self) -> None:
+        """Ask the node for the present state."""
+        query = {"serviceName": self._data["serviceName"]}
+        self._data = self._api.call("GET", f"/api/v1/jobs/{self._data['requestId']}", None, query)
+
+    def get_output(self, name: str) -> SpecialJobOutput:
+        """Return an output by name; it may serve as another job's input before it exists.
+
+        Raises:
+            PairioError: the job has no such output.
+        """
+        for result in self._data["outputFileResults"]:
+            if result["name"] == name:
+                return SpecialJobOutput(self.jobId, name, result["fileBaseName"], self)
+        known = ", ".join(r["name"] for r in self._data["outputFileResults"]) or "none"
+        raise PairioError(f"the job has no output {name!r}", f"its outputs: {known}")
+
+    def wait_until_done(self, *, wait_sec: float | None = None) -> None:
+        """Wait until the job has ended and its result is safe, or for `wait_sec` seconds.
+
+        A failed job does not raise: look at `status` and `error`.
+        """
+        ends = None if wait_sec is None else time.monotonic() + wait_sec
+        while not self._data["isSettled"]:
+            left = 30.0 if ends is None else min(30.0, ends - time.monotonic())
+            if left <= 0:
+                return
+            query = {"serviceName": self._data["serviceName"], "timeoutSec": left}
+            path = f"/api/v1/jobs/{self._data['requestId']}/wait"
+            self._data = self._api.call("GET", path, None, query)
+
+    def console(self) -> str:
+        """Return the console output."""
+        return self._bytes("console").decode(errors="replace")
+
+    def _bytes(self, what: str) -> bytes:
+        query = {"serviceName": self._data["serviceName"]}
+        path = f"/api/v1/jobs/{self._data['requestId']}/{what}"
+        return b"".join(self._api.stream(path, query))
+
+
+def submit_job(
+    *,
+    service_name: str | None = None,
+    job_definition: PairioJobDefinition,
+    required_resources: PairioJobRequiredResources | None = None,
+    tags: list[str] | None = None,
+    skip_cache: bool = False,
+    rerun_failing: bool = False,
+    delete_failing: bool = False,
+    batch_id: str | None = None,
+    target_compute_client_ids: list[str] | None = None,
+) -> PairioJob:
+    """Submit a job, or find its result in the cache; returns at once.
+
+    Args:
+        service_name: may be left out when the node is in one service (or PAIRIO_SERVICE_NAME).
+        job_definition: what to compute.
+        required_resources: what a run may use.
+        tags: texts to find the job by.
+        skip_cache: run it anew in any case.
+        rerun_failing: run it anew if its result is a failure.
+        delete_failing: as rerun_failing; a signed fact is not deleted.
+        batch_id: text that groups jobs.
+        target_compute_client_ids: peer ids that may run it; None: anyone.
+
+    Raises:
+        NodeNotRunning, RequestRefused.
+    """
+    definition = job_definition.model_dump(exclude_none=False)
+    for entry, given in zip(definition["inputFiles"], job_definition.inputFiles, strict=True):
+        if isinstance(given.url, SpecialJobOutput):
+            entry["url"] = given.url.reference
+    body = {
+        "serviceName": service_name or os.environ.get("PAIRIO_SERVICE_NAME"),
+        "jobDefinition": definition,
+        "requiredResources": (required_resources or PairioJobRequiredResources()).model_dump(),
+        "tags": tags or [],
+        "skipCache": skip_cache,
+        "rerunFailing": rerun_failing or delete_failing,
+        "deleteFailing": delete_failing,
+        "batchId": batch_id or "",
+        "targetComputeClientIds": target_compute_client_ids,
+    }
+    api = _shared_api()
+    return PairioJob(api, api.call("POST", "/api/v1/jobs", body))
+
+
+def find_job(job_id: str, *, service_name: str | None = None) -> PairioJob:
+    """Return a job by id. Raises RequestRefused when the node knows none."""
+    api = _shared_api()
+    query = {"serviceName": service_name}
+    return PairioJob(api, api.call("GET", f"/api/v1/jobs/{part(job_id)}", None, query))
+
+
+def find_jobs(
+    *,
+    service_name: str | None = None,
+    status: str | None = None,
+    tag: str | None = None,
+    limit: int = 100,
+) -> list[PairioJob]:
+    """Return the newest jobs that the node knows, newest first."""
+    api = _shared_api()
+    query = {"serviceName": service_name, "status": status, "tag": tag, "limit": limit}
+    answer = api.call("GET", "/api/v1/jobs", None, query)
+    return [PairioJob(api, data) for data in answer["jobs"]]

@@ -1,0 +1,196 @@
+"""Apps and processors: the spec they give, and how a processor is run inside a job.
+
+`App.run()` decides by environment, as the original's: SPEC_OUTPUT_FILE writes the spec,
+PAIRIO_JOB_FILE runs a job. Standard library only at top level: this runs inside jobs.
+"""
+
+import json
+import os
+import re
+import sys
+import types
+import typing
+from typing import Any
+
+from pairio.sdk._files import InputFile, OutputFile
+
+__all__ = ["App", "ProcessorBase"]
+
+_SCALARS = {str: "str", int: "int", float: "float", bool: "bool"}
+_LIST_INDEX = re.compile(r"^(.*)\[(\d+)\]$")
+
+
+class ProcessorBase:
+    """One computation. Subclasses set the attributes and `run(context)`."""
+
+    name: str
+    description: str = ""
+    label: str = ""
+    image: str | None = None
+    executable: str = "main.py"
+    attributes: typing.ClassVar[dict[str, Any]] = {}
+
+    @staticmethod
+    def run(context: Any) -> None:
+        """Compute. The annotation of `context` is the pydantic model of inputs and parameters."""
+        raise NotImplementedError
+
+
+class App:
+    """A bundle of processors."""
+
+    def __init__(self, app_name: str, *, description: str = "") -> None:
+        self._name = app_name
+        self._description = description
+        self._processors: list[type[ProcessorBase]] = []
+
+    def add_processor(self, processor: type[ProcessorBase]) -> None:
+        """Add a processor class."""
+        if not isinstance(getattr(processor, "name", None), str):
+            raise TypeError(f"{processor.__name__} has no `name`: set it to a text")
+        if any(p.name == processor.name for p in self._processors):
+            raise ValueError(f"two processors are called {processor.name!r}")
+        self._processors.append(processor)
+
+    def get_spec(self) -> dict[str, Any]:
+        """Return the app's specification (spec.json)."""
+        return {
+            "name": self._name,
+            "description": self._description,
+            "processors": [_processor_spec(p) for p in self._processors],
+        }
+
+    def run(self) -> None:
+        """Do what the environment asks: write the spec, or run a job."""
+        spec_file = os.environ.get("SPEC_OUTPUT_FILE")
+        job_file = os.environ.get("PAIRIO_JOB_FILE")
+        if spec_file:
+            with open(spec_file, "w") as file:
+                json.dump(self.get_spec(), file, indent=2)
+        elif job_file:
+            with open(job_file) as file:
+                self._run_job(json.load(file))
+        else:
+            sys.exit(
+                "error: this is a pairio app; it runs inside jobs\n\n"
+                "hint: install it with `pairio app install SERVICE DIR`"
+            )
+
+    def _run_job(self, job: dict[str, Any]) -> None:
+        for processor in self._processors:
+            if processor.name == job["processor"]:
+                break
+        else:
+            sys.exit(f"error: app {self._name!r} has no processor {job['processor']!r}")
+        context, outputs = _context(job)
+        processor.run(context)
+        missing = [o.name for o in outputs if not o.was_uploaded and not os.path.exists(o._path)]
+        if missing:
+            sys.exit(f"error: output {missing[0]!r} was not uploaded")
+
+
+class _Node:
+    """A context as the original gives it: plain attributes, nested by dots."""
+
+    def dict(self) -> dict[str, Any]:
+        """Return the attributes as a plain dict."""
+        return {
+            key: value.dict() if isinstance(value, _Node) else value
+            for key, value in self.__dict__.items()
+        }
+
+    model_dump = dict
+
+
+def _put(root: _Node, dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    node = root
+    for part in path:
+        node = node.__dict__.setdefault(part, _Node())
+    node.__dict__[last] = value
+
+
+def _context(job: dict[str, Any]) -> tuple[_Node, list[OutputFile]]:
+    root, outputs = _Node(), []
+    lists: dict[str, dict[int, InputFile]] = {name: {} for name in job["list_inputs"]}
+    for entry in job["inputs"]:
+        file = InputFile(entry["name"], entry["path"], entry["base_name"])
+        match = _LIST_INDEX.match(entry["name"])
+        if match and match[1] in lists:
+            lists[match[1]][int(match[2])] = file
+        else:
+            _put(root, entry["name"], file)
+    for name, files in lists.items():
+        _put(root, name, [files[i] for i in sorted(files)])
+    for entry in job["outputs"]:
+        output = OutputFile(entry["name"], entry["path"], entry["base_name"])
+        outputs.append(output)
+        _put(root, entry["name"], output)
+    for entry in job["parameters"]:
+        _put(root, entry["name"], entry["value"])
+    return root, outputs
+
+
+def _processor_spec(processor: type[ProcessorBase]) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "name": processor.name,
+        "description": processor.description,
+        "label": processor.label or processor.name,
+        "image": processor.image,
+        "executable": processor.executable,
+        "inputs": [],
+        "outputs": [],
+        "parameters": [],
+        "attributes": [{"name": k, "value": v} for k, v in processor.attributes.items()],
+    }
+    hints = typing.get_type_hints(processor.run)
+    hints.pop("return", None)
+    if len(hints) != 1:
+        raise TypeError(f"run of {processor.name!r} takes one parameter, annotated with its model")
+    _collect(next(iter(hints.values())), "", spec)
+    return spec
+
+
+def _collect(model: Any, prefix: str, spec: dict[str, Any]) -> None:
+    """Add the fields of a pydantic model to a spec, nested ones under dotted names."""
+    for key, field in model.model_fields.items():
+        name, kind = f"{prefix}{key}", field.annotation
+        entry: dict[str, Any] = {"name": name, "description": field.description or ""}
+        if kind is InputFile:
+            spec["inputs"].append(entry)
+        elif typing.get_origin(kind) is list and typing.get_args(kind) == (InputFile,):
+            spec["inputs"].append({**entry, "list": True})
+        elif kind is OutputFile:
+            spec["outputs"].append(entry)
+        elif hasattr(kind, "model_fields"):
+            _collect(kind, f"{name}.", spec)
+        else:
+            spec["parameters"].append(_parameter_spec(entry, kind, field))
+
+
+def _parameter_spec(entry: dict[str, Any], kind: Any, field: Any) -> dict[str, Any]:
+    parameter = {"name": entry["name"], "type": _type_name(kind, entry["name"]), **entry}
+    if not field.is_required():
+        default = field.get_default(call_default_factory=True)
+        if default is not None:
+            parameter["defaultValue"] = default
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "options" in extra:
+        parameter["options"] = list(extra["options"])
+    return parameter
+
+
+def _type_name(kind: Any, name: str) -> str:
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and len(args) == 1 and args[0] in _SCALARS:
+        return f"List[{_SCALARS[args[0]]}]"
+    if origin in (typing.Union, types.UnionType):
+        inner = [a for a in args if a is not type(None)]
+        if len(inner) == 1 and len(args) == 2:
+            return f"Optional[{_type_name(inner[0], name)}]"
+    raise TypeError(
+        f"{name} has type {kind}; use str, int, float, bool, a List or an Optional of them,"
+        " InputFile, List[InputFile], OutputFile, or a nested model"
+    )

@@ -1,0 +1,100 @@
+"""The files of a job as an app sees them. Standard library only: this runs inside jobs."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from typing import Any
+
+__all__ = ["InputFile", "OutputFile", "upload_additional_job_output"]
+
+_PART = re.compile(r"^[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?$")
+_ADDITIONAL_SIZE_BYTES_MAX = 1024**3
+
+
+class _Schema:
+    """Lets pydantic take a file class as the type of a field; contexts are never validated."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
+
+
+class InputFile(_Schema):
+    """An input of the job. It is there before the job starts."""
+
+    def __init__(self, name: str, path: str, file_base_name: str, url: str = "") -> None:
+        self.name = name
+        self.url = url or f"file://{path}"
+        self.file_base_name = file_base_name
+        self.local_file_name: str | None = path
+
+    def get_url(self) -> str:
+        """Return a URL under which the content can be read."""
+        return self.url
+
+    def is_local(self) -> bool:
+        """Say whether the content is a file on this machine (always, for now)."""
+        return self.local_file_name is not None
+
+    def get_local_file_name(self) -> str | None:
+        """Return the path of the content, which is read-only."""
+        return self.local_file_name
+
+    def download(self, dest_file_path: str | None = None) -> str:
+        """Copy the content to `dest_file_path` (or a temporary file) and return that path."""
+        if self.local_file_name is None:
+            raise FileNotFoundError(f"input {self.name} has no content here")
+        if dest_file_path is None:
+            fd, dest_file_path = tempfile.mkstemp(suffix=f"-{self.file_base_name}")
+            os.close(fd)
+        shutil.copyfile(self.local_file_name, dest_file_path)
+        return dest_file_path
+
+
+class OutputFile(_Schema):
+    """An output of the job. It counts once it is uploaded."""
+
+    def __init__(self, name: str, path: str, file_base_name: str) -> None:
+        self.name = name
+        self.file_base_name = file_base_name
+        self.was_uploaded = False
+        self.size: int | None = None
+        self._path = path
+
+    def upload(self, local_file_name: str, delete_local_file: bool = True) -> None:
+        """Make a local file the content of this output; it is deleted by default.
+
+        Raises:
+            FileNotFoundError: there is no such file; the output stays without content.
+        """
+        self.size = os.path.getsize(local_file_name)
+        if delete_local_file:
+            shutil.move(local_file_name, self._path)
+        else:
+            shutil.copyfile(local_file_name, self._path)
+        self.was_uploaded = True
+
+
+def upload_additional_job_output(local_file_name: str, remote_fname: str) -> str:
+    """Keep a file that the spec does not declare, as `other/REMOTE_FNAME`; return that name.
+
+    At most 1 GiB; the name has 1 to 6 parts of letters, digits, `_`, `-` and inner dots.
+
+    Raises:
+        ValueError: the name or the size is not allowed; nothing was kept.
+    """
+    parts = remote_fname.split("/")
+    if not 1 <= len(parts) <= 6 or not all(_PART.match(part) for part in parts):
+        raise ValueError(f"{remote_fname!r} is no name for an output; use parts such as a-b/c.txt")
+    if os.path.getsize(local_file_name) > _ADDITIONAL_SIZE_BYTES_MAX:
+        raise ValueError(f"{local_file_name} is larger than {_ADDITIONAL_SIZE_BYTES_MAX} bytes")
+    with open(os.environ["PAIRIO_JOB_FILE"]) as file:
+        folder = json.load(file)["additional_outputs"]
+    destination = os.path.join(folder, *parts)
+    os.makedirs(os.path.dirname(destination), exist_ok=True)
+    shutil.copyfile(local_file_name, destination)
+    return f"other/{remote_fname}"
