@@ -1,7 +1,6 @@
 """An app's directory on this machine: its specification, and which files are its code."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -116,7 +115,7 @@ async def _made(directory: Path, runner: Runner) -> str:
         if outcome.status != "completed" or not made.is_file() or made.is_symlink():
             said = outcome.console.decode(errors="replace").strip()[-1000:]
             raise UserError(f"main.py wrote no specification: {outcome.error}\n{said}")
-        if os.path.getsize(made) > _SPEC_SIZE_BYTES_MAX:
+        if made.stat().st_size > _SPEC_SIZE_BYTES_MAX:
             raise UserError("the specification is larger than 1 MiB")
         return made.read_text()
     finally:

@@ -62,7 +62,7 @@ class NodeConfig:
         """Return the block quota for a store on `path`."""
         if self.quota_bytes:
             return self.quota_bytes
-        return min(psutil.disk_usage(str(path)).free // 5, 100 * _GIB)
+        return min(int(psutil.disk_usage(str(path)).free) // 5, 100 * _GIB)
 
 
 def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:

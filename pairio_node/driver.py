@@ -70,7 +70,8 @@ class Driver:
         """
         self._call_number += 1
         number = self._call_number
-        done, answer = trio.Event(), []
+        done = trio.Event()
+        answer: list[Reply | Fail] = []
         self._calls[number] = (done, answer)
         try:
             if not self.post(make_event(number)):

@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -128,7 +129,7 @@ class Node:
             case Gossip():
                 service = event.topic.removeprefix(_TOPIC_PREFIX).partition("/")[0]
                 posted = ev.GossipReceived(service, event.forwarder, event.data)
-        while not self.driver.post(posted):
+        while not self.driver.post(posted):  # noqa: ASYNC110 - rare, and every event wakes nobody
             await trio.sleep(0.05)  # back-pressure: the stream is not read meanwhile
 
     def _remember(self, peer: str, addresses: tuple[str, ...]) -> None:
@@ -536,7 +537,9 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
             async with trio.open_nursery() as nursery:
                 node.start(nursery)
                 async with trio.open_nursery() as api:
-                    await api.start(serve_api, node, auth, node.links, api_port, gateway_port, stop)
+                    await api.start(
+                        partial(serve_api, node, auth, node.links, api_port, gateway_port, stop)
+                    )
                     info = {"url": node.api_url, "token": token, "pid": os.getpid()}
                     home.write_api({**info, "gatewayUrl": f"http://127.0.0.1:{gateway_port}"})
                     ready(
@@ -553,9 +556,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                 node.writer.stop()
 
 
-async def _watch_signals(
-    stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def _watch_signals(stop: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as numbers:
         task_status.started()
         async for _ in numbers:

@@ -208,14 +208,10 @@ def _finish(api: Api, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def _run_examples(
-    node: DemoNode, names: dict[str, str], clock: _Clock
-) -> list[dict[str, Any]]:
+def _run_examples(node: DemoNode, names: dict[str, str], clock: _Clock) -> list[dict[str, Any]]:
     """Submit the three examples at node1, which does not compute."""
     api = node.api()
-    jobs = []
-    for definition in _example_definitions():
-        jobs.append(_run_one(api, definition, names, clock))
+    jobs = [_run_one(api, definition, names, clock) for definition in _example_definitions()]
     jobs.append(_run_one(api, _count_definition(jobs[1]["jobId"]), names, clock))
     return jobs
 

@@ -147,7 +147,7 @@ def _input(api: Api, name: str, value: str) -> dict[str, Any]:
 
 
 def _value(name: str, text: str, kind: str) -> Any:
-    """Return a parameter's value from its text; what is not of its type is for the node to refuse."""
+    """Return a parameter's value from its text; the node refuses what is not of its type."""
     inner = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Opt") else kind
     if inner == "str":
         return text

@@ -100,9 +100,12 @@ def _guard(app: FastAPI, auth: Auth) -> None:
                 return _error(
                     413, f"a body of {size} bytes", f"at most {_JSON_SIZE_BYTES_MAX}", "size"
                 )
-        elif not path.startswith("/open/") and path != "/openapi.json":
-            if not auth.has_session(request.cookies.get(COOKIE)):
-                return HTMLResponse(login_page(path), status_code=401)
+        elif (
+            not path.startswith("/open/")
+            and path != "/openapi.json"
+            and not auth.has_session(request.cookies.get(COOKIE))
+        ):
+            return HTMLResponse(login_page(path), status_code=401)
         return await call_next(request)
 
 

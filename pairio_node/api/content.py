@@ -20,7 +20,7 @@ _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return (start, stop) of one byte range; None for the whole; ValueError if it cannot be met."""
+    """Return (start, stop) of one range, None for the whole; ValueError: it cannot be met."""
     match = _RANGE.match(header or "")
     if match is None or match.groups() == ("", ""):
         return None

@@ -8,7 +8,7 @@ __all__ = ["Links"]
 
 
 class Links:
-    """Makes and checks URLs. A content URL carries an HMAC of CID and name; nothing else opens it."""
+    """Makes and checks URLs. Only the HMAC of CID and name in a content URL opens it."""
 
     def __init__(self, api_port: int, gateway_port: int, key: bytes) -> None:
         self._api_port = api_port

@@ -83,7 +83,7 @@ async def serve_api(
     api_port: int,
     gateway_port: int,
     stop: trio.Event,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve both origins on loopback until `stop`.
 

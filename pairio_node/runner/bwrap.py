@@ -14,9 +14,8 @@ from typing import Literal
 
 import trio
 
-import pairio
 from pairio_node.runner.base import ProbeResult, RunSpec
-from pairio_node.runner.process import ProcessRunner, _common_environment, _interpreted
+from pairio_node.runner.process import ProcessRunner, common_environment, interpreted, sdk_root
 from pairio_node.runner.supervise import supervise
 
 __all__ = ["BwrapRunner"]
@@ -98,19 +97,28 @@ class BwrapRunner(ProcessRunner):
         return [
             *self._sandbox(spec),
             "--",
-            *self._limited(spec, _interpreted(executable, inside, _python_inside())),
+            *self._limited(spec, interpreted(executable, inside, _python_inside())),
         ]
 
     def _environment(self, spec: RunSpec) -> dict[str, str]:
         return {
-            **_common_environment(spec, "/tmp"),
+            **common_environment(spec, "/tmp"),
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": "/tmp",
             "PYTHONPATH": "/opt/pairio/sdk:/opt/pairio/site",
         }
 
     def _sandbox(self, spec: RunSpec) -> list[str]:
-        argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
+        argv = [
+            "bwrap",
+            "--unshare-all",
+            "--unshare-user",
+            "--disable-userns",
+            "--uid",
+            "65534",
+            "--gid",
+            "65534",
+        ]
         argv += ["--hostname", "job", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         argv += ["--ro-bind", "/usr", "/usr"]
         for name in ("bin", "lib", "lib64", "sbin"):
@@ -125,7 +133,7 @@ class BwrapRunner(ProcessRunner):
         if not sys.base_prefix.startswith("/usr"):
             argv += ["--ro-bind", sys.base_prefix, "/opt/pairio/python"]
         argv += ["--ro-bind", sysconfig.get_paths()["purelib"], "/opt/pairio/site"]
-        argv += ["--ro-bind", str(Path(pairio.__file__).parent), "/opt/pairio/sdk/pairio"]
+        argv += ["--ro-bind", str(sdk_root() / "pairio"), "/opt/pairio/sdk/pairio"]
         argv += ["--ro-bind", str(spec.bundle), "/app"]
         for number, file in enumerate(spec.inputs):
             argv += ["--ro-bind", str(file.path), self._input_path(spec, number)]

@@ -3,6 +3,7 @@
 Nothing keeps such a job from reading what the node's user can read: opt-in only.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import trio
 from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
 from pairio_node.runner.supervise import Ended, supervise
 
-__all__ = ["ProcessRunner"]
+__all__ = ["ProcessRunner", "common_environment", "interpreted", "sdk_root"]
 
 _OUTPUTS_SIZE_BYTES_MAX = 1024**4
 _FILE_SIZE_BYTES_MAX = 1024**4
@@ -71,16 +72,13 @@ class ProcessRunner:
 
     def _command(self, spec: RunSpec) -> list[str]:
         executable = self._executable(spec)
-        return self._limited(spec, _interpreted(executable, str(executable), sys.executable))
+        return self._limited(spec, interpreted(executable, str(executable), sys.executable))
 
     def _environment(self, spec: RunSpec) -> dict[str, str]:
-        import pairio
-
-        root = str(Path(pairio.__file__).parent.parent)
-        paths = [root, *(p for p in sys.path if p.endswith("site-packages"))]
+        paths = [str(sdk_root()), *(p for p in sys.path if p.endswith("site-packages"))]
         tmp = self._inside(spec, spec.work_dir / "tmp")
         return {
-            **_common_environment(spec, tmp),
+            **common_environment(spec, tmp),
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": tmp,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -164,6 +162,14 @@ class ProcessRunner:
         return RunOutcome("completed", "", outputs, ended.console, ended.usage)
 
 
+def sdk_root() -> Path:
+    """Return the folder that holds the SDK (`pairio`); the node itself never imports it."""
+    spec = importlib.util.find_spec("pairio")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the pairio SDK is not installed beside the node")
+    return Path(spec.origin).parent.parent
+
+
 def _is_plain(path: Path) -> bool:
     """Say whether a path is a regular file: never a link, device or pipe that a job left."""
     try:
@@ -172,11 +178,13 @@ def _is_plain(path: Path) -> bool:
         return False
 
 
-def _interpreted(on_disk: Path, inside: str, python: str) -> list[str]:
+def interpreted(on_disk: Path, inside: str, python: str) -> list[str]:
+    """Return how a program is started: `.py` by an interpreter that has the SDK."""
     return [python, inside] if on_disk.suffix == ".py" else [inside]
 
 
-def _common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
+def common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
+    """Return the original's variables, and what keeps libraries to the CPUs of the job."""
     cpus = str(max(1, spec.cpu_millicores // 1000))
     return {
         "LANG": "C.UTF-8",

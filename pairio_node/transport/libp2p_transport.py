@@ -135,7 +135,7 @@ class Libp2pTransport:
         self._host = new_host(
             key_pair=keys,
             sec_opt={NOISE: Noise(keys, noise_privkey=new_x25519().private_key)},
-            muxer_opt={YAMUX: Yamux},
+            muxer_opt={TProtocol(YAMUX): Yamux},
         )
         self.peer_id = str(self._host.get_id())
         self._gossip = GossipSub(
@@ -240,7 +240,7 @@ class Libp2pTransport:
 
     async def _dial(self, peer: str) -> bool:
         """Connect at one of the known addresses."""
-        network = self._host.get_network()
+        network: Any = self._host.get_network()
         for address in self._wanted.get(peer, ()):
             self._counters["dials"] += 1
             try:

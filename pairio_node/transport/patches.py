@@ -100,7 +100,7 @@ def _read_exactly_without_limit() -> None:
 
     for module in list(sys.modules.values()):  # most callers imported the function by name
         if getattr(module, "read_exactly", None) is stock:
-            module.read_exactly = read_exactly  # type: ignore[attr-defined]
+            module.read_exactly = read_exactly
 
 
 def _credit_window_by_halves() -> None:

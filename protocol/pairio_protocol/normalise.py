@@ -290,8 +290,10 @@ def _coerced(value: Any, kind: str, spec: dict[str, Any]) -> Any:
         raise _ill_typed(value, spec)
     if kind == "int" and value == int_or_none(value):
         return int(value)
-    if kind == "float" and math.isfinite(value) and abs(value) < 2**1023 and float(value) == value:
-        return float(value) + 0.0  # -0.0 becomes 0.0
+    if kind == "float" and not (isinstance(value, int) and abs(value) > 2**1023):
+        number = float(value)
+        if math.isfinite(number) and number == value:  # an integer that a float cannot hold
+            return number + 0.0  # -0.0 becomes 0.0
     raise _ill_typed(value, spec)
 
 

@@ -1,0 +1,82 @@
+"""Real nodes: processes of their own, homes of their own, libp2p on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairio._http import Api
+
+
+@dataclass
+class RunningNode:
+    home: Path
+    process: "subprocess.Popen[str]"
+    info: dict[str, Any]
+
+    @property
+    def api(self) -> Api:
+        found = json.loads((self.home / "api.json").read_text())
+        return Api(found["url"], found["token"])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PAIRIO_")}
+        return {**clean, "PAIRIO_HOME": str(self.home)}
+
+    def cli(self, *arguments: str, program: str = "main") -> "subprocess.CompletedProcess[str]":
+        code = f"from pairio_cli.{program} import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def stop(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(15)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+StartNode = Callable[..., RunningNode]
+
+
+@pytest.fixture
+def start_node(tmp_path: Path) -> Iterator[StartNode]:
+    """Start nodes by name; they are ended with the test."""
+    nodes: list[RunningNode] = []
+
+    def start(name: str, *arguments: str) -> RunningNode:
+        home = tmp_path / name
+        argv = [sys.executable, "-m", "pairio_cli.node_entry", "run", "--json"]
+        argv += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cpus", "2", "--memory-gb", "4"]
+        argv += ["--allow-process", "hello_world", *arguments]
+        with (tmp_path / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(
+                argv,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PAIRIO_HOME": str(home)},
+            )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, (tmp_path / f"{name}.log").read_text()
+        node = RunningNode(home, process, json.loads(line))
+        nodes.append(node)
+        return node
+
+    yield start
+    for node in nodes:
+        if node.process.poll() is None:
+            node.stop()
