@@ -20,10 +20,13 @@ class RunningNode:
     process: "subprocess.Popen[str]"
     info: dict[str, Any]
 
-    @property
-    def api(self) -> Api:
+    def get(self, path: str) -> Any:
         found = json.loads((self.home / "api.json").read_text())
-        return Api(found["url"], found["token"])
+        api = Api(found["url"], found["token"])
+        try:
+            return api.call("GET", f"/api/v1/{path}")
+        finally:
+            api.close()
 
     @property
     def environment(self) -> dict[str, str]:

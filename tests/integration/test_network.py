@@ -92,12 +92,12 @@ def test_in_a_line_the_far_end_learns_and_dials_and_computes(start_node: StartNo
         assert added.returncode == 0, added.stderr
     _until(
         "A knows the service",
-        lambda: any(s["apps"] for s in a.api.call("GET", "/api/v1/services")["services"]),
+        lambda: any(s["apps"] for s in a.get("services")["services"]),
     )
     ran = a.cli("submit", "hello_world/hello_world_1", "--wait", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["computeNodeId"] == c.info["peerId"]
-    status = c.api.call("GET", "/api/v1/status")
+    status = c.get("status")
     assert a.info["peerId"] in status["peers"]
 
 
@@ -109,10 +109,10 @@ def test_a_node_made_member_by_a_stranger_runs_nothing(start_node: StartNode) ->
         "service", "add-member", "hello_world_service", victim.info["peerId"],
         "--roles", "compute",
     )  # fmt: skip
-    _until("offered", lambda: victim.api.call("GET", "/api/v1/offers")["offers"])
+    _until("offered", lambda: victim.get("offers")["offers"])
     waiting = stranger.cli("submit", "hello_world/hello_world_1", "--wait", "--timeout", "2")
     assert waiting.returncode == 4
-    assert victim.api.call("GET", "/api/v1/services")["services"] == []
+    assert victim.get("services")["services"] == []
     assert victim.cli("service", "accept", "hello_world_service").returncode == 0
     assert victim.cli("service", "accept", "hello_world_service").returncode == 0
     done = stranger.cli("submit", "hello_world/hello_world_1", "--wait", "--timeout", "30")
@@ -235,4 +235,4 @@ def test_garbage_from_the_network_leaves_the_node_alive(one_node: RunningNode) -
     ):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(raw)
-    assert one_node.api.call("GET", "/api/v1/status")["peerId"] == one_node.info["peerId"]
+    assert one_node.get("status")["peerId"] == one_node.info["peerId"]
