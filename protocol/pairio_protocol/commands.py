@@ -13,8 +13,14 @@ from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState, ServiceFold
-from pairio_protocol.limits import HANDLES_MAX, REQUEST_EXPIRY_MS, STORED_ACK_MS
-from pairio_protocol.messages import Ack
+from pairio_protocol.limits import (
+    HANDLES_MAX,
+    LOOKUP_JOBS_MAX,
+    LOOKUP_MS,
+    REQUEST_EXPIRY_MS,
+    STORED_ACK_MS,
+)
+from pairio_protocol.messages import Ack, Lookup
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.records import Request
 from pairio_protocol.service import Chain
@@ -43,6 +49,15 @@ class _Submit:
     deadline_ms: int = 0
 
 
+@dataclass
+class _LookUp:
+    """A submit that waits for members to say what results they have."""
+
+    event: ev.Submit
+    waits_for: set[str]
+    deadline_ms: int
+
+
 class Commands:
     """Local calls, and the submits that wait for their answer."""
 
@@ -51,6 +66,8 @@ class Commands:
         self._ctx = core.ctx
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
+        self._lookups: dict[int, _LookUp] = {}
+        self._looked_up: set[int] = set()
         self._handles: list[tuple[str, str]] = []
         self._handle_count = 0
         #: request id -> members that acked it `stored`
@@ -135,6 +152,7 @@ class Commands:
     # -- jobs -----------------------------------------------------------------------------
 
     def _submit(self, event: ev.Submit) -> None:
+        """Answer from the cache, ask members who may have the result, else append a request."""
         service, chain = self._service(event.service)
         folded = chain.now
         if "submit" not in folded.roles_of(self._ctx.me):
@@ -155,9 +173,48 @@ class Commands:
         record = self._record(event, document, fold)
         if self._hit(event, service, chain, fold, document, job, record):
             return
+        if self._ask_members(event, service, fold, document, job):
+            return
         seq = self._core.append(service, record)
         request = self._core.own_request_id(seq)
         self._submits[request] = _Submit(event.call, request, job, event.local_content)
+
+    def _ask_members(
+        self,
+        event: ev.Submit,
+        service: str,
+        fold: ServiceFold,
+        document: dict[str, Any],
+        job: str,
+    ) -> bool:
+        """Look a job up at connected members, once; True while their answers are waited for."""
+        if event.call in self._looked_up or event.mode == "skip_cache":
+            self._looked_up.discard(event.call)
+            return False
+        peers = self._core.membership.connected_members(service)
+        if not peers:
+            return False
+        resolution = fold.resolve(document)
+        jobs = dict.fromkeys([resolution.job or job, *resolution.waits_for])
+        self._lookups[event.call] = _LookUp(event, set(peers), self._ctx.now_ms + LOOKUP_MS)
+        for peer in peers:
+            self._ctx.send(peer, Lookup(service, event.call, tuple(jobs)[:LOOKUP_JOBS_MAX]))
+        return True
+
+    def on_looked_up(self, peer: str, call: int) -> None:
+        """A member has pushed what it has."""
+        lookup = self._lookups.get(call)
+        if lookup is not None:
+            lookup.waits_for.discard(peer)
+            if not lookup.waits_for:
+                self._go_on(call)
+
+    def _go_on(self, call: int) -> None:
+        """Submit again, with whatever members have sent."""
+        event = self._lookups.pop(call).event
+        self._looked_up.add(call)
+        self.on_command(event)
+        self._looked_up.discard(call)
 
     def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
         salt_of = ""
@@ -259,7 +316,11 @@ class Commands:
                 self._answer(submit)
 
     def on_peers_changed(self) -> None:
-        """With nobody left to ack, nobody is waited for."""
+        """With nobody left to ack or to look up, nobody is waited for."""
+        for call, lookup in list(self._lookups.items()):
+            lookup.waits_for &= set(self._ctx.connected)
+            if not lookup.waits_for:
+                self._go_on(call)
         for submit in list(self._submits.values()):
             self._answer(submit)
 
@@ -276,11 +337,16 @@ class Commands:
         self._ctx.emit(JobChanged("", submit.job))
 
     def tick(self) -> None:
-        """Answer submits for which nobody acked in time."""
+        """Go on without those who have not answered in time."""
+        for call, lookup in list(self._lookups.items()):
+            if self._ctx.now_ms >= lookup.deadline_ms:
+                self._go_on(call)
         for submit in list(self._submits.values()):
             if submit.committed and self._ctx.now_ms >= submit.deadline_ms:
                 self._answer(submit)
 
     def deadline_ms(self) -> int | None:
         """When a waiting submit is answered anyway."""
-        return min((s.deadline_ms for s in self._submits.values() if s.committed), default=None)
+        deadlines = [s.deadline_ms for s in self._submits.values() if s.committed]
+        deadlines += [lookup.deadline_ms for lookup in self._lookups.values()]
+        return min(deadlines, default=None)

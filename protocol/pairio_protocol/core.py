@@ -26,7 +26,7 @@ from pairio_protocol.effects import (
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.ids import request_id
-from pairio_protocol.limits import SYNC_INTERVAL_MS
+from pairio_protocol.limits import LOOKUP_JOBS_MAX, SYNC_INTERVAL_MS
 from pairio_protocol.machines import coordinator, worker
 from pairio_protocol.machines.coordinator import Coordinator
 from pairio_protocol.machines.logs import Logs
@@ -49,6 +49,8 @@ from pairio_protocol.messages import (
     Held,
     Hello,
     Hold,
+    LookedUp,
+    Lookup,
     Presence,
     PresenceUpdate,
     Push,
@@ -304,6 +306,20 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
                 self.coordinator.on_bid(peer, message)
             case CancelNow():
                 self.worker.cancel(message.attempt, peer)
+            case Lookup():
+                self._on_lookup(peer, message)
+            case LookedUp():
+                self.commands.on_looked_up(peer, message.ticket)
+
+    def _on_lookup(self, peer: str, message: Lookup) -> None:
+        fold = self.fold(message.service)
+        for job in message.jobs[:LOOKUP_JOBS_MAX]:
+            definition = fold.definitions.get(job)
+            resolved = fold.resolve(definition).job if definition is not None else job
+            found = fold.canonical(resolved) if resolved is not None else None
+            if found is not None:
+                self.push(peer, found.segment)
+        self.ctx.send(peer, LookedUp(message.service, message.ticket))
 
     def _on_hello(self, peer: str, hello: Hello) -> None:
         if self._boots.get(peer, hello.boot) != hello.boot:

@@ -56,6 +56,9 @@ BID_INTERVAL_MS: Final = 2_000
 DECLINE_PAUSE_MS: Final = 1_000
 LEASE_MS: Final = 10_000
 STORED_ACK_MS: Final = 1_000
+#: How long a submit waits for members that may have the result.
+LOOKUP_MS: Final = 250
+LOOKUP_JOBS_MAX: Final = 64
 REQUEST_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
 HOLD_RETRY_MS: Final = 5_000
 SAFE_WAIT_MS: Final = 10_000

@@ -29,6 +29,8 @@ __all__ = [
     "HelloService",
     "Hold",
     "LogHeight",
+    "LookedUp",
+    "Lookup",
     "Message",
     "Presence",
     "PresenceUpdate",
@@ -187,6 +189,26 @@ class Held:
     ok: bool
 
 
+@MESSAGES.wire("lookup")
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Asks a member for results of these jobs before they are computed. It pushes the segments of
+    those it has, then answers `looked_up`."""
+
+    service: str
+    ticket: int
+    jobs: tuple[str, ...]
+
+
+@MESSAGES.wire("looked_up")
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """All results that the sender has for a `lookup` were pushed before this."""
+
+    service: str
+    ticket: int
+
+
 @MESSAGES.wire("digest")
 @dataclass(frozen=True, slots=True)
 class Digest:
@@ -247,6 +269,8 @@ Message = (
     | Held
     | Hello
     | Hold
+    | LookedUp
+    | Lookup
     | PresenceUpdate
     | Push
     | SyncSegments
