@@ -1,0 +1,208 @@
+"""Small programs for `test_libp2p_patches.py`: `python libp2p_lab.py NAME PATCHED(0|1) [PORT]`.
+
+Each runs in a process of its own, so that one can run without the patches.
+"""
+
+import os
+import sys
+from typing import Any
+
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as new_x25519
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+from libp2p.tools.anyio_service import background_trio_service
+from libp2p.utils import encode_varint_prefixed
+from multiaddr import Multiaddr
+
+from pairio_node.transport import patches
+
+LOOPBACK = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
+
+
+def _host(seed: bytes) -> Any:
+    private = Ed25519PrivateKey.from_bytes(seed)
+    keys = KeyPair(private, private.get_public_key())
+    noise = Noise(keys, noise_privkey=new_x25519().private_key)
+    return new_host(key_pair=keys, sec_opt={NOISE: noise}, muxer_opt={TProtocol(YAMUX): Yamux})
+
+
+def _address(host: Any) -> PeerInfo:
+    return PeerInfo(host.get_id(), host.get_transport_addrs())
+
+
+async def victim() -> None:
+    """A host with gossip and a handler that raises; prints its port, lives until stdin ends."""
+    host = _host(b"V" * 32)
+    gossip = GossipSub(
+        protocols=[PROTOCOL_ID_V11], degree=3, degree_low=2, degree_high=6, heartbeat_interval=1
+    )
+    pubsub = Pubsub(host, gossip)
+
+    async def boom(stream: Any) -> None:
+        raise RuntimeError("a handler with a bug")
+
+    host.set_stream_handler(TProtocol("/boom"), boom)
+    async with (
+        host.run(listen_addrs=LOOPBACK),
+        background_trio_service(pubsub),
+        background_trio_service(gossip),
+    ):
+        await pubsub.subscribe("t")
+        print(str(host.get_transport_addrs()[0]).split("/")[4], flush=True)
+        await trio.lowlevel.FdStream(os.dup(0)).receive_some(1)
+
+
+def _frames() -> dict[str, bytes]:
+    bad_key = rpc_pb2.Message(
+        data=b"q",
+        topicIDs=["t"],
+        from_id=b"\x01\x02",
+        seqno=b"1",
+        signature=b"abc",
+        key=b"\xde\xad\xbe\xef",
+    )
+    junk = rpc_pb2.RPC()
+    junk.control.ihave.add(topicID="t").messageIDs.extend([b"zz-not-hex"])
+    junk.control.prune.add(topicID="t", backoff=10**9).peers.add(peerID=b"\x01")
+    return {
+        "garbage": encode_varint_prefixed(b"\xff\xff\xff\x01garbage"),
+        "bad_key": encode_varint_prefixed(rpc_pb2.RPC(publish=[bad_key]).SerializeToString()),
+        "junk_control": encode_varint_prefixed(junk.SerializeToString()),
+        "oversize": b"\xff\xff\xff\xff\x7f",
+    }
+
+
+async def attack(kind: str, port: int) -> None:
+    """Connect as a stranger and send one hostile thing; wait for what the victim does."""
+    host = _host(b"A" * 32)
+    private = Ed25519PrivateKey.from_bytes(b"V" * 32)
+    peer = ID.from_pubkey(private.get_public_key())
+    async with host.run(listen_addrs=LOOPBACK):
+        await host.connect(PeerInfo(peer, [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}")]))
+        protocol = TProtocol("/boom") if kind == "boom" else PROTOCOL_ID_V11
+        stream = await host.new_stream(peer, [protocol])
+        if kind != "boom":
+            await stream.write(_frames()[kind])
+        await trio.sleep(1)
+
+
+async def read_exactly() -> None:
+    """101 bytes from a reader that gives one at a time."""
+    from libp2p.io import utils
+
+    class Drip:
+        async def read(self, n: int) -> bytes:
+            return b"x"
+
+    assert len(await utils.read_exactly(Drip(), 101)) == 101  # type: ignore[arg-type]
+
+
+async def connect_time() -> None:
+    """A connect takes far less than 250 ms."""
+    a, b = _host(b"A" * 32), _host(b"B" * 32)
+    async with a.run(listen_addrs=LOOPBACK), b.run(listen_addrs=LOOPBACK):
+        began = trio.current_time()
+        await a.connect(_address(b))
+        assert trio.current_time() - began < 0.2
+
+
+async def window_updates() -> None:
+    """200 small reads send no window update; stock sends one each."""
+    calls = 0
+    stock = YamuxStream.send_window_update
+
+    async def counted(self: Any, *args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await stock(self, *args, **named)
+
+    YamuxStream.send_window_update = counted  # type: ignore[method-assign]
+    a, b = _host(b"A" * 32), _host(b"B" * 32)
+    done = trio.Event()
+
+    async def serve(stream: Any) -> None:
+        for _ in range(200):
+            await stream.read(64)
+            await stream.write(b"k")
+        done.set()
+
+    b.set_stream_handler(TProtocol("/drip"), serve)
+    async with a.run(listen_addrs=LOOPBACK), b.run(listen_addrs=LOOPBACK):
+        await a.connect(_address(b))
+        stream = await a.new_stream(b.get_id(), [TProtocol("/drip")])
+        calls = 0
+        for _ in range(200):
+            await stream.write(b"x" * 64)
+            await stream.read(1)
+        await done.wait()
+    assert calls < 20, f"{calls} window updates"
+
+
+async def _repeat(pubsub: Any) -> None:
+    for number in range(100):
+        await pubsub.publish("t", b"news %d" % number)
+        await trio.sleep(0.2)
+
+
+async def sender_record() -> None:
+    """Gossip RPCs carry no signed peer record."""
+    from libp2p.pubsub.pubsub import RpcQueue  # type: ignore[attr-defined]
+
+    seen = []
+    push = RpcQueue.push
+
+    def recorded(self: Any, rpc: Any, priority: bool = False) -> Any:
+        result = push(self, rpc, priority)
+        seen.append(rpc.HasField("senderRecord"))
+        return result
+
+    RpcQueue.push = recorded  # type: ignore[method-assign]
+    hosts = [_host(b"A" * 32), _host(b"B" * 32)]
+    gossips = [
+        GossipSub(protocols=[PROTOCOL_ID_V11], degree=3, degree_low=2, degree_high=6) for _ in hosts
+    ]
+    subs = [Pubsub(h, g) for h, g in zip(hosts, gossips, strict=True)]
+    async with (
+        hosts[0].run(listen_addrs=LOOPBACK),
+        hosts[1].run(listen_addrs=LOOPBACK),
+        background_trio_service(subs[0]),
+        background_trio_service(subs[1]),
+        background_trio_service(gossips[0]),
+        background_trio_service(gossips[1]),
+    ):
+        subscription = await subs[1].subscribe("t")
+        await subs[0].subscribe("t")
+        await hosts[0].connect(_address(hosts[1]))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_repeat, subs[0])
+                await subscription.get()
+                nursery.cancel_scope.cancel()
+    assert seen
+    assert not any(seen)
+
+
+def main() -> None:
+    name, patched = sys.argv[1], sys.argv[2] == "1"
+    if patched:
+        patches.apply()
+    if name.startswith("attack-"):
+        trio.run(attack, name.removeprefix("attack-"), int(sys.argv[3]))
+    else:
+        trio.run(globals()[name])
+
+
+if __name__ == "__main__":
+    main()
