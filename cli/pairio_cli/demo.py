@@ -111,8 +111,13 @@ def _play(folder: Path, nodes: list[DemoNode]) -> None:
     clock.step(f"its processors: {processors}")
     for node in nodes[1:]:
         _until_member(node)
-    isolation = nodes[1].api().call("GET", "/api/v1/status")["runners"]
-    clock.step(f"node2 and node3 took the service up; they run jobs with {', '.join(isolation)}")
+    runners = nodes[1].api().call("GET", "/api/v1/status")["runners"]
+    clock.step(f"node2 and node3 took the service up; they run jobs with {', '.join(runners)}")
+    if "process" in runners:
+        clock.step(
+            "no sandbox here, so the demo's own app runs without a sandbox;"
+            " to have one: apt install bubblewrap"
+        )
     jobs = _run_examples(first, names, clock)
     _show_outputs(api, jobs, clock)
     _run_again(nodes[2], jobs, clock)

@@ -2,6 +2,8 @@
 
 import glob
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -117,6 +119,43 @@ def test_a_node_made_member_by_a_stranger_runs_nothing(start_node: StartNode) ->
     assert victim.cli("service", "accept", "hello_world_service").returncode == 0
     done = stranger.cli("submit", "hello_world/hello_world_1", "--wait", "--timeout", "30")
     assert done.returncode == 0, done.stderr
+
+
+def test_without_a_sandbox_the_demo_says_so_and_runs_its_own_app(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("prlimit", "sh", "env"):
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    demo = subprocess.run(
+        [sys.executable, "-c", "from pairio_cli.main import main; main()", "demo"],
+        env={**os.environ, "PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "without a sandbox" in demo.stdout
+    assert "apt install bubblewrap" in demo.stdout
+
+
+def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
+    start_node: StartNode,
+) -> None:
+    first = _with_service(start_node("a", "--no-compute"))
+    second = start_node("b", "--bootstrap", first.info["addresses"][0])
+    peers = (second.info["peerId"], "--roles", "submit,compute")
+    first.cli("service", "add-member", "hello_world_service", *peers)
+    _until("B takes part", lambda: second.get("services")["services"])
+    done = first.cli("submit", "hello_world/hello_world_1", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert second.stop() == 0
+    again = start_node("b")  # no --bootstrap, another port
+    assert again.info["addresses"] != second.info["addresses"]
+    _until("A has B again", lambda: again.info["peerId"] in first.get("status")["peers"])
+    ran = first.cli("submit", "hello_world/hello_world_1", "-p", "name=again", "--wait")
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize(
