@@ -1,5 +1,6 @@
 """Carries out `Execute`: fetch code and inputs, run, store outputs, tell the core."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ class Executions:
     async def execute(self, effect: Execute) -> Executed:
         """Run to the end. Never raises but for cancellation: a failure is part of the answer."""
         cancel = self._cancels[effect.attempt] = trio.Event()
-        work_dir = self._jobs / effect.attempt
+        # The id is a coordinator's word: never a path.
+        work_dir = self._jobs / hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
         try:
             return await self._execute(effect, work_dir, cancel)
         except (FetchFailed, BlockMissing, UnixfsError, UserError, OSError) as error:

@@ -107,7 +107,9 @@ class Node:
         self._nursery = nursery
         self.writer = Writer(self._store)
         snapshot = self._store.load()
-        self.driver.post(ev.Restored(snapshot.services, snapshot.changes, snapshot.segments))
+        self.driver.post(
+            ev.Restored(snapshot.services, snapshot.changes, snapshot.segments, snapshot.answers)
+        )
         nursery.start_soon(self.driver.run)
         for peer, addresses in snapshot.peers:
             self.transport.keep_connected(peer, addresses)
@@ -188,7 +190,8 @@ class Node:
             s = Segment.decode(data)
             segments.append((s.hash, s.service, s.log.author, s.log.boot, s.first_seq, data, now))
         services = tuple((s, name, int(up), epoch) for s, name, up, epoch in commit.services)
-        self.writer.submit(CommitRows(services, commit.changes, tuple(segments)), on_done)
+        rows = CommitRows(services, commit.changes, tuple(segments), commit.answers)
+        self.writer.submit(rows, on_done)
 
     async def _execute(self, effect: ef.Execute) -> None:
         self.driver.post(await self.executions.execute(effect))

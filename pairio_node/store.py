@@ -31,6 +31,10 @@ _MIGRATIONS = (
     create table known_peers (
         peer text primary key, addresses text not null, heard_unix_ms integer not null) strict;
     """,
+    """
+    create table answers (
+        service text not null, request text primary key, result text not null) strict;
+    """,
 )
 
 
@@ -45,6 +49,7 @@ class CommitRows:
     services: tuple[tuple[str, str, int, int], ...] = ()
     changes: tuple[tuple[str, str, int, bytes], ...] = ()
     segments: tuple[tuple[bytes, str, str, bytes, int, bytes, int], ...] = ()
+    answers: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Snapshot:
     services: tuple[tuple[str, str, bool], ...]
     changes: tuple[tuple[str, bytes], ...]
     segments: tuple[bytes, ...]
+    answers: tuple[tuple[str, str, str], ...]
     peers: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -101,11 +107,13 @@ class Store:
         services = db.execute("select service, petname, taken_up from services").fetchall()
         changes = db.execute("select service, data from changes order by service, seq, rowid")
         segments = db.execute("select data from segments order by service, author, boot, first_seq")
+        answers = db.execute("select service, request, result from answers")
         peers = db.execute("select peer, addresses from known_peers order by heard_unix_ms desc")
         return Snapshot(
             tuple((s, p, bool(t)) for s, p, t in services),
             tuple(changes.fetchall()),
             tuple(data for (data,) in segments),
+            tuple(answers.fetchall()),
             tuple((peer, tuple(text.split())) for peer, text in peers.fetchmany(256)),
         )
 
@@ -119,6 +127,7 @@ class Store:
             db.executemany(
                 "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?)", rows.segments
             )
+            db.executemany("insert or ignore into answers values (?, ?, ?)", rows.answers)
             db.execute("commit")
         except sqlite3.Error as error:
             if db.in_transaction:
@@ -181,6 +190,7 @@ class Writer:
             tuple(row for job, _ in jobs for row in job.services),
             tuple(row for job, _ in jobs for row in job.changes),
             tuple(row for job, _ in jobs for row in job.segments),
+            tuple(row for job, _ in jobs for row in job.answers),
         )
         error: Exception | None = None
         try:

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
+from pairio_protocol.limits import ATTEMPTS_MAX
 from pairio_protocol.normalise import source_text
 
 __all__ = ["LinkMaker", "app_view", "is_final", "is_settled", "job_view", "service_view"]
@@ -35,7 +36,7 @@ def is_settled(core: NodeCore, service: str, state: RequestState) -> bool:
 def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | None:
     fold = core.fold(service)
     if state.answer is not None:
-        return fold.results.get(state.answer)
+        return fold.result_of(state)
     return fold.answer_for(state, fold.resolve(state.document))
 
 
@@ -52,12 +53,14 @@ def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str
     resolution = fold.resolve(state.document)
     if resolution.blocked_by is not None:
         return "blocked", f"input job {resolution.blocked_by} failed"
-    run = fold.runs.get(fold.run_of(state, resolution) or "")
-    if run is not None and set(run.starts) - set(run.ends):
+    run = fold.run_of(state, resolution)
+    if run is not None and fold.live_attempts(run):
         return "running", None
-    wish = core.coordinator.wishes.get(state.id)
-    if wish is not None and wish.attempt is not None and wish.attempt.held:
+    attempt = core.coordinator.attempt_of(state.id)
+    if attempt is not None and attempt.held:
         return "starting", None
+    if run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX:
+        return "failed", f"exhausted: {ATTEMPTS_MAX} attempts were lost; submit it again"
     return "pending", None
 
 
@@ -67,8 +70,8 @@ def _attempts(core: NodeCore, service: str, state: RequestState) -> list[dict[st
     if run is None:
         return []
     found = []
-    for name, (worker, start) in sorted(run.starts.items(), key=lambda i: i[1][1].issued_unix_ms):
-        end = run.ends.get(name)
+    for (name, worker), start in sorted(run.starts.items(), key=lambda i: i[1].issued_unix_ms):
+        end = run.end_of(name, worker)
         found.append(
             {
                 "attemptId": name,

@@ -14,6 +14,8 @@ from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState, ServiceFold
 from pairio_protocol.limits import (
+    CANCELS_PER_RECORD_MAX,
+    CUTS_PER_CHANGE_MAX,
     HANDLES_MAX,
     LOOKUP_JOBS_MAX,
     LOOKUP_MS,
@@ -22,8 +24,8 @@ from pairio_protocol.limits import (
 )
 from pairio_protocol.messages import Ack, Lookup
 from pairio_protocol.normalise import job_id_of, normalise
-from pairio_protocol.records import Request
-from pairio_protocol.service import Chain
+from pairio_protocol.records import Cancel, Request
+from pairio_protocol.service import Chain, Cut
 
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
@@ -87,6 +89,12 @@ class Commands:
                     self._install(event)
                 case ev.AcceptService():
                     self._accept(event)
+                case ev.RemoveMember():
+                    self._remove_member(event)
+                case ev.SetRoles():
+                    self._set_roles(event)
+                case ev.CancelRequests():
+                    self._cancel(event)
         except DefinitionError as error:
             self._ctx.emit(Fail(event.call, str(error), error.hint))
 
@@ -143,6 +151,57 @@ class Commands:
         self._core.on_service_changed(service)
         self._reply(event.call, {"service": service})
 
+    def _remove_member(self, event: ev.RemoveMember) -> None:
+        service, chain = self._service(event.service)
+        _, keys = self._member(chain, event.member)
+        op: dict[str, Any] = {"op": "remove", "member": event.member}
+        if event.peer:
+            op["key"], keys = event.peer, (event.peer,)
+        cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
+        self._core.membership.change(service, [op], cuts)
+        self._core.on_service_changed(service)
+        self._reply(event.call, {"service": service, "member": event.member})
+
+    def _set_roles(self, event: ev.SetRoles) -> None:
+        service, chain = self._service(event.service)
+        roles, keys = self._member(chain, event.member)
+        op = {"op": "role", "member": event.member, "roles": list(event.roles)}
+        cuts: tuple[Cut, ...] = ()
+        if set(roles) - set(event.roles):
+            cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
+        self._core.membership.change(service, [op], cuts)
+        self._core.on_service_changed(service)
+        self._reply(event.call, {"service": service, "member": event.member})
+
+    @staticmethod
+    def _member(chain: Chain, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if name not in chain.now.members:
+            known = ", ".join(sorted(chain.now.members))
+            raise DefinitionError(f"no member {name!r} in the service", f"members: {known}")
+        return chain.now.members[name]
+
+    def _cancel(self, event: ev.CancelRequests) -> None:
+        """Withdraw requests; local handles of cached answers have nothing to withdraw."""
+        service, chain = self._service(event.service)
+        fold = self._core.fold(service)
+        mine = chain.now.member_of(self._ctx.me)
+        names = []
+        for name in event.requests:
+            state = fold.requests.get(name)
+            if state is None:
+                raise DefinitionError(f"no request {name!r} on this node")
+            if self._ctx.me not in chain.now.admins and chain.now.member_of(state.author) != mine:
+                raise DefinitionError(
+                    f"request {name} is {state.author}'s",
+                    "its submitter may cancel it, or an admin",
+                )
+            if fold.is_wanted(state, self._ctx.unix_ms):
+                names.append(name)
+        for start in range(0, len(names), CANCELS_PER_RECORD_MAX):
+            page = tuple(names[start : start + CANCELS_PER_RECORD_MAX])
+            self._core.append(service, Cancel(page, self._ctx.unix_ms))
+        self._reply(event.call, {"service": service, "canceled": names})
+
     def _reply(self, call: int, value: dict[str, Any]) -> None:
         if self._core.has_pending():
             self._core.after_commit(Reply(call, value))
@@ -175,8 +234,7 @@ class Commands:
             return
         if self._ask_members(event, service, fold, document, job):
             return
-        seq = self._core.append(service, record)
-        request = self._core.own_request_id(seq)
+        request = self._core.own_request_id(*self._core.append(service, record))
         self._submits[request] = _Submit(event.call, request, job, event.local_content)
 
     def _ask_members(
@@ -220,7 +278,7 @@ class Commands:
         salt_of = ""
         if event.mode == "rerun_failing":
             resolved = fold.resolve(document).job
-            found = fold.canonical(resolved) if resolved else None
+            found = fold.canonical(resolved, document) if resolved else None
             if found is not None and found.document.status == "failed":
                 salt_of = found.cid
         try:
@@ -253,7 +311,8 @@ class Commands:
     ) -> bool:
         """Answer from the cache if there is a result; a local handle stands for the request."""
         self._handle_count += 1
-        request = self._core.own_request_id(_HANDLE_SEQ + self._handle_count)
+        boot = self._ctx.config.boot
+        request = self._core.own_request_id(boot, _HANDLE_SEQ + self._handle_count)
         state = RequestState(
             request, self._ctx.me, record, job, document, b"", chain.epoch, cached=True
         )
@@ -262,8 +321,8 @@ class Commands:
         answer = fold.answer_for(state, fold.resolve(document))
         if answer is None:
             return False
-        state.answer = answer.cid
         fold.requests[request] = state
+        fold.pin(request, answer.cid)
         fold.by_job.setdefault(job, []).append(request)
         self._handles.append((service, request))
         if len(self._handles) > HANDLES_MAX:

@@ -26,8 +26,14 @@ from pairio_protocol.effects import (
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.ids import request_id
-from pairio_protocol.limits import LOOKUP_JOBS_MAX, SYNC_INTERVAL_MS
-from pairio_protocol.machines import coordinator, worker
+from pairio_protocol.limits import (
+    LOOKUP_JOBS_MAX,
+    NEWS_FANOUT,
+    NEWS_SYNC_MS,
+    SYNC_INTERVAL_MS,
+)
+from pairio_protocol.machines import bidder, coordinator, worker
+from pairio_protocol.machines.bidder import Bidder
 from pairio_protocol.machines.coordinator import Coordinator
 from pairio_protocol.machines.logs import Logs
 from pairio_protocol.machines.membership import Membership
@@ -44,6 +50,7 @@ from pairio_protocol.messages import (
     Changes,
     Decline,
     Digest,
+    Forks,
     Frontier,
     Have,
     Held,
@@ -81,7 +88,7 @@ class Sealed:
         self.effects = effects
 
 
-class NodeCore(coordinator.Hooks, worker.Hooks):
+class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
     """The whole of a node but for I/O. See the module for how it is driven."""
 
     def __init__(self, key: SigningKey, config: CoreConfig) -> None:
@@ -92,6 +99,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         self.replication = Replication(self.ctx, self.membership)
         self.coordinator = Coordinator(self.ctx, self.membership, self)
         self.worker = Worker(self.ctx, self.membership, self)
+        self.bidder = Bidder(self.ctx, self.membership, self)
         self.folds: dict[str, ServiceFold] = {}
         self.commands = Commands(self)
         self._boots: dict[str, bytes] = {}
@@ -102,8 +110,10 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         self._in_flight: dict[int, Commit] = {}
         self._ack_sent: dict[int, dict[str, list[bytes]]] = {}
         self._sync_ms = 0
+        self._answers: list[tuple[str, str, str]] = []
         self._sync_turn = 0
-        self._to_self: list[Award | Have | Decline | Beat | Bid] = []
+        self._synced_ms: dict[str, int] = {}
+        self._to_self: list[Award | Have | Decline | Beat | CancelNow] = []
 
     # -- the four calls of the driver -----------------------------------------------------
 
@@ -120,6 +130,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         """Say whether `seal` would give a commit."""
         return bool(
             self.logs.has_pending()
+            or self._answers
             or self.membership.unsaved_changes
             or self.membership.unsaved_services
         )
@@ -136,8 +147,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             return None
         self._ticket += 1
         epochs = {service: chain.epoch for service, chain in self.membership.chains.items()}
-        for segment in self.logs.seal(epochs):
-            self._fold_segment(segment, own=True)
+        while segments := self.logs.seal(epochs):  # a record may call for another
+            for segment in segments:
+                self._fold_segment(segment, own=True)
         commit = self._commit()
         self.worker.on_sealed()
         self._settle()
@@ -153,26 +165,30 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             self.book.deadline_ms() if self.membership.taken_up else None,
             self.coordinator.deadline_ms(),
             self.worker.deadline_ms(),
+            self.bidder.deadline_ms(),
             self.replication.deadline_ms(),
             self.commands.deadline_ms(),
+            self._news_deadline_ms(),
             self._sync_ms if self.ctx.connected and self.membership.taken_up else None,
         ]
         return min((d for d in deadlines if d is not None), default=None)
 
     def accepts_gossip(self, service: str, data: bytes) -> bool:
         """Say whether a frame of a topic may be passed on: a member signed it. Pure."""
+        chain = self.membership.active(service)
         try:
-            self.logs.check(data, self.membership.active(service))
+            segment = self.logs.check(data, chain)
         except (DecodeError, LookupError):
             self.ctx.counters["refused: gossip that no member signed"] += 1
             return False
-        return True
+        return self.logs.may_count(segment)
 
     # -- time and events ------------------------------------------------------------------
 
     def _pass_time(self) -> None:
         self.coordinator.tick()
         self.worker.tick()
+        self.bidder.tick()
         self.replication.tick()
         if self.membership.taken_up:
             self.book.tick()
@@ -180,15 +196,42 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         if self.ctx.now_ms >= self._sync_ms:
             self._sync_ms = self.ctx.now_ms + SYNC_INTERVAL_MS
             self._sync_one()
+        for service, at_ms in list(self.logs.news.items()):
+            if self.ctx.now_ms >= at_ms + NEWS_SYNC_MS:
+                del self.logs.news[service]
+                self._sync_some(service, NEWS_FANOUT)
+
+    def _news_deadline_ms(self) -> int | None:
+        if not self.logs.news or not self.ctx.connected:
+            return None
+        return min(self.logs.news.values()) + NEWS_SYNC_MS
 
     def _sync_one(self) -> None:
         """Begin a round of sync with the next neighbour of every service."""
-        self._sync_turn += 1
         for service in sorted(self.membership.taken_up):
-            peers = self.membership.connected_members(service)
-            if peers:
-                peer = peers[self._sync_turn % len(peers)]
-                self.logs.send_digest(peer, service, self.membership.chains[service].epoch)
+            self._sync_some(service, 1)
+
+    def _sync_some(self, service: str, count: int) -> None:
+        """Compare digests with the next few neighbours in turn."""
+        peers = self.membership.connected_members(service)
+        for _ in range(min(count, len(peers))):
+            self._sync_turn += 1
+            self._send_digest(peers[self._sync_turn % len(peers)], service)
+
+    def _send_digest(self, peer: str, service: str) -> None:
+        self.logs.send_digest(peer, service, self.membership.chains[service].digest)
+
+    def _on_digest(self, peer: str, message: Digest) -> None:
+        """Changes first, then segments; equal ones are noted: this neighbour knows nothing else."""
+        service = message.service
+        if message.changes != self.membership.chains[service].digest:
+            self.membership.hello(peer)
+        if message.digest == self.logs.digest(service):
+            if self.ctx.now_ms - self._synced_ms.get(service, -1) > NEWS_SYNC_MS:
+                self._synced_ms[service] = self.ctx.now_ms
+                self._send_digest(peer, service)  # so that it knows as well
+        else:
+            self.logs.send_frontier(peer, service, reply=False)
 
     def _route(self, event: ev.Event) -> None:
         match event:
@@ -199,6 +242,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             case ev.PeerUp():
                 self.ctx.connected[event.peer] = event.addresses
                 self._greet(event.peer)
+                self.coordinator.look()
             case ev.PeerDown():
                 self._on_peer_down(event.peer)
             case ev.Executed():
@@ -212,6 +256,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             case ev.Restored():
                 self._on_restored(event)
             case ev.Woke():
+                self.coordinator.on_wake()
+                self.bidder.on_wake()
                 for peer in list(self.ctx.connected):
                     self._greet(peer)
             case ev.TimePassed():
@@ -238,11 +284,12 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         self.membership.hello(peer)
         self.book.greet(peer)
         for service in self.membership.shared_with(peer):
-            self.logs.send_digest(peer, service, self.membership.chains[service].epoch)
+            self._send_digest(peer, service)
 
     def _on_peer_down(self, peer: str) -> None:
         self.ctx.connected.pop(peer, None)
         self.logs.forget_sent(peer)
+        self.coordinator.look()
         self.coordinator.on_peer_gone(peer)
         self.commands.on_peers_changed()
 
@@ -267,7 +314,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
                 if self.membership.on_changes(peer, message):
                     self.on_service_changed(message.service)
             case PresenceUpdate():
-                self.book.on_update(peer, message)
+                if self.book.on_update(peer, message):
+                    self.coordinator.look()
             case Held():
                 self.replication.on_held(peer, message)
             case Hold():
@@ -281,9 +329,13 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             case _ if message.service not in self.membership.shared_with(peer):
                 self.ctx.refuse(peer, f"{MESSAGES.kind_of(message)} of a stranger")
             case Digest():
-                self.logs.on_digest(peer, message)
+                self._on_digest(peer, message)
             case Frontier():
                 self.logs.on_frontier(peer, message)
+            case Forks():
+                chain = self.membership.chains[message.service]
+                if self.logs.on_forks(peer, message, chain):
+                    self.refold(message.service)
             case SyncSegments():
                 for data in message.segments:
                     self._take_segment(peer, data)
@@ -316,7 +368,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         for job in message.jobs[:LOOKUP_JOBS_MAX]:
             definition = fold.definitions.get(job)
             resolved = fold.resolve(definition).job if definition is not None else job
-            found = fold.canonical(resolved) if resolved is not None else None
+            found = fold.canonical(resolved, definition) if resolved is not None else None
             if found is not None:
                 self.push(peer, found.segment)
         self.ctx.send(peer, LookedUp(message.service, message.ticket))
@@ -344,9 +396,36 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             self.ctx.refuse(peer, str(error)[:80])
             return None
         chain = self.membership.active(segment.service)
-        for accepted in self.logs.take(peer, data, chain):
-            self._fold_segment(accepted)
+        taken = self.logs.take(peer, data, chain)
+        if taken.refold:
+            self.refold(segment.service)
+        else:
+            for accepted in taken.accepted:
+                self._fold_segment(accepted)
         return segment.hash if self.logs.get(segment.hash) is not None else None
+
+    def refold(self, service: str) -> None:
+        """Something that counted counts no more: derive the state again from what does."""
+        before = self.folds.pop(service, None)
+        fold = self.fold(service)
+        for segment in sorted(self.logs.all_segments(service), key=lambda s: s.log):
+            self._fold_segment(segment, quiet=True)
+        if before is not None:
+            fold.adopt(before)
+        for state in list(fold.requests.values()):
+            self._see_to(service, state)
+        self.coordinator.review_all()
+        self.worker.review(service)
+        self.ctx.counters["folded again"] += 1
+
+    def _see_to(self, service: str, state: RequestState) -> None:
+        """A request is known: coordinate it if it is ours, else watch whether it is started."""
+        if state.cached or state.answer is not None:
+            return
+        if state.author == self.ctx.me:
+            self.coordinator.add(service, state.id)
+        else:
+            self.bidder.note(service, state.id)
 
     def _fold_segment(self, segment: Segment, own: bool = False, quiet: bool = False) -> None:
         chain = self.membership.chains[segment.service]
@@ -374,9 +453,6 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
     ) -> None:
         service, log = segment.service, segment.log
         fold = self.fold(service)
-        if isinstance(record, Cancel) and not self._may_cancel(service, log.author, record):
-            self.ctx.refuse(log.author, "cancel of somebody else's request")
-            return
         try:
             touched = fold.add(log, seq, segment.epoch, record, segment.hash)
         except DecodeError:
@@ -393,28 +469,25 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
                 self.coordinator.on_end(service, record.run, log.author, record.attempt)
             case Cancel():
                 self.coordinator.review_all()
-            case Start() if record.request in fold.requests:
-                self.ctx.emit(JobChanged(service, fold.requests[record.request].job))
-
-    def _may_cancel(self, service: str, author: str, record: Cancel) -> bool:
-        folded, fold = self.membership.folded(service), self.fold(service)
-        if author in folded.admins:
-            return True
-        mine = folded.member_of(author)
-        owners = {fold.requests[r].author for r in record.requests if r in fold.requests}
-        return all(o == author or folded.member_of(o) == mine for o in owners)
+                self.worker.review(service)
+                for name in record.requests:
+                    if name in fold.requests:
+                        self.ctx.emit(JobChanged(service, fold.requests[name].job))
+            case Start():
+                self.worker.on_start(service, record, log.author)
+                if record.request in fold.requests:
+                    self.ctx.emit(JobChanged(service, fold.requests[record.request].job))
 
     def _on_request(self, service: str, state: RequestState, own: bool) -> None:
         if own:
             self.commands.on_own_request(service, state)
-        if state.author == self.ctx.me:
-            self.coordinator.add(service, state.id)
-        else:
-            self.worker.note_unstarted(service, state.id)
+        self._see_to(service, state)
+        self.coordinator.review_waiting_for(state.job)
         self.ctx.emit(JobChanged(service, state.job))
 
     def _on_result(self, service: str, result: ResultInfo) -> None:
         self.coordinator.on_result(service, result)
+        self.worker.on_result(service, result)
         self.ctx.emit(JobChanged(service, result.document.job))
 
     # -- the disk -------------------------------------------------------------------------
@@ -427,8 +500,13 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             if s in membership.unsaved_services
         )
         commit = Commit(
-            self._ticket, tuple(membership.unsaved_changes), tuple(self.logs.unsaved), services
+            self._ticket,
+            tuple(membership.unsaved_changes),
+            tuple(self.logs.unsaved),
+            services,
+            tuple(self._answers),
         )
+        self._answers = []
         membership.unsaved_changes, membership.unsaved_services = [], set()
         self.logs.unsaved = []
         return commit
@@ -458,6 +536,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
             self.membership.unsaved_changes[:0] = commit.changes
             self.membership.unsaved_services |= {row[0] for row in commit.services}
             self.logs.unsaved[:0] = commit.segments
+            self._answers[:0] = commit.answers
 
     def _on_restored(self, event: ev.Restored) -> None:
         for service, petname, taken_up in event.services:
@@ -465,35 +544,42 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         for service, data in event.changes:
             self.membership.restore_change(service, data)
         for data in event.segments:
-            segment = self.logs.restore(data)
-            if segment is not None:
-                self._fold_segment(segment, quiet=True)
+            chain = self.membership.chains.get(Segment.decode(data).service)
+            if chain is not None:
+                self.logs.restore(data, chain)
+        for service, request, cid in event.answers:
+            self.fold(service).pin(request, cid)
         for service in sorted(self.membership.taken_up):
             self.ctx.emit(JoinTopic(service))
-            for state in list(self.fold(service).requests.values()):
-                if state.author == self.ctx.me:
-                    self.coordinator.add(service, state.id)
-                else:
-                    self.worker.note_unstarted(service, state.id)
+            self.refold(service)
 
     def on_service_changed(self, service: str) -> None:
         """The list has changed: try what was parked, greet who is new, look at everything again."""
         chain = self.membership.active(service)
         if chain is None:
             return
-        for segment in self.logs.unpark(service, chain):
-            self._fold_segment(segment)
+        shrunk, more = self.logs.recount(service, chain)
+        if shrunk:
+            self.refold(service)
+        else:
+            for segment in more:
+                self._fold_segment(segment)
+        for segment in self.logs.unpark(service):
+            self._take_segment(segment.log.author, segment.encode())
         self.book.changed()
         for peer in self.membership.connected_members(service):
             self._greet(peer)
+        self.coordinator.on_removed(service)
         self.coordinator.review_all()
+        self.worker.review(service)
 
     # -- what machines ask of each other (coordinator.Hooks, worker.Hooks) -------------------
 
     def fold(self, service: str) -> ServiceFold:
         """Return the fold of a service."""
         if service not in self.folds:
-            self.folds[service] = ServiceFold()
+            chain = self.membership.chains[service]
+            self.folds[service] = ServiceFold(chain.at)
         return self.folds[service]
 
     def presence(self, service: str) -> list[Presence]:
@@ -516,16 +602,47 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         self.logs.push(peer, state.segment)
         self.ctx.send(peer, award)
 
-    def to_coordinator(self, peer: str, message: Have | Decline | Beat | Bid) -> None:
+    def cancel_now(self, peer: str, message: CancelNow) -> None:
+        """Tell a worker, which may be this node itself, that an attempt is not wanted."""
+        if peer == self.ctx.me:
+            self._to_self.append(message)
+        else:
+            self.ctx.send(peer, message)
+
+    def to_coordinator(self, peer: str, message: Have | Decline | Beat) -> None:
         """Send to a coordinator, which may be this node itself."""
         if peer == self.ctx.me:
             self._to_self.append(message)
         else:
             self.ctx.send(peer, message)
 
-    def append(self, service: str, record: Record) -> int:
-        """Add a record to this node's log of a service; return its seq."""
+    def append(self, service: str, record: Record) -> tuple[bytes, int]:
+        """Add a record to this node's log of a service; return its (boot, seq)."""
         return self.logs.append(service, record, self.membership.chains[service].epoch)
+
+    def own_presence(self, service: str) -> Presence | None:
+        """Return what this node says of itself."""
+        self.presence(service)
+        return self.book.get(service, self.ctx.me)
+
+    def addresses_of(self, service: str, peer: str) -> tuple[str, ...]:
+        """Return where a member was last said to be."""
+        heard = self.book.heard.get(service, {}).get(peer)
+        return heard.entry.addresses if heard is not None else ()
+
+    def is_idle(self) -> bool:
+        """Say whether a slot is free here."""
+        return len(self.worker.tasks) < self.worker.slots
+
+    def synced_ms(self, service: str) -> int | None:
+        """Return when a neighbour was last found to know nothing else; None without neighbours."""
+        if not self.membership.connected_members(service):
+            return None
+        return self._synced_ms.get(service, -1)
+
+    def take(self, service: str, request: str) -> None:
+        """Become the coordinator of somebody else's request."""
+        self.coordinator.add(service, request, taken=True)
 
     def load_changed(self, load: int) -> None:
         """The number of queued and executing runs is another."""
@@ -533,6 +650,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
 
     def answered(self, state: RequestState, result: ResultInfo, service: str) -> None:
         """One of this node's requests has its answer: make it safe."""
+        self._answers.append((service, state.id, result.cid))
         document = result.document
         cids = (*(cid for cid, _, _ in document.outputs.values()), document.console)
         self.replication.track(
@@ -544,6 +662,6 @@ class NodeCore(coordinator.Hooks, worker.Hooks):
         """The ticket of the commit that is being sealed."""
         return self._ticket
 
-    def own_request_id(self, seq: int) -> str:
-        """Return the id of a request at `seq` of this node's log."""
-        return request_id(self.ctx.me, self.ctx.config.boot, seq)
+    def own_request_id(self, boot: bytes, seq: int) -> str:
+        """Return the id of a request at `seq` of one of this node's logs."""
+        return request_id(self.ctx.me, boot, seq)

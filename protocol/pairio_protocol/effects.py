@@ -134,6 +134,7 @@ class Commit:
     changes: tuple[tuple[str, str, int, bytes], ...]  # (service, cid, seq, bytes)
     segments: tuple[bytes, ...]
     services: tuple[tuple[str, str, bool, int], ...]  # (service, petname, taken up, epoch)
+    answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
 
 
 Effect = (

@@ -12,6 +12,7 @@ from pairio_protocol.records import Resources
 __all__ = [
     "AcceptService",
     "AddMember",
+    "CancelRequests",
     "CommitFailed",
     "Committed",
     "CreateService",
@@ -23,7 +24,9 @@ __all__ = [
     "InstallApp",
     "PeerDown",
     "PeerUp",
+    "RemoveMember",
     "Restored",
+    "SetRoles",
     "Submit",
     "TimePassed",
     "Woke",
@@ -37,6 +40,7 @@ class Restored:
     services: tuple[tuple[str, str, bool], ...]  # (service, petname, taken up)
     changes: tuple[tuple[str, bytes], ...]
     segments: tuple[bytes, ...]
+    answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,36 @@ class AddMember:
     peer: str
     roles: tuple[str, ...]
     member: str
+
+
+@dataclass(frozen=True)
+class RemoveMember:
+    """The owner, an admin, takes a member (or one of his keys) off the list. What this node knows
+    of the member's logs stays; later segments of before the change do not count."""
+
+    call: int
+    service: str
+    member: str
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class SetRoles:
+    """The owner, an admin, gives a member other roles."""
+
+    call: int
+    service: str
+    member: str
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CancelRequests:
+    """A local client withdraws requests. They must be its member's, or this node an admin's."""
+
+    call: int
+    service: str
+    requests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -179,6 +213,7 @@ class Woke:
 Event = (
     AcceptService
     | AddMember
+    | CancelRequests
     | CommitFailed
     | Committed
     | CreateService
@@ -189,7 +224,9 @@ Event = (
     | InstallApp
     | PeerDown
     | PeerUp
+    | RemoveMember
     | Restored
+    | SetRoles
     | Submit
     | TimePassed
     | Woke

@@ -4,7 +4,7 @@ It takes maxima and unions of what it is given, so the order, repetition and rou
 not matter (DESIGN section 11). Nobody stores a state; this is derived again at every start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from pairio_protocol.records import (
     Unknown,
     result_cid,
 )
+from pairio_protocol.service import Folded
 
 __all__ = ["RequestState", "Resolution", "ResultInfo", "RunState", "ServiceFold"]
 
@@ -62,11 +63,18 @@ class ResultInfo:
 
 @dataclass
 class RunState:
-    """What is known of one run: attempts started and ended, results."""
+    """What is known of one run: starts and ends by (attempt, author), and results."""
 
-    starts: dict[str, tuple[str, Start]] = field(default_factory=dict)
-    ends: dict[str, End] = field(default_factory=dict)
+    starts: dict[tuple[str, str], Start] = field(default_factory=dict)
+    ends: dict[tuple[str, str], End] = field(default_factory=dict)
     results: set[str] = field(default_factory=set)
+
+    def end_of(self, attempt: str, worker: str) -> End | None:
+        """Return how an attempt ended, by its worker's or its coordinator's word."""
+        for author in (worker, attempt.partition("/")[0]):
+            if (attempt, author) in self.ends:
+                return self.ends[attempt, author]
+        return None
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,24 @@ class Resolution:
 
 
 class ServiceFold:
-    """Requests, runs and results of one service."""
+    """Requests, runs and results of one service.
 
-    def __init__(self) -> None:
+    `at` gives the list at an epoch: who an author was when he wrote.
+    """
+
+    def __init__(self, at: Callable[[int], Folded | None]) -> None:
+        self._at = at
         self.requests: dict[str, RequestState] = {}
         self.runs: dict[str, RunState] = {}
         self.results: dict[str, ResultInfo] = {}
         self.definitions: dict[str, dict[str, Any]] = {}
         self.by_job: dict[str, list[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
+        self._cancels: dict[str, set[tuple[str, int]]] = {}
+        #: answers that were given: request id -> the result's CID. Never changed.
+        self.pins: dict[str, str] = {}
+        #: results that were answers and do not count any more, for those who ask again
+        self.void: dict[str, ResultInfo] = {}
 
     # -- taking records ---------------------------------------------------------------
 
@@ -107,15 +124,14 @@ class ServiceFold:
                 return self._request(log, seq, epoch, record, segment)
             case Cancel():
                 for name in record.requests:
-                    state = self.requests.get(name)
-                    if state is not None:
-                        state.canceled = True
+                    self._cancels.setdefault(name, set()).add((log.author, epoch))
+                    self._note_cancel(name)
                 return record.requests[0] if record.requests else None
             case Start():
-                self.run(record.run).starts[record.attempt] = (log.author, record)
+                self.run(record.run).starts.setdefault((record.attempt, log.author), record)
                 return record.run
             case End():
-                self.run(record.run).ends[record.attempt] = record
+                self.run(record.run).ends.setdefault((record.attempt, log.author), record)
                 return record.run
             case Result():
                 return self._result(log, record, segment)
@@ -133,9 +149,28 @@ class ServiceFold:
             raise DecodeError("a request without a job document")
         job = job_id_of(document)
         self.definitions[job] = document
-        self.requests[name] = RequestState(name, log.author, record, job, document, segment, epoch)
+        state = RequestState(name, log.author, record, job, document, segment, epoch)
+        state.answer = self.pins.get(name)
+        self.requests[name] = state
         self.by_job.setdefault(job, []).append(name)
+        self._note_cancel(name)
         return name
+
+    def _note_cancel(self, name: str) -> None:
+        """A request is canceled by its submitter's member, or by an admin, of then."""
+        state = self.requests.get(name)
+        if state is None:
+            return
+        for author, epoch in self._cancels.get(name, ()):
+            folded = self._at(epoch)
+            if folded is None:
+                continue
+            member = folded.member_of(author)
+            same = author == state.author or (
+                member is not None and member == folded.member_of(state.author)
+            )
+            if same or author in folded.admins:
+                state.canceled = True
 
     def _result(self, log: LogId, record: Result, segment: bytes) -> str | None:
         document = ResultDocument.decode(record.document)
@@ -153,11 +188,102 @@ class ServiceFold:
         """Return the state of a run, new if nothing was known of it."""
         return self.runs.setdefault(name, RunState())
 
+    # -- what is this node's own --------------------------------------------------------
+
+    def pin(self, request: str, cid: str) -> None:
+        """An answer is given: it stays, also when another result becomes canonical."""
+        self.pins.setdefault(request, cid)
+        state = self.requests.get(request)
+        if state is not None:
+            state.answer = self.pins[request]
+
+    def adopt(self, before: "ServiceFold") -> None:
+        """Take over what no record says from the fold that this one replaces: answers given,
+        local handles, and the results that they name."""
+        self.pins = before.pins
+        for name, state in self.requests.items():
+            state.answer = self.pins.get(name)
+        for name, state in before.requests.items():
+            if state.cached and name not in self.requests:
+                self.requests[name] = state
+                self.by_job.setdefault(state.job, []).append(name)
+                self.definitions.setdefault(state.job, state.document)
+        known = {**before.void, **before.results}
+        for cid in self.pins.values():
+            if cid not in self.results and cid in known:
+                self.void[cid] = known[cid]
+
+    def result_of(self, state: RequestState) -> ResultInfo | None:
+        """Return the result a request was answered with, also when it counts no more."""
+        if state.answer is None:
+            return None
+        return self.results.get(state.answer) or self.void.get(state.answer)
+
+    # -- attempts -----------------------------------------------------------------------
+
+    def live_attempts(self, run: str) -> list[tuple[str, str]]:
+        """Return (attempt, worker) of those that started rightly and have not ended, sorted."""
+        state = self.runs.get(run)
+        if state is None:
+            return []
+        done = {
+            (self.results[c].document.attempt, self.results[c].document.worker)
+            for c in state.results
+        }
+        return sorted(
+            key
+            for key, start in state.starts.items()
+            if key not in done and state.end_of(*key) is None and self._is_right(run, start)
+        )
+
+    def _is_right(self, run: str, start: Start) -> bool:
+        """A start counts when its request is known and wants the run, on results that count."""
+        state = self.requests.get(start.request)
+        if state is None or any(cid not in self.results for cid in start.upstream):
+            return False
+        return self.run_of(state, self.resolve(state.document)) == run
+
+    def lost_attempts(self, state: RequestState, run: str) -> int:
+        """Return how many attempts for a request were lost by machines, not by the app."""
+        known = self.runs.get(run)
+        if known is None:
+            return 0
+        return len(
+            {
+                end.attempt
+                for end in known.ends.values()
+                if end.kind == "infra" and end.request == state.id
+            }
+        )
+
+    def is_wanted(self, state: RequestState, unix_ms: int) -> bool:
+        """Say whether a request still waits: not canceled, not expired, not answered."""
+        if state.canceled or state.answer is not None or unix_ms > state.record.expires_unix_ms:
+            return False
+        return self.answer_for(state, self.resolve(state.document)) is None
+
+    def who_wants(self, run: str, job: str, unix_ms: int) -> list[RequestState]:
+        """Return the known requests, for `job` as it was asked for, that want a run."""
+        return [
+            state
+            for state in (self.requests[name] for name in self.by_job.get(job, ()))
+            if self.is_wanted(state, unix_ms)
+            and self.run_of(state, self.resolve(state.document)) == run
+        ]
+
     # -- looking up -------------------------------------------------------------------
 
-    def canonical(self, resolved_job: str) -> ResultInfo | None:
-        """Return the canonical result: completed, then lower rendezvous, then smaller CID."""
-        return self._best(self._by_resolved.get(resolved_job, ()))
+    def canonical(
+        self, resolved_job: str, document: dict[str, Any] | None = None
+    ) -> ResultInfo | None:
+        """Return the canonical result: completed, then lower rendezvous, then smaller CID.
+
+        With the job's `document`, results that lack a declared output do not count.
+        """
+        cids = self._by_resolved.get(resolved_job, ())
+        if document is not None:
+            return self._best(c for c in cids if self._fits(document, c))
+        return self._best(cids)
 
     def _best(self, cids: Any) -> ResultInfo | None:
         found = [self.results[cid] for cid in cids]
@@ -219,7 +345,7 @@ class ServiceFold:
             if memo[job].blocked_by is not None:
                 return job
             resolved = memo[job].job
-        found = self.canonical(resolved) if resolved is not None else None
+        found = self.canonical(resolved, definition) if resolved is not None else None
         if found is None:
             return None
         if found.document.status != "completed":
@@ -242,11 +368,11 @@ class ServiceFold:
         if resolution.job is None:
             return None
         run = self.runs.get(run_id(resolution.job, state.salt()))
-        own = self._best(r for r in run.results if self._fits(state, r)) if run else None
+        own = self._best(r for r in run.results if self._fits(state.document, r)) if run else None
         if state.record.mode == "skip_cache":
             return own
         best = self._best(
-            r for r in self._by_resolved.get(resolution.job, ()) if self._fits(state, r)
+            r for r in self._by_resolved.get(resolution.job, ()) if self._fits(state.document, r)
         )
         if best is None or best.document.status == "completed":
             return best
@@ -254,9 +380,9 @@ class ServiceFold:
             return own
         return None if self._may_do_better(state, best) else best
 
-    def _fits(self, state: RequestState, cid: str) -> bool:
+    def _fits(self, job: dict[str, Any], cid: str) -> bool:
         document = self.results[cid].document
-        declared = {output["name"] for output in state.document["outputs"]}
+        declared = {output["name"] for output in job["outputs"]}
         return document.status != "completed" or declared <= set(document.outputs)
 
     @staticmethod

@@ -19,6 +19,9 @@ CHANGE_SIZE_BYTES_MAX: Final = 48 * 1024
 SERVICE_SIZE_BYTES_MAX: Final = 1024 * 1024
 MEMBERS_MAX: Final = 4096
 CHANGES_MAX: Final = 100_000
+#: Changes that may follow one change: a fork is an accident or an attack.
+SIBLINGS_MAX: Final = 64
+CUTS_PER_CHANGE_MAX: Final = 128
 #: A job definition travels inline in its request.
 DEFINITION_SIZE_BYTES_MAX: Final = 40 * 1024
 NAME_LENGTH_MAX: Final = 200
@@ -27,6 +30,7 @@ URL_LENGTH_MAX: Final = 8 * 1024
 FILES_PER_JOB_MAX: Final = 256
 PARAMETERS_PER_JOB_MAX: Final = 1024
 TAGS_MAX: Final = 64
+CANCELS_PER_RECORD_MAX: Final = 256
 #: Nesting of a document or a frame; deeper is a bomb, not data.
 DEPTH_MAX: Final = 16
 #: Chains of jobs that rest on jobs; resolution walks them.
@@ -42,6 +46,10 @@ LOGS_PER_FRONTIER_MAX: Final = 300
 CHANGES_PER_REPLY_MAX: Final = 64
 CONNECTIONS_MAX: Final = 32
 HANDLES_MAX: Final = 10_000
+#: Requests of others that a compute node watches; beyond it the coordinators alone see to them.
+UNSTARTED_MAX: Final = 20_000
+#: Runs accepted by one node, of all submitters.
+TASKS_MAX: Final = 4_096
 
 # -- time (milliseconds of the node's clock) ----------------------------------------------
 PRESENCE_INTERVAL_MS: Final = 60_000
@@ -53,8 +61,21 @@ AWARD_ANSWER_MS: Final = 1_000
 BID_DELAY_MS: Final = 500
 BID_RANK_MS: Final = 20
 BID_INTERVAL_MS: Final = 2_000
+BIDS_PER_SCAN: Final = 64
+#: Ranks beyond this wait no longer.
+RANK_MAX: Final = 50
 DECLINE_PAUSE_MS: Final = 1_000
+#: What is open is gone through this often at least, whatever happens.
+LOOK_INTERVAL_MS: Final = 5_000
 LEASE_MS: Final = 10_000
+#: After a sleep every lease gets this long for a sign of life.
+PROBE_MS: Final = 3_000
+#: A coordinator that could not be reached for this long, plus rank times the next: take the run.
+TAKE_DELAY_MS: Final = 10_000
+TAKE_RANK_MS: Final = 2_000
+#: News that gossip may not have brought is compared with some neighbours after this time.
+NEWS_SYNC_MS: Final = 300
+NEWS_FANOUT: Final = 3
 STORED_ACK_MS: Final = 1_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
@@ -64,7 +85,10 @@ HOLD_RETRY_MS: Final = 5_000
 SAFE_WAIT_MS: Final = 10_000
 
 # -- attempts -----------------------------------------------------------------------------
-ATTEMPTS_MAX: Final = 5
+#: Attempts of a request that machines may lose before it is exhausted.
+ATTEMPTS_MAX: Final = 8
+#: Doublings of the pause before a node is asked again that did not take what it was awarded.
+STRIKES_MAX: Final = 6
 BACKLOG_PER_SLOT_MAX: Final = 4
 
 # -- resources ----------------------------------------------------------------------------

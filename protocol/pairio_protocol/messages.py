@@ -22,6 +22,7 @@ __all__ = [
     "Changes",
     "Decline",
     "Digest",
+    "Forks",
     "Frontier",
     "Have",
     "Held",
@@ -44,11 +45,13 @@ MESSAGES = Registry()
 
 @dataclass(frozen=True, slots=True)
 class HelloService:
-    """One service in a hello: its id, the newest change's seq and CID."""
+    """One service in a hello: its id, the newest change's seq and CID, and a hash over the set of
+    all changes that the sender knows, losing branches included."""
 
     service: str
     epoch: int
     head: str
+    digest: bytes
 
 
 @MESSAGES.wire("hello")
@@ -64,19 +67,23 @@ class Hello:
 @MESSAGES.wire("want_changes")
 @dataclass(frozen=True, slots=True)
 class WantChanges:
-    """Asks for the changes of a service from seq `start` on; answered with `changes`."""
+    """Asks for the changes of a service behind (seq `start`, CID `after`), of all branches;
+    answered with `changes`."""
 
     service: str
     start: int
+    after: str
 
 
 @MESSAGES.wire("changes")
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Signed changes in order. Sent on request, and to connected members when one is made."""
+    """Signed changes by (seq, CID). Sent on request, and to connected members when one is made.
+    With `more` the receiver asks on behind the last one."""
 
     service: str
     changes: tuple[bytes, ...]
+    more: bool
 
 
 @MESSAGES.wire("presence")
@@ -212,21 +219,24 @@ class LookedUp:
 @MESSAGES.wire("digest")
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """Hash over the heights of all logs of a service. A receiver with another sends a frontier."""
+    """Hashes over the heights of all logs of a service and over its changes. A receiver with other
+    changes says hello first; with other heights it sends a frontier."""
 
     service: str
     digest: bytes
-    epoch: int
+    changes: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LogHeight:
-    """How far a log is known: the number of records from its beginning without a gap."""
+    """How far a log is accepted: the number of records from its beginning without a gap.
+    `forked` is 1 + the lowest forked seq, 0 for a log without a fork."""
 
     author: str
     boot: bytes
     shard: int
     height: int
+    forked: int
 
 
 @MESSAGES.wire("frontier")
@@ -253,7 +263,17 @@ class SyncSegments:
     more: bool
 
 
-SYNC_KINDS = (Digest, Frontier, SyncSegments)
+@MESSAGES.wire("forks")
+@dataclass(frozen=True, slots=True)
+class Forks:
+    """Proof of forked logs: two segments each that their author signed and that cannot both
+    follow one log. Sent to whoever knows of no fork, or of a higher one."""
+
+    service: str
+    pairs: tuple[tuple[bytes, ...], ...]
+
+
+SYNC_KINDS = (Digest, Forks, Frontier, SyncSegments)
 
 Message = (
     Ack
@@ -264,6 +284,7 @@ Message = (
     | Changes
     | Decline
     | Digest
+    | Forks
     | Frontier
     | Have
     | Held

@@ -10,6 +10,7 @@ from typing import Any
 from pairio_protocol.documents import Link, document_cid, encode
 from pairio_protocol.documents import decode as decode_document
 from pairio_protocol.errors import DecodeError
+from pairio_protocol.ids import run_id
 from pairio_protocol.limits import (
     CPU_MILLICORES_MAX,
     DEFINITION_SIZE_BYTES_MAX,
@@ -107,7 +108,8 @@ class Cancel:
 @RECORDS.wire("start")
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A worker has taken a run up. Its author needs the role `compute`."""
+    """A worker has taken a run up. Its author needs the role `compute`. `attempt` is
+    `coordinator/boot/counter`: it names who may end it besides the worker."""
 
     request: str
     run: str
@@ -160,12 +162,14 @@ def decode_record(plain: Any) -> Record | Unknown:
 class ResultDocument:
     """What a worker signs: a resolved job, how it ended, and where the outputs are.
 
-    `outputs` maps a declared (or additional, `other/...`) name to (CID, size in bytes, base name).
+    `run` follows from the resolved job and the salt. `outputs` maps a declared (or additional,
+    `other/...`) name to (CID, size in bytes, base name).
     """
 
     service: str
     job: str
     run: str
+    salt: str
     attempt: str
     status: str
     error: str
@@ -187,6 +191,7 @@ class ResultDocument:
             "service": self.service,
             "job": Link(self.job),
             "run": self.run,
+            "salt": self.salt,
             "attempt": self.attempt,
             "status": self.status,
             "error": self.error,
@@ -227,6 +232,7 @@ class ResultDocument:
                 service=plain["service"],
                 job=plain["job"].cid,
                 run=plain["run"],
+                salt=plain["salt"],
                 attempt=plain["attempt"],
                 status=plain["status"],
                 error=plain["error"],
@@ -249,6 +255,8 @@ class ResultDocument:
             raise DecodeError(f"not a result document: {error!r}") from None
         if not same or document.status not in ("completed", "failed"):
             raise DecodeError("not a result document")
+        if document.run != run_id(document.job, document.salt):
+            raise DecodeError("a result whose run is not that of its job")
         if not verify(document.worker, signing_input("result", encode(plain)), signature):
             raise DecodeError("a result that its worker did not sign")
         return document

@@ -1,31 +1,44 @@
 """A service: the signed list of who may do what, as a chain of changes and its fold.
 
-A change is `{type, v, seq, prev, ops, state, issued}` in DAG-CBOR with signatures beside it. The
-service's id is the CID of the first one. `Chain` holds the winning changes and the folded document
-after each, so that any epoch (the seq of a change) can be asked for its members.
+A change is `{type, v, seq, prev, ops, cuts, over, state, issued}` in DAG-CBOR with signatures
+beside it. The service's id is the CID of the first one. `Chain` holds every valid change, the
+branch that wins, and the folded document after each of its changes, so that any epoch (the seq of
+a change) can be asked for its members.
 
 Source: DESIGN section 5. The rule at a fork is applied at the first divergence, never by length.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from pairio_protocol.apps import validate_app
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.documents import decode, document_cid, encode
 from pairio_protocol.errors import DecodeError, DefinitionError
-from pairio_protocol.ids import public_key_of
+from pairio_protocol.ids import LogId, public_key_of
 from pairio_protocol.limits import (
     CHANGE_SIZE_BYTES_MAX,
     CHANGES_MAX,
+    CUTS_PER_CHANGE_MAX,
     FRAME_SIZE_BYTES_MAX,
     MEMBERS_MAX,
     NAME_LENGTH_MAX,
     SERVICE_SIZE_BYTES_MAX,
+    SIBLINGS_MAX,
 )
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 
-__all__ = ["ROLES", "Chain", "ChangeGap", "Folded", "SignedChange", "parse_roles"]
+__all__ = [
+    "ROLES",
+    "Chain",
+    "ChangeGap",
+    "Cut",
+    "Cutting",
+    "Folded",
+    "SignedChange",
+    "parse_roles",
+]
 
 #: Any role implies read.
 ROLES = ("admin", "submit", "compute", "read")
@@ -58,6 +71,8 @@ class Folded:
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
+    #: roles that losing branches took from keys; not part of the document
+    barred: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the folded document, whose CID every change states."""
@@ -86,7 +101,11 @@ class Folded:
     def roles_of(self, peer: str) -> tuple[str, ...]:
         """Return the roles of a peer; empty for a stranger and after the service's end."""
         name = self.member_of(peer)
-        return () if name is None or self.ended else self.members[name][0]
+        if name is None or self.ended:
+            return ()
+        gone = self.barred.get(peer)
+        roles = self.members[name][0]
+        return tuple(r for r in roles if r not in gone) if gone else roles
 
     def peers(self) -> list[str]:
         """Return every key on the list, sorted."""
@@ -100,10 +119,15 @@ class SignedChange:
     body: bytes
     signatures: tuple[tuple[str, bytes], ...]
 
-    @property
+    @cached_property
     def cid(self) -> str:
         """The CID of the change; of the first one it is the service's id."""
         return document_cid(self.body)
+
+    @property
+    def seq(self) -> int:
+        """The seq that the change states; of a valid one its place in the chain."""
+        return int(decode(self.body, CHANGE_SIZE_BYTES_MAX)["seq"])
 
     def encode(self) -> bytes:
         """Return the bytes that are stored and sent."""
@@ -131,13 +155,67 @@ def _signed_bytes(body: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Link:
-    """One place of the chain."""
+class Cut:
+    """The last segment of a log that counts after its author lost something: seq and hash."""
 
+    log: LogId
+    seq: int
+    hash: bytes
+
+    def plain(self) -> dict[str, Any]:
+        """Return the cut as it stands in a change."""
+        author, boot, shard = self.log
+        return {
+            "author": author,
+            "boot": boot.hex(),
+            "shard": shard,
+            "seq": self.seq,
+            "hash": self.hash.hex(),
+        }
+
+    @staticmethod
+    def parse(plain: Any) -> "Cut":
+        """Return the cut in `plain`; DecodeError when it has not this shape."""
+        match plain:
+            case {
+                "author": str(author),
+                "boot": str(boot),
+                "shard": 0,
+                "seq": int(seq),
+                "hash": str(digest),
+                **rest,
+            } if not rest and seq >= 0 and len(boot) == 32 and len(digest) == 64:
+                try:
+                    log = LogId(author, bytes.fromhex(boot), 0)
+                    return Cut(log, seq, bytes.fromhex(digest))
+                except ValueError:
+                    pass
+        raise DecodeError("a cut is not {author, boot, shard, seq, hash}")
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What one change takes from a key: segments written under an epoch below `epoch` count only
+    on the chains that end in its cuts."""
+
+    epoch: int
+    cuts: dict[LogId, Cut]
+
+
+@dataclass(frozen=True)
+class _Link:
+    """One valid change. Its validity rests on its ancestors only."""
+
+    cid: str
+    seq: int
+    prev: str | None
     change: SignedChange
     signers: tuple[str, ...]
     folded: Folded
     removes: frozenset[str]
+    lost: dict[str, frozenset[str]]
+    cuts: dict[LogId, Cut]
+    over: tuple[str, ...]
 
 
 class ChangeGap(DecodeError):
@@ -145,75 +223,120 @@ class ChangeGap(DecodeError):
 
 
 class Chain:
-    """The changes of one service that this node takes as valid, and their folds.
+    """All valid changes of one service that this node knows, and the branch that wins.
 
-    Nothing is mutated by a refused change. `epoch` is the seq of the newest change.
+    The winning branch and everything derived from it are functions of the set of changes: the
+    order in which they came does not matter. Losing branches are kept and passed on, since their
+    removals and cuts apply too. Nothing is mutated by a refused change.
     """
 
     def __init__(self) -> None:
+        self._known: dict[str, _Link] = {}
+        self._children: dict[str, list[str]] = {}
+        self._root = ""
         self._links: list[_Link] = []
+        self._folds: list[Folded] = []
+        self._cuttings: dict[str, list[Cutting]] = {}
+        self._mix = bytes(32)
 
     @property
     def service(self) -> str:
         """The service's id."""
-        return self._links[0].change.cid
+        return self._root
 
     @property
     def epoch(self) -> int:
-        """The seq of the newest change."""
+        """The seq of the newest change of the winning branch."""
         return len(self._links) - 1
 
     @property
     def head(self) -> str:
-        """The CID of the newest change."""
-        return self._links[-1].change.cid
+        """The CID of the newest change of the winning branch."""
+        return self._links[-1].cid
+
+    @property
+    def digest(self) -> bytes:
+        """A hash over the set of all known changes (xor of their hashes: order does not matter)."""
+        return self._mix
 
     @property
     def now(self) -> Folded:
         """The folded document after the newest change."""
-        return self._links[-1].folded
+        return self._folds[-1]
 
     def at(self, epoch: int) -> Folded | None:
-        """Return the fold after change `epoch`, None when that is not known here."""
-        return self._links[epoch].folded if 0 <= epoch < len(self._links) else None
+        """Return the fold after change `epoch`, None when that is not known here.
 
-    def changes(self, start: int = 0) -> list[SignedChange]:
-        """Return the changes from seq `start` on."""
-        return [link.change for link in self._links[start:]]
+        What losing branches took away is taken away here too, until a change signs over them.
+        """
+        return self._folds[epoch] if 0 <= epoch < len(self._folds) else None
+
+    def knows(self, cid: str) -> bool:
+        """Say whether a change is known, on whatever branch."""
+        return cid in self._known
+
+    def cuttings(self, author: str) -> list[Cutting]:
+        """Return what changes of every branch took from a key."""
+        return self._cuttings.get(author, [])
+
+    def losing_heads(self) -> list[str]:
+        """Return the ends of the branches that lost and that no change has signed over."""
+        winners = {link.cid for link in self._links}
+        over = self._signed_over(len(self._links))
+        return sorted(
+            cid
+            for cid in self._known
+            if cid not in winners and cid not in over and not self._children.get(cid)
+        )
+
+    def changes(self, start: int = 0, after: str = "") -> list[SignedChange]:
+        """Return all known changes behind (seq `start`, CID `after`), in that order."""
+        found = [k for k in self._known.values() if (k.seq, k.cid) > (start, after)]
+        return [k.change for k in sorted(found, key=lambda k: (k.seq, k.cid))]
 
     def add(self, change: SignedChange) -> bool:
-        """Take a change. True when the chain has changed, False when it was known or lost a fork.
+        """Take a change. True when it is news, False when it was known.
 
         Raises:
-            DecodeError: invalid, or not following what is known here (then the ones before it
-                must come first). The chain is as before.
+            DecodeError: invalid. The chain is as before.
+            ChangeGap: the change before it must come first. The chain is as before.
         """
+        cid = change.cid
+        if cid in self._known:
+            return False
         document = decode(change.body, CHANGE_SIZE_BYTES_MAX)
         seq = document.get("seq")
         if document.get("type") != "pairio/change" or not isinstance(seq, int):
             raise DecodeError("not a service change")
-        if len(self._links) < seq <= CHANGES_MAX:
-            raise ChangeGap(f"change {seq} comes after change {self.epoch}")
-        if not 0 <= seq <= CHANGES_MAX:
-            raise DecodeError(f"change {seq} does not follow change {self.epoch}")
-        if seq < len(self._links) and self._links[seq].change.cid == change.cid:
-            return False
-        if seq == 0 and self._links:
+        if not 0 <= seq <= CHANGES_MAX or len(self._known) > CHANGES_MAX:
+            raise DecodeError(f"change {seq} is not between 0 and {CHANGES_MAX}")
+        prev = document.get("prev")
+        if seq == 0 and (prev is not None or self._known):
             raise DecodeError("another service's first change")
-        link = self._validated(document, change, seq)
-        if seq == len(self._links):
-            self._links.append(link)
-            return True
-        if not self._wins(link, self._links[seq], self._links[seq - 1].folded):
-            return False
-        self._links[seq:] = [link]
+        if seq and prev not in self._known:
+            raise ChangeGap(f"change {seq} comes after one that is not known here")
+        link = self._validated(document, change, seq, prev)
+        if len(self._children.get(prev or "", ())) >= SIBLINGS_MAX:
+            raise DecodeError(f"more than {SIBLINGS_MAX} changes after one")
+        self._known[cid] = link
+        if prev is None:
+            self._root = cid
+        else:
+            self._children.setdefault(prev, []).append(cid)
+        self._mix = bytes(a ^ b for a, b in zip(self._mix, sha256(cid.encode()), strict=True))
+        if self._links and prev == self.head and len(self._known) == len(self._links) + 1:
+            self._extend(link)
+        else:
+            self._choose()
         return True
 
-    def _validated(self, document: dict[str, Any], change: SignedChange, seq: int) -> _Link:
-        before = self._links[seq - 1].folded if seq else None
-        prev = self._links[seq - 1].change.cid if seq else None
-        if document.get("prev") != prev:
-            raise DecodeError(f"change {seq} follows another change than ours")
+    def _validated(
+        self, document: dict[str, Any], change: SignedChange, seq: int, prev: str | None
+    ) -> _Link:
+        parent = self._known[prev] if prev is not None else None
+        if parent is not None and parent.seq != seq - 1:
+            raise DecodeError(f"change {seq} follows change {parent.seq}")
+        before = parent.folded if parent else None
         folded, removes = _fold(before, document.get("ops"))
         admins = (before or folded).admins
         threshold = (before or folded).threshold
@@ -230,25 +353,73 @@ class Chain:
         data = encode(folded.document())
         if len(data) > SERVICE_SIZE_BYTES_MAX or document.get("state") != document_cid(data):
             raise DecodeError(f"change {seq} states another document than it makes")
-        return _Link(change, signers, folded, removes)
+        lost = _lost(before, folded)
+        cuts = _parse_cuts(document.get("cuts"), lost)
+        over = document.get("over")
+        if not isinstance(over, list) or not all(isinstance(c, str) for c in over):
+            raise DecodeError("`over` is not a list of CIDs")
+        return _Link(
+            change.cid, seq, prev, change, signers, folded, removes, lost, cuts, tuple(over)
+        )
 
-    @staticmethod
-    def _wins(new: _Link, old: _Link, before: Folded) -> bool:
-        """Fork choice at the first divergence (DESIGN section 5)."""
-        new_disarms = len(set(old.signers) - new.removes) < before.threshold
-        old_disarms = len(set(new.signers) - old.removes) < before.threshold
-        if new_disarms != old_disarms:
-            return new_disarms
-        order = before.admins.index
-        new_rank, old_rank = sorted(map(order, new.signers)), sorted(map(order, old.signers))
-        if new_rank != old_rank:
-            return new_rank < old_rank
-        return new.change.cid < old.change.cid
+    # -- which branch wins, and what follows ----------------------------------------------
+
+    def _extend(self, link: _Link) -> None:
+        """What `_choose` comes to when there is no fork."""
+        self._links.append(link)
+        self._folds.append(link.folded)
+        for key in link.lost:
+            self._cuttings.setdefault(key, []).append(Cutting(link.seq, link.cuts))
+
+    def _choose(self) -> None:
+        """Walk from the root, at every divergence to the winner; derive folds and cuttings."""
+        links = [self._known[self._root]]
+        while children := self._children.get(links[-1].cid):
+            siblings = [self._known[cid] for cid in children]
+            links.append(_winner(siblings, links[-1].folded))
+        self._links = links
+        winners = {link.cid for link in links}
+        losers = [link for cid, link in self._known.items() if cid not in winners]
+        self._folds = [self._barred(link, losers) for link in links]
+        self._cuttings = {}
+        for link in sorted(self._known.values(), key=lambda k: (k.seq, k.cid)):
+            for key in link.lost:
+                self._cuttings.setdefault(key, []).append(Cutting(link.seq, link.cuts))
+
+    def _barred(self, link: _Link, losers: list[_Link]) -> Folded:
+        over = self._signed_over(link.seq + 1)
+        barred: dict[str, frozenset[str]] = {}
+        for loser in losers:
+            if loser.seq <= link.seq and loser.cid not in over:
+                for key, roles in loser.lost.items():
+                    barred[key] = barred.get(key, frozenset()) | roles
+        return replace(link.folded, barred=barred) if barred else link.folded
+
+    def _signed_over(self, count: int) -> set[str]:
+        """Return the changes that the first `count` winning ones sign over, ancestors included."""
+        over: set[str] = set()
+        for link in self._links[:count]:
+            for cid in link.over:
+                at: str | None = cid
+                while at in self._known and at not in over:
+                    over.add(at)
+                    at = self._known[at].prev
+        return over
 
     def propose(
-        self, ops: list[dict[str, Any]], keys: list[SigningKey], unix_ms: int
+        self,
+        ops: list[dict[str, Any]],
+        keys: list[SigningKey],
+        unix_ms: int,
+        cuts: tuple[Cut, ...] = (),
+        over: tuple[str, ...] = (),
     ) -> SignedChange:
         """Return the change that does `ops` after the newest one, signed by `keys`.
+
+        Args:
+            cuts: the last segments that count of keys that lose something; logs that are not
+                named are cut at 0.
+            over: heads of losing branches whose removals are not to apply any more.
 
         Raises:
             DefinitionError: the ops do not fit, or the change would be too large.
@@ -263,8 +434,10 @@ class Chain:
                 "type": "pairio/change",
                 "v": 1,
                 "seq": len(self._links),
-                "prev": self._links[-1].change.cid if self._links else None,
+                "prev": self._links[-1].cid if self._links else None,
                 "ops": ops,
+                "cuts": [cut.plain() for cut in cuts],
+                "over": list(over),
                 "state": document_cid(encode(folded.document())),
                 "issued": unix_ms,
             }
@@ -275,6 +448,50 @@ class Chain:
             )
         message = _signed_bytes(body)
         return SignedChange(body, tuple((key.peer, key.sign(message)) for key in keys))
+
+
+def _winner(siblings: list[_Link], before: Folded) -> _Link:
+    """Return which of the changes that follow one change wins (DESIGN section 5).
+
+    A change without whose removed signers a sibling would lack its threshold disarms that sibling;
+    of those that nobody disarms one-sidedly, the earliest signers in the previous admin list win,
+    then the smaller CID. Chosen among the set, since in pairs the rule may go round in a circle.
+    """
+
+    def disarms(one: _Link, other: _Link) -> bool:
+        return len(set(other.signers) - one.removes) < before.threshold
+
+    armed = [
+        link
+        for link in siblings
+        if not any(disarms(other, link) and not disarms(link, other) for other in siblings)
+    ]
+    rank = {peer: number for number, peer in enumerate(before.admins)}
+    return min(armed or siblings, key=lambda k: (sorted(rank[p] for p in k.signers), k.cid))
+
+
+def _lost(before: Folded | None, after: Folded) -> dict[str, frozenset[str]]:
+    """Return the roles that every key has lost."""
+    if before is None:
+        return {}
+    lost = {}
+    for key in before.peers():
+        gone = frozenset(before.roles_of(key)) - frozenset(after.roles_of(key))
+        if gone and not after.ended:
+            lost[key] = gone
+    return lost
+
+
+def _parse_cuts(plain: Any, lost: dict[str, frozenset[str]]) -> dict[LogId, Cut]:
+    if not isinstance(plain, list) or len(plain) > CUTS_PER_CHANGE_MAX:
+        raise DecodeError(f"cuts are not a list of at most {CUTS_PER_CHANGE_MAX}")
+    cuts = {}
+    for item in plain:
+        cut = Cut.parse(item)
+        if cut.log.author not in lost or cut.log in cuts:
+            raise DecodeError("a cut of a log whose author loses nothing, or a second one")
+        cuts[cut.log] = cut
+    return cuts
 
 
 def _fold(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
@@ -290,16 +507,36 @@ def _fold(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
         if folded is None:
             folded = _created(op)
             continue
-        keys_before = set(folded.peers())
+        keys_before = {*folded.peers(), *folded.admins}
         folded = _applied(folded, op)
-        removed |= keys_before - set(folded.peers())
+        removed |= keys_before - {*folded.peers(), *folded.admins}
     assert folded is not None
     if len(folded.members) > MEMBERS_MAX:
         raise DecodeError(f"more than {MEMBERS_MAX} members")
     return folded, frozenset(removed)
 
 
+def _remove(folded: Folded, name: str, key: Any) -> Folded:
+    """Take a member off the list, or one of his keys; admins among the keys are none after it."""
+    roles, keys = folded.members[name]
+    gone = set(keys) if key is None else {key}
+    if not gone <= set(keys):
+        raise DecodeError(f"member {name!r} has no key {str(key)[:80]!r}")
+    left = tuple(k for k in keys if k not in gone)
+    members = {n: m for n, m in folded.members.items() if n != name}
+    if left:
+        members[name] = (roles, left)
+    admins = tuple(p for p in folded.admins if p not in gone)
+    if len(admins) < folded.threshold:
+        raise DecodeError("the service would have fewer admins than its threshold")
+    return replace(folded, members=members, admins=admins)
+
+
 def _created(op: dict[str, Any]) -> Folded:
+    return Folded(_name(op.get("name"), "service name"), **_admins(op))
+
+
+def _admins(op: dict[str, Any]) -> dict[str, Any]:
     admins = op.get("admins")
     if not isinstance(admins, list) or not 1 <= len(admins) <= 64 or len(set(admins)) < len(admins):
         raise DecodeError("a service has 1 to 64 different admins")
@@ -308,7 +545,7 @@ def _created(op: dict[str, Any]) -> Folded:
     threshold = op.get("threshold")
     if not isinstance(threshold, int) or not 1 <= threshold <= len(admins):
         raise DecodeError("the threshold is not between 1 and the number of admins")
-    return Folded(_name(op.get("name"), "service name"), tuple(admins), threshold)
+    return {"admins": tuple(admins), "threshold": threshold}
 
 
 def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
@@ -326,7 +563,9 @@ def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
             name = _name(op.get("member"), "member")
             if name not in folded.members:
                 raise DecodeError(f"no member {name!r}")
-            return replace(folded, members={n: m for n, m in folded.members.items() if n != name})
+            return _remove(folded, name, op.get("key"))
+        case "admins":
+            return replace(folded, **_admins(op))
         case "app":
             try:
                 app = validate_app(op.get("app"))

@@ -1,12 +1,16 @@
-"""The coordinator: awards the runs that this node's own requests want, one member at a time.
+"""The coordinator: awards the runs that requests want, one member at a time.
 
     waiting --inputs there--> open --award--> awarded --have--> held --result--> answered
        |                       ^                 |                |
        +-- blocked (derived)   +---- decline / no answer / lease lost (next node)
 
-A run that somebody started already is awarded to that node first: it answers `have` and is
-followed. Clock: AWARD_ANSWER_MS for an answer, the lease after that, DECLINE_PAUSE_MS before a
-node that declined is asked again.
+A wish is an unanswered request; wishes of one run share its errand, the attempt under way. A run
+that somebody started already is awarded to that node first: it answers `have` and is followed. A
+*taken* wish is another node's, whose coordinator cannot be reached: only this node is asked.
+
+Clock: AWARD_ANSWER_MS for an answer, the lease after that, the run's own time limit and a lease at
+the utmost; DECLINE_PAUSE_MS before a node that declined is asked again, doubled for each time that
+it bid or was free and yet did not take what it was awarded.
 """
 
 from dataclasses import dataclass, field
@@ -19,38 +23,57 @@ from pairio_protocol.limits import (
     AWARD_ANSWER_MS,
     BACKLOG_PER_SLOT_MAX,
     DECLINE_PAUSE_MS,
+    LOOK_INTERVAL_MS,
+    PROBE_MS,
+    STRIKES_MAX,
 )
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Award, Beat, Bid, CancelNow, Decline, Have, Presence
 from pairio_protocol.policy import isolation_needed, misfit, rank
+from pairio_protocol.records import End, Record
 
-__all__ = ["Attempt", "Coordinator", "Wish"]
+__all__ = ["Attempt", "Coordinator", "Errand", "Hooks", "Wish"]
+
+_Key = tuple[str, str]  # (service, run)
 
 
 @dataclass
 class Attempt:
-    """One try of a run on one node. `deadline_ms` is the answer's or the lease's."""
+    """One try of a run on one node. `deadline_ms` is the answer's or the lease's; past `end_ms`
+    no beat renews it. `request` is the one whose resources the award named."""
 
     id: str
     worker: str
+    request: str
     deadline_ms: int
+    end_ms: int
     held: bool = False
     state: str = "awarded"
 
 
 @dataclass
 class Wish:
-    """An unanswered request of this node."""
+    """An unanswered request that this node sees to."""
 
     service: str
     request: str
+    taken: bool = False
     run: str | None = None
     resolved: str | None = None
     upstream: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
     blocked_by: str | None = None
+    exhausted: bool = False
+
+
+@dataclass
+class Errand:
+    """One run that wishes want, and how far it is. Decline times are by peer."""
+
+    service: str
+    run: str
+    wishes: dict[str, None] = field(default_factory=dict)
     attempt: Attempt | None = None
-    attempts: int = 0
     failed_on: set[str] = field(default_factory=set)
     declined: dict[str, tuple[int, Decline]] = field(default_factory=dict)
 
@@ -60,6 +83,10 @@ class Hooks:
 
     def fold(self, service: str) -> ServiceFold:
         """Return the fold of a service."""
+        raise NotImplementedError
+
+    def append(self, service: str, record: Record) -> tuple[bytes, int]:
+        """Add a record to this node's log; return its (boot, seq)."""
         raise NotImplementedError
 
     def presence(self, service: str) -> list[Presence]:
@@ -74,33 +101,55 @@ class Hooks:
         """Send an award, to this node itself if it is the one."""
         raise NotImplementedError
 
+    def cancel_now(self, peer: str, message: CancelNow) -> None:
+        """Tell a worker, which may be this node itself, that an attempt is not wanted."""
+        raise NotImplementedError
+
     def answered(self, state: RequestState, result: ResultInfo, service: str) -> None:
         """A request of this node has its answer."""
         raise NotImplementedError
 
 
 class Coordinator:
-    """All unanswered requests of this node, by request id."""
+    """All unanswered requests that this node sees to, by request id."""
 
     def __init__(self, ctx: Context, membership: MembershipView, hooks: Hooks) -> None:
         self._ctx = ctx
         self._membership = membership
         self._hooks = hooks
         self.wishes: dict[str, Wish] = {}
-        self._open: dict[str, None] = {}
+        self.errands: dict[_Key, Errand] = {}
+        self._open: dict[_Key, None] = {}
         self._by_upstream: dict[str, set[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
-        self._by_attempt: dict[str, str] = {}
+        self._by_attempt: dict[str, _Key] = {}
         self._outstanding: dict[str, int] = {}
+        self._strikes: dict[str, int] = {}
         self._counter = 0
+        self._look = False
+        self._look_ms = 0
 
     # -- wishes -------------------------------------------------------------------------
 
-    def add(self, service: str, request: str) -> None:
-        """Take up a request of this node (new, or found in the log after a restart)."""
+    def add(self, service: str, request: str, taken: bool = False) -> None:
+        """See to a request: an own one (new, or found after a restart), or a taken one."""
         if request not in self.wishes:
-            self.wishes[request] = Wish(service, request)
+            self.wishes[request] = Wish(service, request, taken)
             self._review(self.wishes[request])
+
+    def attempt_of(self, request: str) -> Attempt | None:
+        """Return the attempt under way for a request."""
+        errand = self._errand(self.wishes.get(request))
+        return errand.attempt if errand is not None else None
+
+    def errand_of(self, request: str) -> Errand | None:
+        """Return the errand that a request shares."""
+        return self._errand(self.wishes.get(request))
+
+    def _errand(self, wish: Wish | None) -> Errand | None:
+        if wish is None or wish.run is None:
+            return None
+        return self.errands.get((wish.service, wish.run))
 
     def on_result(self, service: str, result: ResultInfo) -> None:
         """A result was accepted: it may answer requests, and let others begin."""
@@ -108,6 +157,9 @@ class Coordinator:
         names = set(self._by_resolved.get(result.document.job, ()))
         for job in {result.document.job, *self._jobs_resolving_to(fold, result.document.job)}:
             names |= self._by_upstream.get(job, set())
+        self._review_names(names)
+
+    def _review_names(self, names: set[str]) -> None:
         for name in sorted(names):
             if name in self.wishes:
                 self._review(self.wishes[name])
@@ -122,72 +174,131 @@ class Coordinator:
 
     def review_all(self) -> None:
         """Look at every wish again (after a change of the service, a cancel, a wake)."""
-        for wish in list(self.wishes.values()):
-            self._review(wish)
+        self._review_names(set(self.wishes))
+
+    def review_waiting_for(self, job: str) -> None:
+        """Look again at the wishes that wait for a job: somebody asked for it anew."""
+        self._review_names(set(self._by_upstream.get(job, ())))
 
     def _review(self, wish: Wish) -> None:
         fold = self._hooks.fold(wish.service)
-        state = fold.requests[wish.request]
-        if state.canceled or self._ctx.unix_ms > state.record.expires_unix_ms:
+        state = fold.requests.get(wish.request)
+        if state is None:  # its segment counts no more
+            self._drop(wish, None)
+            return
+        late = self._ctx.unix_ms > state.record.expires_unix_ms
+        submits = "submit" in self._membership.folded(wish.service).roles_of(state.author)
+        if state.canceled or late or not submits:
             self._drop(wish, state)
             return
         resolution = fold.resolve(state.document)
-        self._note(wish, state, resolution, fold)
         answer = fold.answer_for(state, resolution)
+        self._note(wish, state, resolution, fold)
         if answer is not None:
-            state.answer = answer.cid
-            self._drop(wish, state)
+            self._answer(wish, state, answer, fold)
+        elif wish.run is not None:
+            wish.exhausted = fold.lost_attempts(state, wish.run) >= ATTEMPTS_MAX
+            errand = self._join(wish)
+            if errand.attempt is None:
+                self._open[wish.service, wish.run] = None
+                self._look = True
+
+    def _answer(
+        self, wish: Wish, state: RequestState, answer: ResultInfo, fold: ServiceFold
+    ) -> None:
+        if not wish.taken:
+            fold.pin(state.id, answer.cid)
             self._hooks.answered(state, answer, wish.service)
-            # Whoever waited for this job can go on.
-            for name in sorted(self._by_upstream.get(state.job, set())):
-                if name in self.wishes and name != wish.request:
-                    self._review(self.wishes[name])
-        elif wish.run is not None and wish.attempt is None:
-            self._open[wish.request] = None
+        elif answer.document.worker == self._ctx.me:
+            self._hooks.answered(state, answer, wish.service)
+        self._drop(wish, state)
+        # Whoever waited for this job can go on.
+        self._review_names(self._by_upstream.get(state.job, set()) - {wish.request})
 
     def _note(
         self, wish: Wish, state: RequestState, resolution: Resolution, fold: ServiceFold
     ) -> None:
-        for job in wish.waits_for:
-            self._by_upstream.get(job, set()).discard(wish.request)
+        """Keep what the wish stands on now, and the indexes by which it is found again."""
         before = (wish.run, wish.blocked_by)
-        waits = resolution.waits_for
+        run = fold.run_of(state, resolution)
+        if run != wish.run:
+            self._leave(wish)
+        self._unindex(wish)
+        wish.run, wish.resolved = run, resolution.job
+        wish.upstream, wish.blocked_by = resolution.upstream, resolution.blocked_by
+        wish.waits_for = resolution.waits_for
         if resolution.blocked_by is not None:
-            waits = (resolution.blocked_by,)  # re-running that job releases this one
-        wish.run = fold.run_of(state, resolution)
-        wish.resolved = resolution.job
-        wish.upstream = resolution.upstream
-        wish.waits_for = waits
-        wish.blocked_by = resolution.blocked_by
-        for job in waits:
+            wish.waits_for = (resolution.blocked_by,)  # re-running that job releases this one
+        for job in wish.waits_for:
             self._by_upstream.setdefault(job, set()).add(wish.request)
         if resolution.job is not None:
             self._by_resolved.setdefault(resolution.job, set()).add(wish.request)
         if before != (wish.run, wish.blocked_by):
             self._ctx.emit(JobChanged(wish.service, state.job))
 
-    def _drop(self, wish: Wish, state: RequestState) -> None:
-        if wish.attempt is not None and state.canceled:
-            self._ctx.send(wish.attempt.worker, CancelNow(wish.service, wish.attempt.id))
-        self._end_attempt(wish)
-        self._open.pop(wish.request, None)
-        self.wishes.pop(wish.request, None)
+    def _unindex(self, wish: Wish) -> None:
         for job in wish.waits_for:
-            self._by_upstream.get(job, set()).discard(wish.request)
+            _discard(self._by_upstream, job, wish.request)
         if wish.resolved is not None:
-            self._by_resolved.get(wish.resolved, set()).discard(wish.request)
-        self._ctx.emit(JobChanged(wish.service, state.job))
+            _discard(self._by_resolved, wish.resolved, wish.request)
+
+    def _join(self, wish: Wish) -> Errand:
+        assert wish.run is not None
+        key = (wish.service, wish.run)
+        errand = self.errands.setdefault(key, Errand(*key))
+        errand.wishes[wish.request] = None
+        return errand
+
+    def _leave(self, wish: Wish) -> None:
+        """Take a wish from its errand; an errand that nobody wants ends, and its attempt too."""
+        errand = self._errand(wish)
+        if errand is None or wish.request not in errand.wishes:
+            return
+        del errand.wishes[wish.request]
+        if not errand.wishes:
+            if errand.attempt is not None:
+                cancel = CancelNow(errand.service, errand.attempt.id)
+                self._hooks.cancel_now(errand.attempt.worker, cancel)
+            self._end_attempt(errand)
+            self._open.pop((errand.service, errand.run), None)
+            del self.errands[errand.service, errand.run]
+
+    def _drop(self, wish: Wish, state: RequestState | None) -> None:
+        self._leave(wish)
+        self._unindex(wish)
+        self.wishes.pop(wish.request, None)
+        if state is not None:
+            self._ctx.emit(JobChanged(wish.service, state.job))
 
     # -- awards -------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """Who might take a run has changed: go through what is open with the next `award_open`."""
+        self._look = True
+
     def award_open(self) -> None:
         """Award what is open, as far as there is somebody to award it to."""
+        if not self._look and self._ctx.now_ms < self._look_ms:
+            return
+        self._look, self._look_ms = False, self._ctx.now_ms + LOOK_INTERVAL_MS
         views: dict[str, list[Presence]] = {}
-        for name in list(self._open):
-            wish = self.wishes[name]
-            if wish.service not in views:
-                views[wish.service] = self._candidates(wish.service)
-            self._award(wish, views[wish.service])
+        for key in list(self._open):
+            errand = self.errands[key]
+            if errand.service not in views:
+                views[errand.service] = self._candidates(errand.service)
+            roomy = [entry for entry in views[errand.service] if self._has_room(entry)]
+            views[errand.service] = roomy
+            if roomy:
+                self._award(errand, roomy)
+            self._note_rests(errand)
+
+    def _note_rests(self, errand: Errand) -> None:
+        """What is still open is looked at again when the first node has rested."""
+        if errand.attempt is None:
+            for peer, (at_ms, _) in errand.declined.items():
+                due_ms = at_ms + self._rest_ms(peer)
+                if due_ms > self._ctx.now_ms:
+                    self._look_ms = min(self._look_ms, due_ms)
 
     def _candidates(self, service: str) -> list[Presence]:
         folded = self._membership.folded(service)
@@ -199,158 +310,234 @@ class Coordinator:
             and (entry.peer in self._ctx.connected or entry.peer == self._ctx.me)
         ]
 
-    def _award(self, wish: Wish, candidates: list[Presence]) -> None:
-        fold = self._hooks.fold(wish.service)
-        state = fold.requests[wish.request]
-        assert wish.run is not None
-        if wish.attempts >= ATTEMPTS_MAX * max(1, len(candidates)):
-            return
-        needed = isolation_needed(state.record, self._membership.folded(wish.service))
-        fitting = [
-            entry
-            for entry in candidates
-            if misfit(entry, state.record.resources, needed, state.record.targets) is None
-            and self._has_room(entry)
-            and not self._is_resting(wish, entry.peer)
-        ]
-        chosen = self._first(wish, fold, fitting)
-        if chosen is None:
-            return
+    def _award(self, errand: Errand, candidates: list[Presence]) -> None:
+        fold = self._hooks.fold(errand.service)
+        for name in errand.wishes:
+            wish = self.wishes[name]
+            state = fold.requests.get(name)
+            if state is None or wish.exhausted:
+                continue
+            needed = isolation_needed(state.record, self._membership.folded(errand.service))
+            fitting = [
+                entry
+                for entry in candidates
+                if (not wish.taken or entry.peer == self._ctx.me)
+                and misfit(entry, state.record.resources, needed, state.record.targets) is None
+                and not self._is_resting(errand, entry.peer)
+            ]
+            chosen = self._first(errand, fold, fitting)
+            if chosen is not None:
+                self._give(errand, wish, state, chosen, fold)
+                return
+
+    def _give(
+        self, errand: Errand, wish: Wish, state: RequestState, chosen: str, fold: ServiceFold
+    ) -> None:
         self._counter += 1
-        attempt = f"{self._ctx.me[-8:]}-{self._ctx.config.boot.hex()[:8]}-{self._counter}"
-        wish.attempt = Attempt(attempt, chosen, self._ctx.now_ms + AWARD_ANSWER_MS)
-        self._by_attempt[attempt] = wish.request
+        attempt = f"{self._ctx.me}/{self._ctx.config.boot.hex()[:16]}/{self._counter}"
+        lease_ms = self._ctx.config.lease_ms
+        now_ms = self._ctx.now_ms
+        end_ms = now_ms + state.record.resources.time_ms + lease_ms
+        errand.attempt = Attempt(attempt, chosen, state.id, now_ms + AWARD_ANSWER_MS, end_ms)
+        self._by_attempt[attempt] = (errand.service, errand.run)
         self._outstanding[chosen] = self._outstanding.get(chosen, 0) + 1
-        self._open.pop(wish.request, None)
+        self._open.pop((errand.service, errand.run), None)
         for cid in wish.upstream:
             self._hooks.push(chosen, fold.results[cid].segment)
-        lease_ms = self._ctx.config.lease_ms
-        self._hooks.deliver(
-            chosen,
-            Award(wish.service, wish.request, wish.run, attempt, wish.upstream, lease_ms),
-        )
+        award = Award(errand.service, state.id, errand.run, attempt, wish.upstream, lease_ms)
+        self._hooks.deliver(chosen, award)
 
     def _has_room(self, entry: Presence) -> bool:
         mine = self._outstanding.get(entry.peer, 0)
         return max(mine, entry.load) < entry.slots * (1 + BACKLOG_PER_SLOT_MAX)
 
-    def _is_resting(self, wish: Wish, peer: str) -> bool:
-        at_ms = wish.declined.get(peer, (-DECLINE_PAUSE_MS, None))[0]
-        return self._ctx.now_ms - at_ms < DECLINE_PAUSE_MS
+    def _rest_ms(self, peer: str) -> int:
+        return DECLINE_PAUSE_MS << min(self._strikes.get(peer, 0), STRIKES_MAX)
 
-    def _first(self, wish: Wish, fold: ServiceFold, fitting: list[Presence]) -> str | None:
+    def _is_resting(self, errand: Errand, peer: str) -> bool:
+        declined = errand.declined.get(peer)
+        return declined is not None and self._ctx.now_ms - declined[0] < self._rest_ms(peer)
+
+    def _first(self, errand: Errand, fold: ServiceFold, fitting: list[Presence]) -> str | None:
         """Return whom to ask: who started the run already, else the best that has not failed it."""
         peers = {entry.peer for entry in fitting}
-        run = fold.run(wish.run or "")
-        for attempt, (worker, _) in sorted(run.starts.items()):
-            if attempt not in run.ends and worker in peers and worker not in wish.failed_on:
+        for _, worker in fold.live_attempts(errand.run):
+            if worker in peers and worker not in errand.failed_on:
                 return worker
-        weighted = [e for e in rank(wish.run or "", fitting) if e.peer not in wish.failed_on]
+        weighted = [e for e in rank(errand.run, fitting) if e.peer not in errand.failed_on]
         weighted.sort(key=lambda e: self._outstanding.get(e.peer, 0) >= e.slots)
         if not weighted and fitting:
-            weighted = rank(wish.run or "", fitting)  # all have failed it: once more
+            weighted = rank(errand.run, fitting)  # all have failed it: once more
         return weighted[0].peer if weighted else None
 
     # -- answers ------------------------------------------------------------------------
 
     def on_have(self, peer: str, message: Have) -> None:
         """The worker holds the run, maybe under an older attempt: follow that."""
-        for wish in self._wishes_of(peer, message.run, message.attempt):
-            assert wish.attempt is not None
-            self._by_attempt.pop(wish.attempt.id, None)
-            wish.attempt.id = message.attempt
-            self._by_attempt[message.attempt] = wish.request
-            wish.attempt.held = True
-            if wish.attempt.state != message.state:
-                wish.attempt.state = message.state
-                job = self._hooks.fold(wish.service).requests[wish.request].job
-                self._ctx.emit(JobChanged(wish.service, job))
-            wish.attempt.deadline_ms = self._ctx.now_ms + self._ctx.config.lease_ms
+        errand = self._errand_at(peer, message.service, message.run, message.attempt)
+        if errand is None or errand.attempt is None:
+            return
+        attempt = errand.attempt
+        self._by_attempt.pop(attempt.id, None)
+        attempt.id = message.attempt
+        self._by_attempt[message.attempt] = (errand.service, errand.run)
+        attempt.held = True
+        self._strikes.pop(peer, None)
+        if attempt.state != message.state:
+            attempt.state = message.state
+            self._tell(errand)
+        self._renew(attempt)
 
-    def _wishes_of(self, peer: str, run: str, attempt: str) -> list[Wish]:
-        name = self._by_attempt.get(attempt)
-        if name is not None and name in self.wishes:
-            wish = self.wishes[name]
-            return [wish] if wish.attempt and wish.attempt.worker == peer else []
-        return [
-            w
-            for w in self.wishes.values()
-            if w.run == run and w.attempt is not None and w.attempt.worker == peer
-        ]
+    def _tell(self, errand: Errand) -> None:
+        fold = self._hooks.fold(errand.service)
+        for name in errand.wishes:
+            if name in fold.requests:
+                self._ctx.emit(JobChanged(errand.service, fold.requests[name].job))
+
+    def _renew(self, attempt: Attempt) -> None:
+        attempt.deadline_ms = min(self._ctx.now_ms + self._ctx.config.lease_ms, attempt.end_ms)
+
+    def _errand_at(self, peer: str, service: str, run: str, attempt: str) -> Errand | None:
+        """Return the errand whose attempt is under way at `peer`."""
+        key = self._by_attempt.get(attempt, (service, run))
+        errand = self.errands.get(key)
+        if errand is None or errand.attempt is None or errand.attempt.worker != peer:
+            return None
+        return errand
 
     def on_decline(self, peer: str, message: Decline) -> None:
         """Ask the next node; remember why (for `why`)."""
-        for wish in self._wishes_of(peer, message.run, message.attempt):
-            wish.declined[peer] = (self._ctx.now_ms, message)
-            self._end_attempt(wish)
-            self._open[wish.request] = None
+        errand = self._errand_at(peer, message.service, message.run, message.attempt)
+        if errand is None:
+            return
+        errand.declined[peer] = (self._ctx.now_ms, message)
+        self._strike(peer)
+        self._reopen(errand)
+
+    def _strike(self, peer: str) -> None:
+        self._strikes[peer] = self._strikes.get(peer, 0) + 1
+
+    def _reopen(self, errand: Errand) -> None:
+        self._end_attempt(errand)
+        self._open[errand.service, errand.run] = None
+        self._look = True
+        for name in errand.wishes:
+            self._refresh_exhausted(self.wishes[name])
+
+    def _refresh_exhausted(self, wish: Wish) -> None:
+        fold = self._hooks.fold(wish.service)
+        state = fold.requests.get(wish.request)
+        if state is not None and wish.run is not None:
+            wish.exhausted = fold.lost_attempts(state, wish.run) >= ATTEMPTS_MAX
 
     def on_beat(self, peer: str, message: Beat) -> None:
         """Renew leases."""
-        for attempt in message.attempts[:1024]:
-            wish = self.wishes.get(self._by_attempt.get(attempt, ""))
-            if wish and wish.attempt and wish.attempt.worker == peer:
-                wish.attempt.deadline_ms = self._ctx.now_ms + self._ctx.config.lease_ms
+        for name in message.attempts[:1024]:
+            key = self._by_attempt.get(name)
+            errand = self.errands.get(key) if key is not None else None
+            if errand and errand.attempt and errand.attempt.worker == peer:
+                self._renew(errand.attempt)
 
     def on_bid(self, peer: str, message: Bid) -> None:
-        """A free node asks for work: what it declined before may be offered again at once."""
+        """A free node asks for work: what it declined before may be offered again, unless it has
+        bid before and then declined."""
         for name in message.requests[:64]:
-            wish = self.wishes.get(name)
-            if wish is not None:
-                wish.declined.pop(peer, None)
+            errand = self.errand_of(name)
+            if errand is not None and self._strikes.get(peer, 0) <= 1:
+                errand.declined.pop(peer, None)
+                self._look = True
 
     def on_end(self, service: str, run: str, worker: str, attempt: str) -> None:
         """An attempt ended without a result: the next node."""
-        for wish in self._wishes_of(worker, run, attempt):
-            self._lose(wish)
+        errand = self._errand_at(worker, service, run, attempt)
+        if errand is not None and errand.attempt is not None and errand.attempt.id == attempt:
+            errand.failed_on.add(worker)
+            self._ctx.counters["attempts lost"] += 1
+            self._reopen(errand)
+            self._tell(errand)
 
     def on_peer_gone(self, peer: str) -> None:
         """Awards without an answer go elsewhere at once; leases run on."""
-        for wish in list(self.wishes.values()):
-            if wish.attempt and wish.attempt.worker == peer and not wish.attempt.held:
-                self._lose(wish)
+        for errand in list(self.errands.values()):
+            if errand.attempt and errand.attempt.worker == peer and not errand.attempt.held:
+                self._lose(errand, "the connection broke before an answer")
 
     def on_new_boot(self, peer: str) -> None:
         """A worker has restarted: what it executed is lost."""
-        for wish in list(self.wishes.values()):
-            if wish.attempt and wish.attempt.worker == peer:
-                self._lose(wish)
+        for errand in list(self.errands.values()):
+            if errand.attempt and errand.attempt.worker == peer:
+                self._lose(errand, "the node restarted")
 
-    def _lose(self, wish: Wish) -> None:
-        assert wish.attempt is not None
-        wish.failed_on.add(wish.attempt.worker)
-        wish.attempts += 1
-        self._end_attempt(wish)
-        self._open[wish.request] = None
+    def on_removed(self, service: str) -> None:
+        """Give away the leases of nodes that may not compute any more."""
+        folded = self._membership.folded(service)
+        for errand in list(self.errands.values()):
+            attempt = errand.attempt
+            if errand.service != service or attempt is None:
+                continue
+            if "compute" not in folded.roles_of(attempt.worker):
+                self._lose(errand, "the node may not compute for the service any more")
+
+    def _lose(self, errand: Errand, why: str) -> None:
+        """The attempt is lost; one that was held goes on record, and counts."""
+        attempt = errand.attempt
+        assert attempt is not None
+        errand.failed_on.add(attempt.worker)
         self._ctx.counters["attempts lost"] += 1
+        if attempt.held:
+            self._hooks.append(
+                errand.service,
+                End(attempt.request, errand.run, attempt.id, "infra", why, self._ctx.unix_ms),
+            )
+        else:
+            self._strike(attempt.worker)
+            self._hooks.cancel_now(attempt.worker, CancelNow(errand.service, attempt.id))
+        self._reopen(errand)
+        self._tell(errand)
 
-    def _end_attempt(self, wish: Wish) -> None:
-        if wish.attempt is None:
+    def _end_attempt(self, errand: Errand) -> None:
+        attempt = errand.attempt
+        if attempt is None:
             return
-        self._by_attempt.pop(wish.attempt.id, None)
-        left = self._outstanding.get(wish.attempt.worker, 1) - 1
-        self._outstanding[wish.attempt.worker] = left
-        wish.attempt = None
+        self._by_attempt.pop(attempt.id, None)
+        left = self._outstanding.get(attempt.worker, 1) - 1
+        self._outstanding[attempt.worker] = left
+        if left <= 0:
+            del self._outstanding[attempt.worker]
+        errand.attempt = None
+        self._look = True
 
     # -- time ---------------------------------------------------------------------------
 
+    def on_wake(self) -> None:
+        """The machine slept: one more round before leases run out."""
+        for errand in self.errands.values():
+            if errand.attempt is not None:
+                deadline_ms = max(errand.attempt.deadline_ms, self._ctx.now_ms + PROBE_MS)
+                errand.attempt.deadline_ms = deadline_ms
+
     def tick(self) -> None:
-        """Let answers and leases run out."""
-        for wish in list(self.wishes.values()):
-            if wish.attempt and self._ctx.now_ms >= wish.attempt.deadline_ms:
-                if wish.attempt.held:
+        """Let answers and leases run out, and requests expire."""
+        for errand in list(self.errands.values()):
+            attempt = errand.attempt
+            if attempt is not None and self._ctx.now_ms >= attempt.deadline_ms:
+                if attempt.held:
                     self._ctx.counters["leases lost"] += 1
-                self._ctx.send(
-                    wish.attempt.worker, CancelNow(wish.service, wish.attempt.id)
-                ) if not wish.attempt.held else None
-                self._lose(wish)
+                self._lose(errand, "its lease ran out" if attempt.held else "no answer")
 
     def deadline_ms(self) -> int | None:
         """When something runs out, or a node that declined may be asked again."""
-        deadlines = [w.attempt.deadline_ms for w in self.wishes.values() if w.attempt]
-        for name in self._open:
-            deadlines += [
-                at_ms + DECLINE_PAUSE_MS for at_ms, _ in self.wishes[name].declined.values()
-            ]
+        deadlines = [e.attempt.deadline_ms for e in self.errands.values() if e.attempt]
+        if self._open:
+            deadlines.append(self._look_ms)
         late = [d for d in deadlines if d > self._ctx.now_ms]
         return min(late or deadlines, default=None)
+
+
+def _discard(index: dict[str, set[str]], key: str, name: str) -> None:
+    """Take a name out of an index, and its empty set with it."""
+    names = index.get(key)
+    if names is not None:
+        names.discard(name)
+        if not names:
+            del index[key]

@@ -4,7 +4,11 @@
                                         |yes
                                 author a member then? -no-> refused
                                         |yes
+                                contradicts what is here? -yes-> fork: void from there
+                                        |no
                                 follows what is here? -no-> parked until the gap is filled
+                                        |yes
+                                counts (log.py)? -no-> dropped, counted
                                         |yes
                                     accepted: stored with the next commit, folded
 
@@ -13,7 +17,7 @@ gossip at all. Clock: a digest to one neighbour in turn every SYNC_INTERVAL_MS.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pairio_protocol.codec import pack
@@ -29,13 +33,22 @@ from pairio_protocol.limits import (
     SEGMENT_SIZE_BYTES_MAX,
     SEGMENTS_PER_SYNC_MAX,
 )
-from pairio_protocol.messages import Digest, Frontier, LogHeight, Push, SyncSegments, WantChanges
+from pairio_protocol.machines.log import Log, forked_seq
+from pairio_protocol.messages import (
+    Digest,
+    Forks,
+    Frontier,
+    LogHeight,
+    Push,
+    SyncSegments,
+    WantChanges,
+)
 from pairio_protocol.records import Record
-from pairio_protocol.segment import GENESIS, Segment, record_size
-from pairio_protocol.service import Chain
+from pairio_protocol.segment import Segment, record_size
+from pairio_protocol.service import Chain, Cut
 from pairio_protocol.signing import sha256
 
-__all__ = ["Logs"]
+__all__ = ["Logs", "Taken"]
 
 _VERIFIED_MAX = 4096
 _SENT_MAX = 4096
@@ -45,19 +58,12 @@ _FRAME_ROOM = FRAME_SIZE_BYTES_MAX - 1024
 
 
 @dataclass
-class _Log:
-    """The accepted segments of one log, without a gap, and those that wait for one to be filled."""
+class Taken:
+    """What taking a segment did: which segments count now, in order; `refold` when some that
+    counted do not any more."""
 
-    segments: list[Segment] = field(default_factory=list)
-    parked: dict[int, Segment] = field(default_factory=dict)
-
-    @property
-    def height(self) -> int:
-        return self.segments[-1].last_seq + 1 if self.segments else 0
-
-    @property
-    def head(self) -> bytes:
-        return self.segments[-1].hash if self.segments else GENESIS
+    accepted: list[Segment] = field(default_factory=list)
+    refold: bool = False
 
 
 class Logs:
@@ -65,7 +71,9 @@ class Logs:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._logs: dict[str, dict[LogId, _Log]] = {}
+        self._logs: dict[str, dict[LogId, Log]] = {}
+        self._turns: dict[str, int] = {}
+        self.news: dict[str, int] = {}  # service -> when something came that others may lack
         self._pending: dict[str, list[Record]] = {}
         self._pending_bytes: dict[str, int] = {}
         self._sealed: list[Segment] = []
@@ -78,22 +86,35 @@ class Logs:
 
     # -- this node's own log --------------------------------------------------------------
 
-    def append(self, service: str, record: Record, epoch: int) -> int:
-        """Add a record to this node's log of a service; return its seq. It is sealed later."""
+    def append(self, service: str, record: Record, epoch: int) -> tuple[bytes, int]:
+        """Add a record to this node's log of a service; return its (boot, seq). Sealed later."""
         size = record_size(record)
         pending = self._pending.setdefault(service, [])
         full = self._pending_bytes.get(service, 0) + size > SEGMENT_SIZE_BYTES_MAX - 2048
         if pending and (full or len(pending) >= SEGMENT_RECORDS_MAX):
             self._seal(service, epoch)
             pending = self._pending[service]
-        log = self._own(service)
+        log_id = self._own_id(service)
         pending.append(record)
         self._pending_bytes[service] = self._pending_bytes.get(service, 0) + size
-        return log.height + len(pending) - 1
+        return log_id.boot, self._log(service, log_id).held_height + len(pending) - 1
 
-    def _own(self, service: str) -> _Log:
-        log_id = LogId(self._ctx.me, self._ctx.config.boot, 0)
-        return self._logs.setdefault(service, {}).setdefault(log_id, _Log())
+    def _own_id(self, service: str) -> LogId:
+        """Return the log that this node writes to: a new one once the last does not count whole."""
+        turn = self._turns.get(service, 0)
+        boot = self._ctx.config.boot
+        while turn:
+            boot = sha256(boot)[:16]
+            turn -= 1
+        log_id = LogId(self._ctx.me, boot, 0)
+        log = self._log(service, log_id)
+        if not self._pending.get(service) and not log.is_open:
+            self._turns[service] = self._turns.get(service, 0) + 1
+            return self._own_id(service)
+        return log_id
+
+    def _log(self, service: str, log_id: LogId) -> Log:
+        return self._logs.setdefault(service, {}).setdefault(log_id, Log())
 
     def has_pending(self) -> bool:
         """Say whether records wait to be sealed or segments to be stored."""
@@ -114,12 +135,13 @@ class Logs:
         return sealed
 
     def _seal(self, service: str, epoch: int) -> None:
-        log = self._own(service)
+        log_id = self._own_id(service)
+        log = self._log(service, log_id)
         segment = Segment.seal(
             self._ctx.key,
             service,
-            self._ctx.config.boot,
-            log.height,
+            log_id.boot,
+            log.held_height,
             epoch,
             log.head,
             self._pending[service],
@@ -127,9 +149,14 @@ class Logs:
         self._pending[service] = []
         self._pending_bytes[service] = 0
         log.segments.append(segment)
-        self._by_hash[segment.hash] = segment
+        log.accepted = len(log.segments)
         self._remember(segment.hash)
+        self._note_news(service)
         self._sealed.append(segment)
+        self._keep(segment)
+
+    def _keep(self, segment: Segment) -> None:
+        self._by_hash[segment.hash] = segment
         self.unsaved.append(segment.encode())
 
     # -- other nodes' logs ----------------------------------------------------------------
@@ -160,57 +187,94 @@ class Logs:
         if len(self._verified) > _VERIFIED_MAX:
             self._verified.popitem(last=False)
 
-    def take(self, peer: str, data: bytes, chain: Chain | None) -> list[Segment]:
-        """Take a segment from a peer; return those that became accepted, in the log's order."""
+    def take(self, peer: str, data: bytes, chain: Chain | None) -> Taken:
+        """Take a segment from a peer, or from this node's disk (then `peer` is this node)."""
         try:
             segment = self.check(data, chain)
         except LookupError:
             self._park_epoch(peer, Segment.decode(data))
-            return []
+            return Taken()
         except DecodeError as error:
             self._ctx.refuse(peer, str(error)[:80])
-            return []
-        return list(self._link(segment, peer))
+            return Taken()
+        assert chain is not None
+        return self._link(segment, peer, chain)
 
     def _park_epoch(self, peer: str, segment: Segment) -> None:
         parked = self._unknown_epoch.setdefault(segment.service, [])
         if len(parked) < PARKED_SEGMENTS_PER_PEER_MAX:
             parked.append(segment)
         self._ctx.counters["segments parked for an epoch"] += 1
-        self._ctx.send(peer, WantChanges(segment.service, 0))
+        self._ctx.send(peer, WantChanges(segment.service, 0, ""))
 
-    def unpark(self, service: str, chain: Chain) -> list[Segment]:
-        """Try again what waited for a change of the service."""
-        waiting = self._unknown_epoch.pop(service, [])
-        accepted: list[Segment] = []
-        for segment in waiting:
-            accepted.extend(self.take(segment.log.author, segment.encode(), chain))
-        return accepted
+    def unpark(self, service: str) -> list[Segment]:
+        """Return what waited for a change of the service, to be taken again."""
+        return self._unknown_epoch.pop(service, [])
 
-    def _link(self, segment: Segment, peer: str) -> Iterator[Segment]:
-        log = self._logs.setdefault(segment.service, {}).setdefault(segment.log, _Log())
-        if segment.first_seq < log.height:
-            if segment.hash not in self._by_hash:
-                self._ctx.refuse(peer, "another segment at a seq that is taken (fork)")
-            return
-        if segment.first_seq > log.height:
-            if len(log.parked) < PARKED_SEGMENTS_PER_PEER_MAX:
-                log.parked[segment.first_seq] = segment
+    def _link(self, segment: Segment, peer: str, chain: Chain) -> Taken:
+        log = self._log(segment.service, segment.log)
+        if segment.hash in self._by_hash:
+            return Taken()
+        rival = log.conflict(segment)
+        if rival is not None:
+            return self._fork(log, rival, segment, chain)
+        if segment.first_seq > log.held_height:
+            log.park(segment)
             self._ctx.counters["segments parked for a gap"] += 1
             self._fill_gap(peer, segment.service)
-            return
+            return Taken()
+        if not log.is_open:
+            self._ctx.counters["segments beyond the end of what counts"] += 1
+            return Taken()
+        if segment.prev != log.head:  # at 0, or it would contradict the last one
+            self._ctx.refuse(peer, "a first segment that follows another")
+            return Taken()
+        return self._extend(log, segment, chain)
+
+    def _extend(self, log: Log, segment: Segment, chain: Chain) -> Taken:
+        taken = Taken()
         following: Segment | None = segment
         while following is not None:
-            if following.prev != log.head or (
-                log.segments and following.epoch < log.segments[-1].epoch
-            ):
-                self._ctx.refuse(peer, "a segment that does not follow its log")
-                return
             log.segments.append(following)
-            self._by_hash[following.hash] = following
-            self.unsaved.append(following.encode())
-            yield following
-            following = log.parked.pop(log.height, None)
+            if log.count_accepted(chain) < len(log.segments):
+                log.segments.pop()
+                self._ctx.counters["segments that do not count"] += 1
+                break
+            log.accepted = len(log.segments)
+            self._keep(following)
+            taken.accepted.append(following)
+            following = log.parked.pop(log.held_height, None)
+            rival = log.conflict(following) if following is not None else None
+            if following is not None and rival is not None:
+                taken.refold |= self._fork(log, rival, following, chain).refold
+                break
+        if taken.accepted:
+            self._note_news(segment.service)
+        return taken
+
+    def _fork(self, log: Log, one: Segment, other: Segment, chain: Chain) -> Taken:
+        """Two segments contradict each other: the log is void from there, on every node."""
+        if not log.note_fork(one, other):
+            return Taken()
+        self._ctx.counters["forked logs"] += 1
+        for segment in (one, other):
+            if segment.hash not in self._by_hash:
+                self.unsaved.append(segment.encode())
+        self._note_news(one.service)
+        before = log.accepted
+        log.accepted = log.count_accepted(chain)
+        return Taken(refold=log.accepted != before)
+
+    def recount(self, service: str, chain: Chain) -> tuple[bool, list[Segment]]:
+        """The service's changes are others: say whether something no longer counts, and return
+        what counts now and did not before."""
+        shrunk, more = False, []
+        for log in self._logs.get(service, {}).values():
+            before = log.accepted
+            log.accepted = log.count_accepted(chain)
+            shrunk = shrunk or log.accepted < before
+            more.extend(log.segments[before : log.accepted])
+        return shrunk, more
 
     def _fill_gap(self, peer: str, service: str) -> None:
         """Ask whoever sent beyond a gap for what lies between (not for every such segment)."""
@@ -219,15 +283,17 @@ class Logs:
             self._gap_asked_ms[peer, service] = self._ctx.now_ms
             self.send_frontier(peer, service, reply=True)
 
-    def restore(self, data: bytes) -> Segment | None:
-        """Take a segment from this node's disk (it was accepted when it was written)."""
-        segment = Segment.decode(data)
-        log = self._logs.setdefault(segment.service, {}).setdefault(segment.log, _Log())
-        if segment.first_seq != log.height or segment.prev != log.head:
-            return None
-        log.segments.append(segment)
-        self._by_hash[segment.hash] = segment
-        return segment
+    def restore(self, data: bytes, chain: Chain) -> Taken:
+        """Take a segment from this node's disk."""
+        before = list(self.unsaved)
+        taken = self._link(Segment.decode(data), self._ctx.me, chain)
+        self.unsaved = before
+        return taken
+
+    def may_count(self, segment: Segment) -> bool:
+        """Say whether a segment of a member could count, or prove a fork: worth passing on."""
+        log = self._logs.get(segment.service, {}).get(segment.log)
+        return log is None or log.is_open or segment.hash in self._by_hash
 
     def get(self, segment_hash: bytes) -> Segment | None:
         """Return an accepted segment by its hash."""
@@ -244,7 +310,7 @@ class Logs:
 
     def _unsent_before(self, peer: str, segment: Segment) -> list[Segment]:
         """Return the few segments of the log that the peer needs first; sync has the others."""
-        segments = self._logs[segment.service][segment.log].segments
+        segments = self._logs[segment.service][segment.log].counting()
         unsent: list[Segment] = []
         for index in range(len(segments) - 1, -1, -1):
             before = segments[index]
@@ -274,23 +340,23 @@ class Logs:
 
     # -- sync -----------------------------------------------------------------------------
 
-    def _sorted(self, service: str) -> list[tuple[bytes, LogId, _Log]]:
+    def _note_news(self, service: str) -> None:
+        self.news.setdefault(service, self._ctx.now_ms)
+
+    def _sorted(self, service: str) -> list[tuple[bytes, LogId, Log]]:
         logs = self._logs.get(service, {})
-        return sorted((_key(log_id), log_id, log) for log_id, log in logs.items() if log.height)
+        return sorted(
+            (_key(log_id), log_id, log) for log_id, log in logs.items() if log.height or log.forked
+        )
 
     def digest(self, service: str) -> bytes:
         """Return a hash over the heights of all logs of a service."""
-        heights = [[key, log.height] for key, _, log in self._sorted(service)]
+        heights = [[key, log.height, log.forked] for key, _, log in self._sorted(service)]
         return sha256(pack(heights))
 
-    def send_digest(self, peer: str, service: str, epoch: int) -> None:
+    def send_digest(self, peer: str, service: str, changes: bytes) -> None:
         """Begin a round of sync."""
-        self._ctx.send(peer, Digest(service, self.digest(service), epoch))
-
-    def on_digest(self, peer: str, message: Digest) -> None:
-        """Answer another digest with a frontier."""
-        if message.digest != self.digest(message.service):
-            self.send_frontier(peer, message.service, reply=False)
+        self._ctx.send(peer, Digest(service, self.digest(service), changes))
 
     def send_frontier(self, peer: str, service: str, reply: bool) -> None:
         """Send the heights of all logs, in as many frames as needed."""
@@ -300,28 +366,54 @@ class Logs:
             page = logs[start : start + LOGS_PER_FRONTIER_MAX]
             rest = logs[start + LOGS_PER_FRONTIER_MAX :]
             high = rest[0][0] if rest else b""
-            heights = tuple(LogHeight(*log_id, log.height) for _, log_id, log in page)
+            heights = tuple(LogHeight(*log_id, log.height, log.forked) for _, log_id, log in page)
             self._ctx.send(peer, Frontier(service, low, high, heights, reply))
             low = high
 
     def on_frontier(self, peer: str, message: Frontier) -> None:
         """Send what the peer lacks; send our own heights back if we lack something."""
-        theirs = {LogId(h.author, h.boot, h.shard): h.height for h in message.logs}
+        theirs = {LogId(h.author, h.boot, h.shard): h for h in message.logs}
         mine = {
             log_id: log
             for key, log_id, log in self._sorted(message.service)
             if key >= message.low and (not message.high or key < message.high)
         }
-        behind = any(h > (mine[i].height if i in mine else 0) for i, h in theirs.items())
-        above = [
-            segment
-            for log_id, log in mine.items()
-            for segment in log.segments
-            if segment.last_seq >= theirs.get(log_id, 0)
-        ]
+        behind = any(_lacks(mine.get(log_id), height) for log_id, height in theirs.items())
+        above, pairs = [], []
+        for log_id, log in mine.items():
+            their = theirs.get(log_id)
+            height, forked = (their.height, their.forked) if their else (0, 0)
+            if height < log.height:
+                above += [s for s in log.counting() if s.last_seq >= height]
+            if log.evidence is not None and (not forked or log.forked < forked):
+                pairs.append(log.evidence)
+        for one, other in pairs[:SEGMENTS_PER_SYNC_MAX]:
+            pair = (one.encode(), other.encode())
+            if sum(map(len, pair)) <= _FRAME_ROOM:
+                self._ctx.send(peer, Forks(message.service, (pair,)))
         self._send_segments(peer, message.service, above)
         if behind and not message.reply:
             self.send_frontier(peer, message.service, reply=True)
+
+    def on_forks(self, peer: str, message: Forks, chain: Chain) -> bool:
+        """Take proof of forked logs; True when something no longer counts."""
+        refold = False
+        for pair in message.pairs[:SEGMENTS_PER_SYNC_MAX]:
+            try:
+                one, other = (self.check(data, chain) for data in pair)
+            except (DecodeError, LookupError, ValueError):
+                self._ctx.refuse(peer, "a proof of a fork that is none")
+                continue
+            if forked_seq(one, other) is None:
+                self._ctx.refuse(peer, "a proof of a fork that is none")
+                continue
+            log = self._log(one.service, one.log)
+            refold |= self._fork(log, one, other, chain).refold
+            for segment in (one, other):  # one of them may prove a lower fork with what is here
+                rival = log.conflict(segment)
+                if rival is not None:
+                    refold |= self._fork(log, rival, segment, chain).refold
+        return refold
 
     def _send_segments(self, peer: str, service: str, segments: list[Segment]) -> None:
         more = len(segments) > SEGMENTS_PER_SYNC_MAX
@@ -341,7 +433,11 @@ class Logs:
     def counts(self) -> dict[str, int]:
         """Return how many logs and segments are held."""
         logs = [log for by_id in self._logs.values() for log in by_id.values()]
-        return {"logs": len(logs), "segments": sum(len(log.segments) for log in logs)}
+        return {
+            "logs": len(logs),
+            "segments": sum(log.accepted for log in logs),
+            "forked": sum(log.fork_at is not None for log in logs),
+        }
 
     def height(self, log_id: LogId, service: str) -> int:
         """Return how far one log is known."""
@@ -349,8 +445,26 @@ class Logs:
         return log.height if log else 0
 
     def all_segments(self, service: str) -> Iterable[Segment]:
-        """Return every accepted segment of a service."""
-        return (s for log in self._logs.get(service, {}).values() for s in log.segments)
+        """Return every segment of a service that counts."""
+        return (s for log in self._logs.get(service, {}).values() for s in log.counting())
+
+    def cuts(self, service: str, authors: Iterable[str]) -> tuple[Cut, ...]:
+        """Return cuts after what is known here of the authors' logs."""
+        wanted = set(authors)
+        return tuple(
+            Cut(log_id, log.height - 1, log.segments[log.accepted - 1].hash)
+            for _, log_id, log in self._sorted(service)
+            if log_id.author in wanted and log.accepted
+        )
+
+
+def _lacks(mine: Log | None, theirs: LogHeight) -> bool:
+    """Say whether a peer has something of a log that would count here."""
+    if mine is None:
+        return bool(theirs.height or theirs.forked)
+    if theirs.forked and (not mine.forked or theirs.forked < mine.forked):
+        return True
+    return theirs.height > mine.height and mine.is_open
 
 
 def _key(log_id: LogId) -> bytes:

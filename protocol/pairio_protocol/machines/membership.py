@@ -14,7 +14,7 @@ from pairio_protocol.effects import JoinTopic
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.limits import CHANGES_PER_REPLY_MAX, FRAME_SIZE_BYTES_MAX, OFFERS_MAX
 from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
-from pairio_protocol.service import Chain, ChangeGap, Folded, SignedChange
+from pairio_protocol.service import Chain, ChangeGap, Cut, Folded, SignedChange
 
 __all__ = ["Membership"]
 
@@ -96,11 +96,17 @@ class Membership:
         except DecodeError as error:
             raise DefinitionError(f"service name {name!r}: {error}") from None
         self.chains[chain.service] = chain
-        self._save(chain.service, change, 0)
+        self._save(chain.service, change)
         self.take_up(chain.service)
         return chain.service
 
-    def change(self, service: str, ops: list[dict[str, Any]]) -> None:
+    def change(
+        self,
+        service: str,
+        ops: list[dict[str, Any]],
+        cuts: tuple[Cut, ...] = (),
+        over: tuple[str, ...] = (),
+    ) -> None:
         """Sign and take one change of a service of which this node is an admin.
 
         Raises:
@@ -114,13 +120,13 @@ class Membership:
             )
         if chain.now.threshold > 1:
             raise DefinitionError(f"a change needs {chain.now.threshold} signatures")
-        change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms)
+        change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms, cuts, over)
         try:
             chain.add(change)
         except DecodeError as error:
             raise DefinitionError(str(error)) from None
-        self._save(service, change, chain.epoch)
-        self._pass_on(Changes(service, (change.encode(),)), self._ctx.me)
+        self._save(service, change)
+        self._pass_on(service, [change], self._ctx.me)
 
     def take_up(self, service: str) -> None:
         """Become an active member: join the gossip, store, run if so configured."""
@@ -139,8 +145,8 @@ class Membership:
             name = f"{name}~{service[-4:]}"
         self.petnames[service] = name
 
-    def _save(self, service: str, change: SignedChange, seq: int) -> None:
-        self.unsaved_changes.append((service, change.cid, seq, change.encode()))
+    def _save(self, service: str, change: SignedChange) -> None:
+        self.unsaved_changes.append((service, change.cid, change.seq, change.encode()))
         self.unsaved_services.add(service)
 
     # -- peers --------------------------------------------------------------------------
@@ -148,76 +154,82 @@ class Membership:
     def hello(self, peer: str) -> None:
         """Say which services we share, and how far we know them."""
         services = tuple(
-            HelloService(s, chain.epoch, chain.head)
+            HelloService(s, chain.epoch, chain.head, chain.digest)
             for s, chain in sorted(self.chains.items())
             if s in self.taken_up and chain.now.member_of(peer)
         )
         self._ctx.send(peer, Hello(self._ctx.config.boot, services[:256]))
 
     def on_hello(self, peer: str, hello: Hello) -> None:
-        """Ask for what the peer knows more of; offer what it lacks."""
+        """Ask for what the peer knows more of, or otherwise."""
         for entry in hello.services:
             chain = self.chains.get(entry.service)
             if chain is None:
                 if len(self.offers()) < OFFERS_MAX:
-                    self._ctx.send(peer, WantChanges(entry.service, 0))
-            elif entry.head != chain.head and entry.epoch >= chain.epoch:
-                # At equal length the heads differ: somewhere below there is a fork.
-                start = chain.epoch + 1 if entry.epoch > chain.epoch else 0
-                self._ctx.send(peer, WantChanges(entry.service, start))
+                    self._ctx.send(peer, WantChanges(entry.service, 0, ""))
+            elif entry.digest != chain.digest:
+                # Behind on the same branch: the rest of it. Otherwise there is a fork somewhere.
+                ahead = entry.epoch > chain.epoch
+                self._want(peer, entry.service, chain if ahead else None)
+
+    def _want(self, peer: str, service: str, chain: Chain | None) -> None:
+        if chain is None:
+            self._ctx.send(peer, WantChanges(service, 0, ""))
+        else:
+            self._ctx.send(peer, WantChanges(service, chain.epoch, chain.head))
 
     def on_want_changes(self, peer: str, want: WantChanges) -> None:
-        """Send changes to a member of the service."""
+        """Send changes to a member of the service, and to one that it has removed."""
         chain = self.active(want.service)
-        if chain is None or not chain.now.member_of(peer):
+        if chain is None or not (chain.now.member_of(peer) or chain.cuttings(peer)):
             self._ctx.refuse(peer, "changes asked for by a stranger")
             return
         batch: list[bytes] = []
         size = 0
-        for change in chain.changes(want.start)[:CHANGES_PER_REPLY_MAX]:
+        changes = chain.changes(want.start, want.after)
+        for change in changes[:CHANGES_PER_REPLY_MAX]:
             data = change.encode()
-            if size + len(data) > FRAME_SIZE_BYTES_MAX - 1024:
+            if batch and size + len(data) > FRAME_SIZE_BYTES_MAX - 1024:
                 break
             batch.append(data)
             size += len(data)
         if batch:
-            self._ctx.send(peer, Changes(want.service, tuple(batch)))
+            more = len(batch) < len(changes)
+            self._ctx.send(peer, Changes(want.service, tuple(batch), more))
 
     def on_changes(self, peer: str, message: Changes) -> bool:
         """Take changes; True when a service's list has changed here."""
-        chain = self.chains.get(message.service)
-        fresh = chain is None
-        if chain is None:
-            chain = Chain()
-        changed = False
-        taken: set[str] = set()
+        chain = self.chains.get(message.service, Chain())
+        fresh = message.service not in self.chains
+        if fresh and len(self.offers()) >= OFFERS_MAX:
+            self._ctx.refuse(peer, "an offer beyond what is kept")
+            return False
+        taken: list[SignedChange] = []
+        last: SignedChange | None = None
         for data in message.changes[:CHANGES_PER_REPLY_MAX]:
             try:
-                change = SignedChange.decode(data)
-                if self._take(chain, message.service, change):
-                    changed = True
-                    taken.add(change.cid)
+                last = SignedChange.decode(data)
+                if self._take(chain, message.service, last):
+                    taken.append(last)
             except ChangeGap:
-                if chain.epoch >= 0 or len(self.offers()) < OFFERS_MAX:
-                    self._ctx.send(peer, WantChanges(message.service, chain.epoch + 1))
+                self._ctx.send(peer, WantChanges(message.service, 0, ""))
                 break
             except DecodeError:
                 self._ctx.refuse(peer, "invalid service change")
                 if fresh:
                     return False
                 break
-        if not changed:
+        else:
+            if message.more and last is not None:
+                self._ctx.send(peer, WantChanges(message.service, last.seq, last.cid))
+        if not taken:
             return False
-        if fresh:
-            self.chains[message.service] = chain
-        for seq, change in enumerate(chain.changes()):
-            if change.cid in taken:
-                self._save(message.service, change, seq)
+        self.chains[message.service] = chain
+        for change in taken:
+            self._save(message.service, change)
         self._name(message.service)
         self._consider(message.service)
-        if len(message.changes) > 1:
-            self._ctx.send(peer, WantChanges(message.service, chain.epoch + 1))
-        self._pass_on(message, peer)
+        self._pass_on(message.service, taken, peer)
         return True
 
     @staticmethod
@@ -233,13 +245,15 @@ class Membership:
         if folded.member_of(self._ctx.me) and set(folded.admins) & set(self._ctx.config.trust):
             self.take_up(service)
 
-    def _pass_on(self, message: Changes, source: str) -> None:
-        chain = self.active(message.service)
+    def _pass_on(self, service: str, changes: list[SignedChange], source: str) -> None:
+        """Send news to connected members, and to those whom the news removes."""
+        chain = self.active(service)
         if chain is None:
             return
-        for peer in self._ctx.connected:
-            if peer != source and chain.now.member_of(peer):
-                self._ctx.send(peer, message)
+        for change in changes:
+            for peer in sorted(self._ctx.connected):
+                if peer != source and (chain.now.member_of(peer) or chain.cuttings(peer)):
+                    self._ctx.send(peer, Changes(service, (change.encode(),), False))
 
     def members(self, service: str) -> Iterable[str]:
         """Return every key on the newest list."""

@@ -4,8 +4,9 @@
       |                                            |
       +--> decline                                 +--> cancel_now, cancel: killed
 
-A run that is executed or has a result here is answered with `have`, whoever asks. Clock: a beat to
-every coordinator each third of the lease; a bid for what nobody starts after BID_DELAY_MS + rank.
+A run that is executed or has a result here is answered with `have`, whoever asks. A run that waits
+here while another node executes it is given back. Clock: a beat to every coordinator each third of
+the lease. The worker does not die with its lease.
 """
 
 from dataclasses import dataclass, field
@@ -16,22 +17,18 @@ from pairio_protocol.context import Context
 from pairio_protocol.effects import Execute, JobChanged, Kill
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.events import Executed
-from pairio_protocol.fold import RequestState, Resolution, ServiceFold
-from pairio_protocol.ids import rendezvous
+from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
 from pairio_protocol.limits import (
     BACKLOG_PER_SLOT_MAX,
-    BID_DELAY_MS,
-    BID_INTERVAL_MS,
-    BID_RANK_MS,
+    TASKS_MAX,
 )
+from pairio_protocol.machines.fair_share import FairShare
 from pairio_protocol.machines.membership_view import MembershipView
-from pairio_protocol.messages import Award, Beat, Bid, Decline, Have
+from pairio_protocol.messages import Award, Beat, Decline, Have
 from pairio_protocol.policy import ISOLATIONS, isolation_needed
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
 
 __all__ = ["Task", "Worker"]
-
-_BIDS_PER_SCAN = 64
 
 
 @dataclass
@@ -44,7 +41,9 @@ class Task:
     processor: dict[str, Any]
     bundle: str
     isolation_min: str
-    coordinators: set[str]
+    submitter: str
+    coordinators: set[str] = field(default_factory=set)
+    at_ms: int = 0
     executing: bool = False
     canceled: bool = False
     started_unix_ms: int = 0
@@ -54,6 +53,11 @@ class Task:
         """What the run may use."""
         return self.state.record.resources
 
+    @property
+    def needs(self) -> tuple[int, int, int]:
+        """Millicores, MiB and GPUs."""
+        return (self.resources.cpu_millicores, self.resources.memory_mib, self.resources.gpus)
+
 
 class Hooks:
     """What the worker needs of its surroundings; given by the core."""
@@ -62,15 +66,15 @@ class Hooks:
         """Return the fold of a service."""
         raise NotImplementedError
 
-    def append(self, service: str, record: Record) -> int:
-        """Add a record to this node's log; return its seq."""
+    def append(self, service: str, record: Record) -> tuple[bytes, int]:
+        """Add a record to this node's log; return its (boot, seq)."""
         raise NotImplementedError
 
     def push(self, peer: str, segment: bytes) -> None:
         """Make sure that a peer has a segment."""
         raise NotImplementedError
 
-    def to_coordinator(self, peer: str, message: Have | Decline | Beat | Bid) -> None:
+    def to_coordinator(self, peer: str, message: Have | Decline | Beat) -> None:
         """Send to a coordinator, which may be this node itself."""
         raise NotImplementedError
 
@@ -94,10 +98,9 @@ class Worker:
     membership: MembershipView
     hooks: Hooks
     tasks: dict[str, Task] = field(default_factory=dict)
+    share: FairShare = field(default_factory=FairShare)
     _results_to_push: list[tuple[str, str, set[str]]] = field(default_factory=list)
     _beat_ms: int = 0
-    _unstarted: dict[tuple[str, str], int] = field(default_factory=dict)
-    _bid_ms: dict[str, int] = field(default_factory=dict)
 
     # -- awards -------------------------------------------------------------------------
 
@@ -105,7 +108,7 @@ class Worker:
         """Accept, or say why not."""
         fold = self.hooks.fold(award.service)
         state = fold.requests.get(award.request)
-        if state is None or state.author != peer:
+        if state is None or peer not in (state.author, self.ctx.me):
             self._decline(peer, award, _Refusal("the request is not known here"))
             return
         resolution = fold.resolve(state.document)
@@ -154,11 +157,23 @@ class Worker:
         ):
             if need > have:
                 return _Refusal(name, str(need), str(have))
-        slots = max(1, config.cpu_millicores // 1000)
-        if len(self.tasks) >= slots * (1 + BACKLOG_PER_SLOT_MAX):
-            return _Refusal("busy", "a free slot", f"{len(self.tasks)} runs")
+        submitter = self._submitter(award.service, state)
+        busy = sum(task.submitter == submitter for task in self.tasks.values())
+        if busy >= self.slots * (1 + BACKLOG_PER_SLOT_MAX) or len(self.tasks) >= TASKS_MAX:
+            return _Refusal("busy", "a free slot", f"{busy} runs of {submitter}")
         processor, bundle = found
-        return Task(award, state, resolution, processor, bundle, needed, set())
+        task = Task(award, state, resolution, processor, bundle, needed, submitter)
+        task.at_ms = self.ctx.now_ms
+        return task
+
+    @property
+    def slots(self) -> int:
+        """How many runs of one CPU go on at once."""
+        return max(1, self.ctx.config.cpu_millicores // 1000)
+
+    def _submitter(self, service: str, state: RequestState) -> str:
+        """Return whose share a run is taken from: the member, not one of his machines."""
+        return self.membership.folded(service).member_of(state.author) or state.author
 
     def _processor(self, state: RequestState) -> tuple[dict[str, Any], str] | _Refusal:
         """Return the processor as it was on the list at the request's epoch."""
@@ -202,22 +217,21 @@ class Worker:
     # -- running ------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Start what fits into the free part of the capacity, oldest first."""
+        """Start what fits into the free part of the capacity, by fair share."""
         config = self.ctx.config
-        cpu, memory, gpus = config.cpu_millicores, config.memory_mib, config.gpus
+        free = [config.cpu_millicores, config.memory_mib, config.gpus]
         for task in self.tasks.values():
             if task.executing:
-                cpu -= task.resources.cpu_millicores
-                memory -= task.resources.memory_mib
-                gpus -= task.resources.gpus
-        for task in list(self.tasks.values()):
-            need = task.resources
-            fits = need.cpu_millicores <= cpu and need.memory_mib <= memory and need.gpus <= gpus
-            if task.executing or not fits:
-                continue
-            cpu -= need.cpu_millicores
-            memory -= need.memory_mib
-            gpus -= need.gpus
+                free = [left - need for left, need in zip(free, task.needs, strict=True)]
+        while fitting := [
+            task
+            for task in self.tasks.values()
+            if not task.executing
+            and all(need <= left for need, left in zip(task.needs, free, strict=True))
+        ]:
+            task = self.share.first(fitting, self.ctx.now_ms)
+            free = [left - need for left, need in zip(free, task.needs, strict=True)]
+            self.share.started(task.submitter)
             self._start(task)
 
     def _start(self, task: Task) -> None:
@@ -255,6 +269,7 @@ class Worker:
         if task is None:
             return
         award = task.award
+        self.share.used(task.submitter, event.usage.get("cpu_ms", 0), self.ctx.now_ms)
         if event.kind:
             kind = "canceled" if task.canceled else event.kind
             self.hooks.append(
@@ -281,6 +296,7 @@ class Worker:
             service=award.service,
             job=resolution.job,
             run=award.run,
+            salt=task.state.salt(),
             attempt=award.attempt,
             status=event.status,
             error=event.error[:4000],
@@ -310,25 +326,67 @@ class Worker:
                     for peer in sorted(coordinators - {self.ctx.me}):
                         self.hooks.push(peer, info.segment)
 
+    # -- ending what is not wanted --------------------------------------------------------
+
     def cancel(self, attempt: str, peer: str) -> None:
         """A coordinator no longer wants the attempt; it is killed when nobody does."""
         task = self.tasks.get(attempt)
         if task is None:
             return
         task.coordinators.discard(peer)
-        if task.coordinators:
+        fold = self.hooks.fold(task.award.service)
+        others = fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms)
+        if not task.coordinators and all(state.author == peer for state in others):
+            self._kill(task, "canceled")
+
+    def review(self, service: str) -> None:
+        """Kill what nobody wants any more: canceled, answered, or of a removed submitter."""
+        fold = self.hooks.fold(service)
+        roles_of = self.membership.folded(service).roles_of
+        computes = "compute" in roles_of(self.ctx.me)
+        for task in list(self.tasks.values()):
+            if task.award.service != service or task.canceled:
+                continue
+            wanted = [
+                state
+                for state in fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms)
+                if "submit" in roles_of(state.author)
+            ]
+            if not wanted or not computes:
+                self._kill(task, "nobody wants it any more")
+
+    def on_result(self, service: str, result: ResultInfo) -> None:
+        """Somebody has a result: what else runs for the same run ends."""
+        run, worker = result.document.run, result.document.worker
+        if worker != self.ctx.me and any(t.award.run == run for t in self.tasks.values()):
+            self.review(service)
+
+    def on_start(self, service: str, start: Start, author: str) -> None:
+        """Another node executes a run that only waits here: it goes on there."""
+        live = self.hooks.fold(service).live_attempts(start.run)
+        if author == self.ctx.me or (start.attempt, author) not in live:
             return
+        for attempt, task in list(self.tasks.items()):
+            if task.award.run == start.run and not task.executing:
+                del self.tasks[attempt]
+                why = _Refusal("another node executes it", "", author)
+                for peer in sorted(task.coordinators):
+                    self._decline(peer, task.award, why)
+                self.hooks.load_changed(len(self.tasks))
+
+    def _kill(self, task: Task, why: str) -> None:
         task.canceled = True
         if task.executing:
-            self.ctx.emit(Kill(attempt, "canceled"))
+            self.ctx.emit(Kill(task.award.attempt, why))
         else:
-            del self.tasks[attempt]
+            del self.tasks[task.award.attempt]
             self.hooks.load_changed(len(self.tasks))
+            self._pump()
 
     # -- time ---------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Renew leases; bid for what nobody starts."""
+        """Renew leases."""
         if self.tasks and self.ctx.now_ms >= self._beat_ms:
             self._beat_ms = self.ctx.now_ms + self.ctx.config.lease_ms // 3
             by_peer: dict[tuple[str, str], list[str]] = {}
@@ -337,54 +395,7 @@ class Worker:
                     by_peer.setdefault((peer, task.award.service), []).append(attempt)
             for (peer, service), attempts in sorted(by_peer.items()):
                 self.hooks.to_coordinator(peer, Beat(service, tuple(attempts[:512])))
-        self._bid()
-
-    def note_unstarted(self, service: str, request: str) -> None:
-        """Somebody else's request was accepted: if nobody starts it, bid."""
-        if self.ctx.config.compute:
-            self._unstarted[service, request] = self.ctx.now_ms
-
-    def _is_started(self, fold: ServiceFold, state: RequestState) -> bool:
-        resolution = fold.resolve(state.document)
-        run = fold.run_of(state, resolution)
-        if run is None:
-            return False
-        known = fold.runs.get(run)
-        live = known is not None and set(known.starts) - set(known.ends)
-        return bool(live) or fold.answer_for(state, resolution) is not None
-
-    def _bid(self) -> None:
-        """Ask coordinators for unstarted runs that fit, after a delay by rank."""
-        if len(self.tasks) >= max(1, self.ctx.config.cpu_millicores // 1000):
-            return
-        bids: dict[tuple[str, str], list[str]] = {}
-        for service, name in list(self._unstarted)[:_BIDS_PER_SCAN]:
-            state = self.hooks.fold(service).requests.get(name)
-            folded = self.membership.folded(service)
-            expired = state is None or self.ctx.unix_ms > state.record.expires_unix_ms
-            if state is None or expired or state.canceled:
-                del self._unstarted[service, name]
-                continue
-            due = self._unstarted[service, name] + self._bid_delay(folded.peers(), name)
-            if self.ctx.now_ms < max(due, self._bid_ms.get(name, 0)):
-                continue
-            if self._is_started(self.hooks.fold(service), state):
-                del self._unstarted[service, name]
-                self._bid_ms.pop(name, None)
-                continue
-            self._bid_ms[name] = self.ctx.now_ms + BID_INTERVAL_MS
-            bids.setdefault((state.author, service), []).append(name)
-        for (peer, service), names in sorted(bids.items()):
-            self.hooks.to_coordinator(peer, Bid(service, tuple(names)))
-
-    def _bid_delay(self, peers: list[str], key: str) -> int:
-        order = sorted(peers, key=lambda p: rendezvous(key, p), reverse=True)
-        rank = order.index(self.ctx.me) if self.ctx.me in order else len(order)
-        return BID_DELAY_MS + min(rank, 50) * BID_RANK_MS
 
     def deadline_ms(self) -> int | None:
-        """When a beat or a look at unstarted runs is due."""
-        deadlines = [self._beat_ms] if self.tasks else []
-        if self._unstarted:
-            deadlines.append(self.ctx.now_ms + BID_DELAY_MS)
-        return min(deadlines, default=None)
+        """When a beat is due."""
+        return self._beat_ms if self.tasks else None

@@ -1,0 +1,189 @@
+"""The bidder: other nodes' requests that nobody starts.
+
+    unstarted --BID_DELAY_MS + rank--> bid to the coordinator, again every BID_INTERVAL_MS
+        |                                   |
+        |                                   +-- not connected: dial; not reached for
+        |                                       TAKE_DELAY_MS + rank, synced since: take
+        +-- started, answered, canceled, expired, gone: forgotten
+
+The rank is by rendezvous(run or request, node): about three bids per job however many members. To
+take is to be coordinator and worker of the run oneself; nobody has to agree on who is alive.
+"""
+
+from dataclasses import dataclass
+
+from pairio_protocol.context import Context
+from pairio_protocol.effects import Connect
+from pairio_protocol.fold import RequestState, ServiceFold
+from pairio_protocol.ids import rendezvous
+from pairio_protocol.limits import (
+    BID_DELAY_MS,
+    BID_INTERVAL_MS,
+    BID_RANK_MS,
+    BIDS_PER_SCAN,
+    RANK_MAX,
+    TAKE_DELAY_MS,
+    TAKE_RANK_MS,
+    UNSTARTED_MAX,
+)
+from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.messages import Bid, Presence
+from pairio_protocol.policy import isolation_needed, misfit
+
+__all__ = ["Bidder", "Hooks"]
+
+
+class Hooks:
+    """What the bidder needs of its surroundings; given by the core."""
+
+    def fold(self, service: str) -> ServiceFold:
+        """Return the fold of a service."""
+        raise NotImplementedError
+
+    def own_presence(self, service: str) -> Presence | None:
+        """Return what this node says of itself."""
+        raise NotImplementedError
+
+    def addresses_of(self, service: str, peer: str) -> tuple[str, ...]:
+        """Return where a member was last said to be."""
+        raise NotImplementedError
+
+    def is_idle(self) -> bool:
+        """Say whether a slot is free here."""
+        raise NotImplementedError
+
+    def synced_ms(self, service: str) -> int | None:
+        """Return when a neighbour was last found to know nothing else; None without neighbours."""
+        raise NotImplementedError
+
+    def take(self, service: str, request: str) -> None:
+        """Become the coordinator of somebody else's request."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Seen:
+    since_ms: int
+    due_ms: int
+    lost_since_ms: int | None = None
+
+
+class Bidder:
+    """The requests of others that are not known to be started, oldest first."""
+
+    def __init__(self, ctx: Context, membership: MembershipView, hooks: Hooks) -> None:
+        self._ctx = ctx
+        self._membership = membership
+        self._hooks = hooks
+        self.seen: dict[tuple[str, str], _Seen] = {}
+        self._scan_ms = 0
+        #: (run, attempt, worker) -> when it was first looked at, and since when its worker is gone
+        self._attempts: dict[tuple[str, str, str], tuple[int, int | None]] = {}
+
+    def note(self, service: str, request: str) -> None:
+        """Somebody else's request was accepted."""
+        if not self._ctx.config.compute or len(self.seen) >= UNSTARTED_MAX:
+            return
+        due_ms = self._ctx.now_ms + self._bid_delay(service, request)
+        self.seen.setdefault((service, request), _Seen(self._ctx.now_ms, due_ms))
+
+    def _rank(self, service: str, key: str) -> int:
+        mine = rendezvous(key, self._ctx.me)
+        peers = self._membership.folded(service).peers()
+        return min(sum(rendezvous(key, p) > mine for p in peers), RANK_MAX)
+
+    def _bid_delay(self, service: str, request: str) -> int:
+        return BID_DELAY_MS + self._rank(service, request) * BID_RANK_MS
+
+    def tick(self) -> None:
+        """Bid, dial, take what is due."""
+        if self._ctx.now_ms < self._scan_ms:
+            return
+        self._scan_ms = self._ctx.now_ms + BID_DELAY_MS
+        idle = self._hooks.is_idle()
+        bids: dict[tuple[str, str], list[str]] = {}
+        for service, name in list(self.seen):
+            seen = self.seen[service, name]
+            if seen.due_ms > self._ctx.now_ms or len(bids) >= BIDS_PER_SCAN:
+                continue
+            state = self._open_state(service, name)
+            if state is None:
+                del self.seen[service, name]
+                continue
+            seen.due_ms = self._ctx.now_ms + BID_INTERVAL_MS
+            if state.author in self._ctx.connected:
+                seen.lost_since_ms = None
+            elif seen.lost_since_ms is None:
+                seen.lost_since_ms = self._ctx.now_ms
+            if not self._is_free(service, state) or not idle:
+                continue
+            if seen.lost_since_ms is None:
+                bids.setdefault((state.author, service), []).append(name)
+            else:
+                self._reach_or_take(service, state, seen)
+        for (peer, service), names in sorted(bids.items()):
+            self._ctx.send(peer, Bid(service, tuple(names[:BIDS_PER_SCAN])))
+
+    def _open_state(self, service: str, name: str) -> RequestState | None:
+        """Return the request while it wants something that this node might do one day."""
+        chain = self._membership.active(service)
+        state = self._hooks.fold(service).requests.get(name)
+        if chain is None or state is None or "submit" not in chain.now.roles_of(state.author):
+            return None
+        if not self._hooks.fold(service).is_wanted(state, self._ctx.unix_ms):
+            return None
+        entry = self._hooks.own_presence(service)
+        needed = isolation_needed(state.record, chain.now)
+        if entry is None or not entry.compute:
+            return state
+        if misfit(entry, state.record.resources, needed, state.record.targets) is not None:
+            return None
+        return state
+
+    def _is_free(self, service: str, state: RequestState) -> bool:
+        """Say whether the run can begin and no live attempt of it is known."""
+        fold = self._hooks.fold(service)
+        run = fold.run_of(state, fold.resolve(state.document))
+        if run is None:
+            return False
+        return not any(
+            self._is_alive((run, attempt, worker), state.record.resources.time_ms)
+            for attempt, worker in fold.live_attempts(run)
+        )
+
+    def _is_alive(self, key: tuple[str, str, str], limit_ms: int) -> bool:
+        """Say whether a started attempt may still be at work: within its time limit, and its
+        worker connected or out of reach for less than a lease."""
+        first_ms, gone_ms = self._attempts.get(key, (self._ctx.now_ms, None))
+        here = key[2] in self._ctx.connected or key[2] == self._ctx.me
+        gone_ms = None if here else (gone_ms if gone_ms is not None else self._ctx.now_ms)
+        self._attempts[key] = (first_ms, gone_ms)
+        if len(self._attempts) > UNSTARTED_MAX:
+            del self._attempts[next(iter(self._attempts))]
+        lease_ms = self._ctx.config.lease_ms
+        silent = gone_ms is not None and self._ctx.now_ms - gone_ms >= lease_ms
+        return not silent and self._ctx.now_ms - first_ms < limit_ms + lease_ms
+
+    def _reach_or_take(self, service: str, state: RequestState, seen: _Seen) -> None:
+        assert seen.lost_since_ms is not None
+        addresses = self._hooks.addresses_of(service, state.author)
+        if addresses:
+            self._ctx.emit(Connect(state.author, addresses))
+        rank = self._rank(service, state.id)
+        waited_ms = self._ctx.now_ms - seen.lost_since_ms
+        synced_ms = self._hooks.synced_ms(service)
+        synced = synced_ms is None or synced_ms > seen.lost_since_ms
+        if waited_ms >= TAKE_DELAY_MS + rank * TAKE_RANK_MS and synced:
+            self._ctx.counters["runs taken"] += 1
+            self._hooks.take(service, state.id)
+
+    def on_wake(self) -> None:
+        """The machine slept: whom it did not reach meanwhile is not for that reason gone."""
+        for seen in self.seen.values():
+            seen.lost_since_ms = None
+
+    def deadline_ms(self) -> int | None:
+        """When something is due."""
+        if not self.seen:
+            return None
+        return max(self._scan_ms, min(seen.due_ms for seen in self.seen.values()))

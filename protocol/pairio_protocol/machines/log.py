@@ -1,0 +1,132 @@
+"""One log as this node holds it: a chain of segments, how many of them count, proof of a fork.
+
+    held:      s0 <- s1 <- s2 <- s3 <- s4        linked by `prev`, no gap
+    accepted:  s0 <- s1 <- s2                    what counts: a prefix of it
+    parked:                        s6, s7        beyond a gap
+
+What counts is a function of the segments held and of the service's changes, never of the order in
+which they came (DESIGN sections 5 and 11): below the lowest forked seq; epochs known and not
+falling; the author a member at each; and, where a change took something from the author, on the
+chain that ends in the cut or written under that change or a later one.
+"""
+
+from dataclasses import dataclass, field
+
+from pairio_protocol.limits import PARKED_SEGMENTS_PER_PEER_MAX
+from pairio_protocol.segment import GENESIS, Segment
+from pairio_protocol.service import Chain, Cutting
+
+__all__ = ["Log", "forked_seq"]
+
+
+def forked_seq(one: Segment, other: Segment) -> int | None:
+    """Return the lowest seq at which two segments of a log contradict each other, None if not.
+
+    They do when they hold the same seq, or when the second follows the first in number and yet
+    names another segment before it: then one that is not here ends where the first does.
+    """
+    if one.log != other.log or one.service != other.service or one.hash == other.hash:
+        return None
+    first, second = sorted((one, other), key=lambda s: s.first_seq)
+    if second.first_seq <= first.last_seq:
+        return second.first_seq
+    if second.first_seq == first.last_seq + 1 and second.prev != first.hash:
+        return first.last_seq
+    return None
+
+
+@dataclass
+class Log:
+    """The segments of one log."""
+
+    segments: list[Segment] = field(default_factory=list)
+    accepted: int = 0
+    parked: dict[int, Segment] = field(default_factory=dict)
+    fork_at: int | None = None
+    evidence: tuple[Segment, Segment] | None = None
+
+    @property
+    def held_height(self) -> int:
+        """How many records are held without a gap."""
+        return self.segments[-1].last_seq + 1 if self.segments else 0
+
+    @property
+    def height(self) -> int:
+        """How many records count."""
+        return self.segments[self.accepted - 1].last_seq + 1 if self.accepted else 0
+
+    @property
+    def head(self) -> bytes:
+        """The hash that the next segment has to name."""
+        return self.segments[-1].hash if self.segments else GENESIS
+
+    @property
+    def forked(self) -> int:
+        """1 + the lowest forked seq; 0 without a fork."""
+        return 0 if self.fork_at is None else self.fork_at + 1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more could count: all that is held does, and no fork lies at its end."""
+        forked = self.fork_at is not None and self.fork_at <= self.held_height
+        return self.accepted == len(self.segments) and not forked
+
+    def counting(self) -> list[Segment]:
+        """Return the segments that count."""
+        return self.segments[: self.accepted]
+
+    def note_fork(self, one: Segment, other: Segment) -> bool:
+        """Keep the proof of a fork if it is lower than what is known; says whether it was."""
+        at = forked_seq(one, other)
+        if at is None or (self.fork_at is not None and self.fork_at <= at):
+            return False
+        self.fork_at, self.evidence = at, (one, other)
+        return True
+
+    def conflict(self, segment: Segment) -> Segment | None:
+        """Return a held segment that contradicts `segment`, the lowest one."""
+        if segment.first_seq > self.held_height:
+            known = self.parked.get(segment.first_seq)
+            return known if known is not None and known.hash != segment.hash else None
+        for held in self.segments:
+            if held.last_seq + 1 >= segment.first_seq and forked_seq(held, segment) is not None:
+                return held
+        return None
+
+    def park(self, segment: Segment) -> None:
+        """Keep a segment that lies beyond a gap, within a bound."""
+        if len(self.parked) < PARKED_SEGMENTS_PER_PEER_MAX:
+            self.parked[segment.first_seq] = segment
+
+    def count_accepted(self, chain: Chain) -> int:
+        """Return how many of the held segments count under these changes."""
+        if not self.segments:
+            return 0
+        author = self.segments[0].log.author
+        kept = [(c.epoch, self._kept(c)) for c in chain.cuttings(author)]
+        epoch = 0
+        for index, segment in enumerate(self.segments):
+            folded = chain.at(segment.epoch)
+            forked = self.fork_at is not None and segment.last_seq >= self.fork_at
+            if forked or segment.epoch < epoch or folded is None or not folded.roles_of(author):
+                return index
+            if any(segment.epoch < cut_epoch and index >= n for cut_epoch, n in kept):
+                return index
+            epoch = segment.epoch
+        return len(self.segments)
+
+    def _kept(self, cutting: Cutting) -> int:
+        """Return how many segments lie on the chain that ends in the cut.
+
+        While the cut's own segment is not here, those below its seq are taken to lie on it: if they
+        do not, its coming is the proof of a fork.
+        """
+        cut = cutting.cuts.get(self.segments[0].log)
+        if cut is None:
+            return 0
+        for index, segment in enumerate(self.segments):
+            if segment.last_seq == cut.seq:
+                return index + 1 if segment.hash == cut.hash else 0
+            if segment.last_seq > cut.seq:
+                return index
+        return len(self.segments)
