@@ -20,6 +20,7 @@ from pairio_protocol.limits import (
     LOOKUP_JOBS_MAX,
     LOOKUP_MS,
     REQUEST_EXPIRY_MS,
+    SEALED_MS,
     STORED_ACK_MS,
 )
 from pairio_protocol.messages import Ack, Lookup
@@ -235,7 +236,9 @@ class Commands:
         if self._ask_members(event, service, fold, document, job):
             return
         request = self._core.own_request_id(*self._core.append(service, record))
-        self._submits[request] = _Submit(event.call, request, job, event.local_content)
+        submit = _Submit(event.call, request, job, event.local_content)
+        submit.deadline_ms = self._ctx.now_ms + SEALED_MS
+        self._submits[request] = submit
 
     def _ask_members(
         self,
@@ -401,11 +404,18 @@ class Commands:
             if self._ctx.now_ms >= lookup.deadline_ms:
                 self._go_on(call)
         for submit in list(self._submits.values()):
-            if submit.committed and self._ctx.now_ms >= submit.deadline_ms:
+            if self._ctx.now_ms < submit.deadline_ms:
+                continue
+            if submit.committed:
                 self._answer(submit)
+            elif submit.segment is None:  # it was written under a role that is gone
+                del self._submits[submit.request]
+                message = "the request does not count: this node lost its role meanwhile"
+                self._ctx.emit(Fail(submit.call, message, "ask an admin, then submit again"))
 
     def deadline_ms(self) -> int | None:
         """When a waiting submit is answered anyway."""
-        deadlines = [s.deadline_ms for s in self._submits.values() if s.committed]
+        waiting = [s for s in self._submits.values() if s.committed or s.segment is None]
+        deadlines = [s.deadline_ms for s in waiting]
         deadlines += [lookup.deadline_ms for lookup in self._lookups.values()]
         return min(deadlines, default=None)

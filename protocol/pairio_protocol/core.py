@@ -108,6 +108,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self._waiting_effects: list[Effect] = []
         self._acks: dict[str, list[bytes]] = {}
         self._in_flight: dict[int, Commit] = {}
+        self._storing: dict[bytes, int] = {}  # hash of a segment -> ticket of its commit
         self._ack_sent: dict[int, dict[str, list[bytes]]] = {}
         self._sync_ms = 0
         self._answers: list[tuple[str, str, str]] = []
@@ -146,8 +147,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         if not self.has_pending():
             return None
         self._ticket += 1
-        epochs = {service: chain.epoch for service, chain in self.membership.chains.items()}
-        while segments := self.logs.seal(epochs):  # a record may call for another
+        while segments := self.logs.seal(self.membership.chains):  # a record may call for another
             for segment in segments:
                 self._fold_segment(segment, own=True)
         commit = self._commit()
@@ -156,6 +156,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self._in_flight[self._ticket] = commit
         self._after_commit[self._ticket] = self._waiting_effects
         self._ack_sent[self._ticket] = self._acks
+        self._storing.update((h, self._ticket) for h in map(_hash_of, commit.segments))
         self._waiting_effects, self._acks = [], {}
         return Sealed(commit, self._take_effects())
 
@@ -381,10 +382,15 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
 
     def _on_push(self, peer: str, push: Push) -> None:
         taken = self._take_segment(peer, push.segment)
-        if push.ack and taken is not None:
+        if not push.ack or taken is None:
+            return
+        if taken not in self.logs.unstored:
+            self.ctx.send(peer, Ack((taken,)))
+        elif taken in self._storing:  # its commit is under way
+            waiting = self._ack_sent[self._storing[taken]]
+            waiting.setdefault(peer, []).append(taken)
+        else:
             self._acks.setdefault(peer, []).append(taken)
-            if not self.has_pending():  # known and stored before
-                self.ctx.send(peer, Ack(tuple(self._acks.pop(peer))))
 
     # -- segments -------------------------------------------------------------------------
 
@@ -412,11 +418,15 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
             self._fold_segment(segment, quiet=True)
         if before is not None:
             fold.adopt(before)
-        for state in list(fold.requests.values()):
-            self._see_to(service, state)
+        self._see_to_all(service)
         self.coordinator.review_all()
         self.worker.review(service)
         self.ctx.counters["folded again"] += 1
+
+    def _see_to_all(self, service: str) -> None:
+        """Also those that were dropped while their submitter was off the list."""
+        for state in list(self.fold(service).requests.values()):
+            self._see_to(service, state)
 
     def _see_to(self, service: str, state: RequestState) -> None:
         """A request is known: coordinate it if it is ours, else watch whether it is started."""
@@ -516,7 +526,10 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self._waiting_effects.append(effect)
 
     def _on_committed(self, ticket: int) -> None:
-        self._in_flight.pop(ticket, None)
+        commit = self._in_flight.pop(ticket, None)
+        for segment_hash in map(_hash_of, commit.segments if commit is not None else ()):
+            self._storing.pop(segment_hash, None)
+            self.logs.unstored.discard(segment_hash)
         for effect in self._after_commit.pop(ticket, []):
             self.ctx.emit(effect)
         for peer, hashes in sorted(self._ack_sent.pop(ticket, {}).items()):
@@ -533,6 +546,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
                 self.ctx.emit(Fail(call, f"not stored: {event.reason}", "free disk space", "disk"))
         self.commands.on_commit_failed(event.ticket, event.reason)
         if commit is not None:
+            for segment_hash in map(_hash_of, commit.segments):
+                self._storing.pop(segment_hash, None)
             self.membership.unsaved_changes[:0] = commit.changes
             self.membership.unsaved_services |= {row[0] for row in commit.services}
             self.logs.unsaved[:0] = commit.segments
@@ -570,6 +585,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         for peer in self.membership.connected_members(service):
             self._greet(peer)
         self.coordinator.on_removed(service)
+        self._see_to_all(service)
         self.coordinator.review_all()
         self.worker.review(service)
 
@@ -618,7 +634,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
 
     def append(self, service: str, record: Record) -> tuple[bytes, int]:
         """Add a record to this node's log of a service; return its (boot, seq)."""
-        return self.logs.append(service, record, self.membership.chains[service].epoch)
+        return self.logs.append(service, record, self.membership.chains[service])
 
     def own_presence(self, service: str) -> Presence | None:
         """Return what this node says of itself."""
@@ -665,3 +681,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
     def own_request_id(self, boot: bytes, seq: int) -> str:
         """Return the id of a request at `seq` of one of this node's logs."""
         return request_id(self.ctx.me, boot, seq)
+
+
+def _hash_of(data: bytes) -> bytes:
+    return Segment.decode(data).hash

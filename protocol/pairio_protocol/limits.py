@@ -77,6 +77,8 @@ TAKE_RANK_MS: Final = 2_000
 NEWS_SYNC_MS: Final = 300
 NEWS_FANOUT: Final = 3
 STORED_ACK_MS: Final = 1_000
+#: A request that is in no segment after this time never will be.
+SEALED_MS: Final = 5_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
 LOOKUP_JOBS_MAX: Final = 64

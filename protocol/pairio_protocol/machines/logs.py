@@ -17,7 +17,7 @@ gossip at all. Clock: a digest to one neighbour in turn every SYNC_INTERVAL_MS.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pairio_protocol.codec import pack
@@ -78,6 +78,7 @@ class Logs:
         self._pending_bytes: dict[str, int] = {}
         self._sealed: list[Segment] = []
         self.unsaved: list[bytes] = []
+        self.unstored: set[bytes] = set()  # what no commit has brought to the disk yet
         self._verified: OrderedDict[bytes, None] = OrderedDict()
         self._sent: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._unknown_epoch: dict[str, list[Segment]] = {}
@@ -86,13 +87,13 @@ class Logs:
 
     # -- this node's own log --------------------------------------------------------------
 
-    def append(self, service: str, record: Record, epoch: int) -> tuple[bytes, int]:
+    def append(self, service: str, record: Record, chain: Chain) -> tuple[bytes, int]:
         """Add a record to this node's log of a service; return its (boot, seq). Sealed later."""
         size = record_size(record)
         pending = self._pending.setdefault(service, [])
         full = self._pending_bytes.get(service, 0) + size > SEGMENT_SIZE_BYTES_MAX - 2048
         if pending and (full or len(pending) >= SEGMENT_RECORDS_MAX):
-            self._seal(service, epoch)
+            self._seal(service, chain)
             pending = self._pending[service]
         log_id = self._own_id(service)
         pending.append(record)
@@ -124,17 +125,17 @@ class Logs:
         """Return how many records wait to be sealed."""
         return sum(map(len, self._pending.values()))
 
-    def seal(self, epochs: dict[str, int]) -> list[Segment]:
+    def seal(self, chains: Mapping[str, Chain]) -> list[Segment]:
         """Sign what is pending. The segments are to be committed and announced by the caller."""
         for service, pending in self._pending.items():
             if pending:
-                self._seal(service, epochs[service])
+                self._seal(service, chains[service])
         sealed, self._sealed = self._sealed, []
         for segment in sealed:
             self._ctx.emit(Announce(segment.service, segment.encode()))
         return sealed
 
-    def _seal(self, service: str, epoch: int) -> None:
+    def _seal(self, service: str, chain: Chain) -> None:
         log_id = self._own_id(service)
         log = self._log(service, log_id)
         segment = Segment.seal(
@@ -142,14 +143,18 @@ class Logs:
             service,
             log_id.boot,
             log.held_height,
-            epoch,
+            chain.epoch,
             log.head,
             self._pending[service],
         )
         self._pending[service] = []
         self._pending_bytes[service] = 0
         log.segments.append(segment)
-        log.accepted = len(log.segments)
+        log.accepted = log.count_accepted(chain)
+        if log.accepted < len(log.segments):  # a role was lost since it was written
+            log.segments.pop()
+            self._ctx.counters["own segments that do not count"] += 1
+            return
         self._remember(segment.hash)
         self._note_news(service)
         self._sealed.append(segment)
@@ -157,6 +162,7 @@ class Logs:
 
     def _keep(self, segment: Segment) -> None:
         self._by_hash[segment.hash] = segment
+        self.unstored.add(segment.hash)
         self.unsaved.append(segment.encode())
 
     # -- other nodes' logs ----------------------------------------------------------------
@@ -285,9 +291,10 @@ class Logs:
 
     def restore(self, data: bytes, chain: Chain) -> Taken:
         """Take a segment from this node's disk."""
-        before = list(self.unsaved)
-        taken = self._link(Segment.decode(data), self._ctx.me, chain)
-        self.unsaved = before
+        segment = Segment.decode(data)
+        self._remember(segment.hash)
+        taken = self._link(segment, self._ctx.me, chain)
+        self.unsaved, self.unstored = [], set()
         return taken
 
     def may_count(self, segment: Segment) -> bool:
@@ -443,6 +450,10 @@ class Logs:
         """Return how far one log is known."""
         log = self._logs.get(service, {}).get(log_id)
         return log.height if log else 0
+
+    def logs_of(self, service: str) -> Mapping[LogId, Log]:
+        """Return every log of a service."""
+        return self._logs.get(service, {})
 
     def all_segments(self, service: str) -> Iterable[Segment]:
         """Return every segment of a service that counts."""

@@ -1,0 +1,392 @@
+"""The laws: what must hold in every world, each with the promise of DESIGN section 10 it guards.
+
+Safety laws are looked at on every step, liveness laws once the world has healed. A law that is
+broken raises `Broken` with its name; every look is counted, so that a law nobody ever looked at is
+found out.
+"""
+
+from collections import Counter
+from typing import Any
+
+from pairio_protocol import effects as ef
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.ids import run_id
+from pairio_protocol.messages import MESSAGES, Ack, Award, Held
+from pairio_protocol.records import Cancel, End, Request, Result, Start
+from pairio_protocol.segment import Segment
+from pairio_protocol.service import Chain
+from pairio_protocol.signing import sha256
+from world import Node, World
+
+LAWS = {
+    "stored before acked": "A segment is on the disk of whoever acks it `stored`. (1)",
+    "stored before told": "A request is on its submitter's disk before he is told. (1)",
+    "replicated is true": "A submit said to be replicated is on another node's disk. (1)",
+    "held is true": "Whoever says `held` has every block of it. (2)",
+    "safe is true": "Content said to be safe lies on as many nodes as it should. (2)",
+    "one hash per seq": "No honest node signs two segments for one place of a log. (3)",
+    "members only": "What counts was signed by its author, a member at its epoch. (3)",
+    "logs are chains": "What counts of a log is a gapless chain with epochs that never fall. (3)",
+    "forks are void": "Nothing counts from the lowest forked seq of a log on. (3)",
+    "cuts hold": "Nothing counts beyond a cut that was written under an earlier epoch. (3)",
+    "roles rule records": "A record has effect only if its author's role at its epoch allows. (3)",
+    "order of changes is nothing": "The same changes in any order give the same list. (3)",
+    "order of segments is nothing": "The same segments in any order give the same state. (3)",
+    "answers stay": "A request keeps the result it was answered with. (1)",
+    "answers fit": "An answer is of the request's resolved job and run, outputs complete. (1)",
+    "cancel is narrow": "A run that some request wants is not killed. (1)",
+    "runs are wanted": "Nothing is executed that no member asked for. (3, 6)",
+    "one at a time": "A node does not execute one run twice at once. (6)",
+    "capacity holds": "What executes fits into what the owner gave. (6)",
+    "take is the last resort": "A run is taken only from a coordinator out of reach, after sync. (1)",
+    "bounds hold": "Frames, segments and queues keep their limits. (6)",
+    "converged": "Healed, all members hold the same changes and logs, and show the same. (5)",
+    "every job ends": "Healed, every accepted request has ended. (1)",
+    "safe results are there": "Healed, what was said to be safe can be had. (2)",
+    "calm": "Healed and done, nodes say little. (6)",
+    "calls are answered": "Every call of a client that lives is answered. (1)",
+}
+
+
+class Broken(AssertionError):
+    """A law does not hold."""
+
+    def __init__(self, law: str, why: str, node: int | None = None, job: str = "") -> None:
+        super().__init__(f"law broken: {law}: {why}" + (f" (node {node})" if node else ""))
+        self.law, self.job = law, job
+
+
+def _own_boots(node: Node) -> set[bytes]:
+    """Return the boots under which a core writes since its start."""
+    assert node.core is not None
+    boots = [node.core.ctx.config.boot]
+    while len(boots) < 50:
+        boots.append(sha256(boots[-1])[:16])
+    return set(boots)
+
+
+class Laws:
+    """Looks at everything that happens. One per world."""
+
+    def __init__(self) -> None:
+        self.looks: Counter[str] = Counter()
+        self.transitions: Counter[str] = Counter()
+        self._signed: dict[tuple[str, bytes, int], bytes] = {}
+        self._seen: dict[int, dict[tuple[str, Any], int]] = {}
+        self._pins: dict[tuple[int, str], str] = {}
+        self._safe: dict[str, tuple[str, ...]] = {}
+        self._lost_disk: set[int] = set()
+        self._fold_ids: dict[int, int] = {}
+        self.accepted: dict[str, tuple[int, str, str, bool]] = {}  # request -> node, service, job
+        self.calls: dict[int, tuple[int, int, str]] = {}  # call -> node, boot, service
+
+    def need(self, law: str, holds: bool, why: str, node: int | None = None, job: str = "") -> None:
+        self.looks[law] += 1
+        if not holds:
+            raise Broken(law, why, node, job)
+
+    def restored_from_backup(self, node: Node) -> None:
+        """What this node promised before may be gone from its disk: the owner did that."""
+        self._lost_disk.add(node.index)
+        for key in [k for k in self._pins if k[0] == node.index]:
+            del self._pins[key]
+
+    # -- effects --------------------------------------------------------------------------
+
+    def sealed(self, world: World, node: Node, sealed: Any) -> None:
+        for data in sealed.commit.segments:
+            segment = Segment.decode(data)
+            if segment.log.author == node.peer and segment.log.boot in _own_boots(node):
+                for seq in range(segment.first_seq, segment.last_seq + 1):
+                    place = (segment.service + segment.log.author, segment.log.boot, seq)
+                    known = self._signed.setdefault(place, segment.hash)
+                    self.need("one hash per seq", known == segment.hash, f"seq {seq}", node.index)
+
+    def effect(self, world: World, node: Node, effect: ef.Effect) -> None:
+        self.transitions[type(effect).__name__] += 1
+        if not node.honest:
+            return
+        match effect:
+            case ef.Send():
+                self._send(world, node, effect)
+            case ef.Execute():
+                self._execute(world, node, effect)
+            case ef.Kill():
+                self._kill(world, node, effect)
+            case ef.Reply() if "request" in effect.value:
+                self._told(world, node, effect)
+
+    def _send(self, world: World, node: Node, effect: ef.Send) -> None:
+        self.need("bounds hold", len(effect.data) <= 60 * 1024, f"{len(effect.data)} bytes")
+        message = MESSAGES.decode(effect.data)
+        self.transitions[f"sent {MESSAGES.kind_of(message)}"] += 1
+        match message:
+            case Ack():
+                stored = {Segment.decode(d).hash for d in node.disk.segments}
+                ok = set(message.hashes) <= stored
+                self.need("stored before acked", ok, "an ack of what is not on disk", node.index)
+            case Held() if message.ok:
+                cids = self._asked_to_hold(world, effect.peer, message.ticket)
+                missing = set(cids) - node.content
+                self.need("held is true", not missing, f"lacks {len(missing)}", node.index)
+            case Award():
+                assert node.core is not None
+                folded = node.core.membership.folded(message.service)
+                ok = "compute" in folded.roles_of(effect.peer)
+                self.need("runs are wanted", ok, "an award to a node that may not compute")
+
+    @staticmethod
+    def _asked_to_hold(world: World, peer: str, ticket: str) -> tuple[str, ...]:
+        for node in world.nodes:
+            if node.peer == peer and node.core is not None:
+                copies = node.core.replication.copies.get(ticket)
+                if copies is not None:
+                    return copies.cids
+        return ()
+
+    def _told(self, world: World, node: Node, effect: ef.Reply) -> None:
+        core = node.core
+        assert core is not None
+        request = effect.value["request"]
+        for service, fold in core.folds.items():
+            state = fold.requests.get(request)
+            if state is None or state.cached:
+                continue
+            on_disk = {Segment.decode(d).hash for d in node.disk.segments}
+            ok = state.segment in on_disk
+            self.need("stored before told", ok, "told before stored", node.index, state.job)
+            count = core.commands.replicated.get(request, 0)
+            if count:
+                others = sum(
+                    state.segment in {Segment.decode(d).hash for d in other.disk.segments}
+                    for other in world.nodes
+                    if other is not node
+                )
+                ok = others >= count or bool(self._lost_disk)
+                self.need("replicated is true", ok, f"{count} said, {others} are", node.index)
+            self.accepted[request] = (node.index, service, state.job, bool(count))
+
+    def _execute(self, world: World, node: Node, effect: ef.Execute) -> None:
+        core = node.core
+        assert core is not None
+        fold = core.fold(effect.service)
+        roles_of = core.membership.folded(effect.service).roles_of
+        task = core.worker.tasks[effect.attempt]
+        wants = fold.who_wants(effect.run, task.state.job, core.ctx.unix_ms)
+        ok = any("submit" in roles_of(state.author) for state in wants)
+        self.need("runs are wanted", ok, "executed though nobody wants it", node.index)
+        runs = [e.run for _, e in node.running.values()]
+        self.need("one at a time", effect.run not in runs, "a run twice at once", node.index)
+        used = sum(e.resources.cpu_millicores for _, e in node.running.values())
+        used += effect.resources.cpu_millicores
+        ok = used <= node.cpu_millicores
+        self.need("capacity holds", ok, f"{used} of {node.cpu_millicores}", node.index)
+        coordinator = effect.attempt.partition("/")[0]
+        if coordinator == node.peer and task.state.author != node.peer:
+            self.transitions["taken"] += 1
+            gone = task.state.author not in core.ctx.connected
+            self.need("take is the last resort", gone, "its coordinator is here", node.index)
+            lost = self._unreached_ms(core, effect.service, task.state.id)
+            ok = lost is None or lost >= 10_000
+            self.need("take is the last resort", ok, f"after {lost} ms", node.index)
+            synced = core.synced_ms(effect.service)
+            seen = core.bidder.seen.get((effect.service, task.state.id))
+            since = seen.lost_since_ms if seen is not None else None
+            ok = synced is None or since is None or synced > since
+            self.need("take is the last resort", ok, "without sync", node.index)
+
+    @staticmethod
+    def _unreached_ms(core: Any, service: str, request: str) -> int | None:
+        seen = core.bidder.seen.get((service, request))
+        if seen is None or seen.lost_since_ms is None:
+            return None
+        return int(core.ctx.now_ms - seen.lost_since_ms)
+
+    def _kill(self, world: World, node: Node, effect: ef.Kill) -> None:
+        core = node.core
+        assert core is not None
+        task = core.worker.tasks.get(effect.attempt)
+        if task is None:
+            return
+        service = task.award.service
+        roles_of = core.membership.folded(service).roles_of
+        if "compute" not in roles_of(node.peer):
+            return
+        wants = core.fold(service).who_wants(task.award.run, task.state.job, core.ctx.unix_ms)
+        others = [s for s in wants if s.author not in world.gone_coordinators(node, task)]
+        others = [s for s in others if "submit" in roles_of(s.author)]
+        ok = not others
+        self.need("cancel is narrow", ok, "killed though somebody wants it", node.index)
+
+    # -- state after a step ---------------------------------------------------------------
+
+    def after_step(self, world: World, node: Node) -> None:
+        core = node.core
+        if core is None or not node.honest:
+            return
+        for service, chain in core.membership.chains.items():
+            if service in core.membership.taken_up:
+                self._look_at_logs(node, core, service, chain)
+                self._look_at_answers(node, core, service)
+        tasks = len(core.worker.tasks)
+        self.need("bounds hold", tasks <= 4096, f"{tasks} tasks", node.index)
+        for key, copies in core.replication.copies.items():
+            if copies.safe and self._safe.get(f"{node.index}{key}") != copies.cids:
+                self._safe[f"{node.index}{key}"] = copies.cids
+                holders = sum(set(copies.cids) <= other.content for other in world.nodes)
+                ok = holders >= copies.wanted
+                self.need("safe is true", ok, f"{holders} of {copies.wanted}", node.index)
+
+    def _look_at_logs(self, node: Node, core: Any, service: str, chain: Chain) -> None:
+        """New segments since the last look; all of them when the fold was made anew."""
+        seen = self._seen.setdefault(node.index, {})
+        stamp = hash((chain.digest, core.ctx.config.boot))
+        if self._fold_ids.get(node.index) != stamp:
+            self._fold_ids[node.index] = stamp
+            seen.clear()
+        for log_id, log in core.logs.logs_of(service).items():
+            before = seen.get((service, log_id), 0)
+            if log.accepted == before and log.fork_at is None:
+                continue
+            counting = log.counting()
+            for index in range(min(before, len(counting)), len(counting)):
+                self._look_at_segment(node, chain, counting, index)
+            seen[service, log_id] = len(counting)
+            if log.fork_at is not None and counting:
+                ok = counting[-1].last_seq < log.fork_at
+                self.need("forks are void", ok, f"forked at {log.fork_at}", node.index)
+
+    def _look_at_segment(self, node: Node, chain: Chain, counting: list[Any], index: int) -> None:
+        segment = counting[index]
+        folded = chain.at(segment.epoch)
+        ok = folded is not None and bool(folded.roles_of(segment.log.author))
+        self.need("members only", ok, "the author was no member", node.index)
+        self.need("members only", segment.is_signed(), "a bad signature", node.index)
+        before = counting[index - 1] if index else None
+        ok = segment.first_seq == (before.last_seq + 1 if before else 0)
+        ok = ok and segment.prev == (before.hash if before else bytes(32))
+        ok = ok and (before is None or before.epoch <= segment.epoch)
+        self.need("logs are chains", ok, "a gap, another chain, or a falling epoch", node.index)
+        for cutting in chain.cuttings(segment.log.author):
+            if segment.epoch < cutting.epoch:
+                cut = cutting.cuts.get(segment.log)
+                ok = cut is not None and segment.last_seq <= cut.seq
+                self.need("cuts hold", ok, f"beyond the cut of {cutting.epoch}", node.index)
+
+    def _look_at_answers(self, node: Node, core: Any, service: str) -> None:
+        fold = core.folds.get(service)
+        if fold is None:
+            return
+        for request, cid in fold.pins.items():
+            known = self._pins.get((node.index, request))
+            if known is None:
+                self._pins[node.index, request] = cid
+                self._look_at_answer(node, fold, request, cid)
+            elif known != cid:
+                self.need("answers stay", False, "another result", node.index)
+        for request in fold.pins:
+            state = fold.requests.get(request)
+            if state is not None:
+                self.need("answers stay", state.answer == fold.pins[request], "moved", node.index)
+                break
+
+    def _look_at_answer(self, node: Node, fold: Any, request: str, cid: str) -> None:
+        state, info = fold.requests.get(request), fold.results.get(cid)
+        if state is None or info is None:
+            return
+        document = info.document
+        run_fits = document.run == run_id(document.job, document.salt)
+        self.need("answers fit", run_fits, "a run of another job", node.index, state.job)
+        outputs = {o["name"] for o in state.document["outputs"]}
+        ok = document.status != "completed" or outputs <= set(document.outputs)
+        self.need("answers fit", ok, "an output is missing", node.index, state.job)
+        if not any("job" in e["source"] for e in state.document["inputs"]):
+            ok = document.job == state.job
+            self.need("answers fit", ok, "of another job", node.index, state.job)
+        else:
+            self.need("answers fit", document.job != state.job, "unresolved", node.index, state.job)
+
+    # -- now and then: order is nothing -----------------------------------------------------
+
+    def check_order(self, world: World, node: Node) -> None:
+        """Build list and logs again in another order."""
+        core = node.core
+        if core is None or not node.honest:
+            return
+        for service in sorted(core.membership.taken_up):
+            chain = core.membership.chains[service]
+            changes = chain.changes()
+            world.rng.shuffle(changes)
+            again = Chain()
+            left = sorted(changes, key=lambda c: c.seq > 0)
+            while left:
+                rest = []
+                for change in left:
+                    try:
+                        again.add(change)
+                    except DecodeError:
+                        rest.append(change)
+                if len(rest) == len(left):
+                    break
+                left = rest
+            same = (again.head, again.digest) == (chain.head, chain.digest)
+            self.need("order of changes is nothing", same, "another head", node.index)
+            self._check_segments(world, node, service, chain)
+
+    def _check_segments(self, world: World, node: Node, service: str, chain: Chain) -> None:
+        from pairio_protocol.context import Context
+        from pairio_protocol.fold import ServiceFold
+        from pairio_protocol.machines.logs import Logs
+
+        core = node.core
+        assert core is not None
+        held = []
+        for log in core.logs.logs_of(service).values():
+            held += [s.encode() for s in log.segments]
+            held += [s.encode() for s in log.evidence or ()]
+        world.rng.shuffle(held)
+        logs = Logs(Context(node.key, core.ctx.config))
+        for data in held:
+            logs.restore(data, chain)
+        same = logs.digest(service) == core.logs.digest(service)
+        self.need("order of segments is nothing", same, "other heights", node.index)
+        fold = ServiceFold(chain.at)
+        for segment in sorted(logs.all_segments(service), key=lambda s: world.rng.random()):
+            for offset, record in enumerate(segment.records()):
+                if self._allowed(chain, segment, record):
+                    try:
+                        seq = segment.first_seq + offset
+                        fold.add(segment.log, seq, segment.epoch, record, segment.hash)
+                    except DecodeError:
+                        continue
+        mine = core.fold(service)
+        ok = set(fold.results) == set(mine.results)
+        self.need("roles rule records", ok, "other results count", node.index)
+        real = {n: s.canceled for n, s in mine.requests.items() if not s.cached}
+        ok = real == {n: s.canceled for n, s in fold.requests.items()}
+        self.need("order of segments is nothing", ok, "other requests or cancels", node.index)
+        for job in sorted(mine.by_job):
+            ok = self._canonical(fold, job) == self._canonical(mine, job)
+            self.need("order of segments is nothing", ok, "another canonical", node.index, job)
+
+    @staticmethod
+    def _canonical(fold: Any, job: str) -> str | None:
+        if job not in fold.definitions:
+            return None
+        resolved = fold.resolve(fold.definitions[job])
+        found = fold.canonical(resolved.job, fold.definitions[job]) if resolved.job else None
+        return found.cid if found else None
+
+    @staticmethod
+    def _allowed(chain: Chain, segment: Segment, record: Any) -> bool:
+        folded = chain.at(segment.epoch)
+        assert folded is not None
+        roles = folded.roles_of(segment.log.author)
+        match record:
+            case Request() | Cancel():
+                return "submit" in roles
+            case Start() | Result():
+                return "compute" in roles
+            case End():
+                return bool(roles)
+        return True

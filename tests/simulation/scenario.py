@@ -1,0 +1,542 @@
+"""One seed's life: a service, members, jobs, everything that goes wrong, then healing.
+
+`run_seed(seed, nodes)` returns the laws that looked and the counts; a broken law raises.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from laws import Broken, Laws
+from pairio_protocol import effects as ef
+from pairio_protocol import events as ev
+from pairio_protocol.machines.logs import Logs
+from pairio_protocol.messages import MESSAGES, Bid, Push, SyncSegments
+from pairio_protocol.records import End, Request, Resources, Result, ResultDocument, Start
+from pairio_protocol.segment import Segment
+from world import BUNDLE, Node, World
+
+APP = {
+    "name": "lab",
+    "bundle": BUNDLE,
+    "processors": [
+        {
+            "name": name,
+            "executable": "main.py",
+            "inputs": [{"name": i} for i in inputs],
+            "outputs": [{"name": "output"}],
+            "parameters": [
+                {"name": "n", "type": "int", "defaultValue": 0},
+                {"name": "ms", "type": "int", "defaultValue": 50},
+                {"name": "mode", "type": "str", "defaultValue": "fine"},
+            ],
+        }
+        for name, inputs in (("make", []), ("use", ["input"]))
+    ],
+}
+TROUBLE_MS = 60_000
+HEAL_MS = 240_000
+
+
+def definition(
+    processor: str, n: int, ms: int, mode: str, inputs: dict[str, str] | None = None
+) -> dict[str, Any]:
+    return {
+        "appName": "lab",
+        "processorName": processor,
+        "inputFiles": [{"name": k, "url": v} for k, v in (inputs or {}).items()],
+        "outputFiles": [{"name": "output"}],
+        "parameters": [
+            {"name": "n", "value": n},
+            {"name": "ms", "value": ms},
+            {"name": "mode", "value": mode},
+        ],
+    }
+
+
+class Life:
+    """What happens in one world, by its seed."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.laws = Laws()
+        self.world = World(seed, self.laws)
+        self.rng = self.world.rng
+        self.count = count
+        self.service = ""
+        self.backups: dict[int, Any] = {}
+        self.removed: set[str] = set()
+        self.jobs: list[str] = []
+        self.trouble = True
+        world, rng = self.world, self.rng
+        for index in range(count):
+            world.add_node(compute=index > 0, cpu=rng.choice((1000, 2000, 4000)))
+        self.admins = world.nodes[: rng.choice((1, 1, 2, 3))]
+        world.gone_coordinators = self._coordinators_of_kill  # type: ignore[attr-defined]
+
+    # -- founding -------------------------------------------------------------------------
+
+    def found(self) -> None:
+        world, rng = self.world, self.rng
+        first = world.nodes[0]
+        trust = tuple(node.peer for node in self.admins)
+        for node in world.nodes:
+            world.start(node, trust)
+            for other in rng.sample(world.nodes, min(len(world.nodes), 3)):
+                if other is not node:
+                    world.know(node, other)
+            world.know(node, first)
+        world.watch_links()
+        world.run_for(3_000)
+        self.service = self.call(first, lambda c: ev.CreateService(c, "lab", "00"))["service"]
+        for node in world.nodes[1:]:
+            self.call(first, lambda c, n=node: self._add(c, n))
+        if len(self.admins) > 1:
+            admins = [a.peer for a in self.admins]
+            self._grow_admins(first, admins)
+        self.call(first, lambda c: ev.InstallApp(c, self.service, APP))
+        world.run_for(6_000)
+
+    def _grow_admins(self, first: Node, admins: list[str]) -> None:
+        """Make the others admins too, so that several may sign at once."""
+        core = first.core
+        assert core is not None
+        op = {"op": "admins", "admins": admins, "threshold": 1}
+        core.membership.change(self.service, [op])
+        core.on_service_changed(self.service)
+        self.world.give(first, ev.TimePassed())
+
+    def _add(self, call: int, node: Node) -> ev.AddMember:
+        roles = ("compute", "submit")
+        return ev.AddMember(call, self.service, node.peer, roles, f"m{node.index}")
+
+    def call(self, node: Node, make: Callable[[int], ev.Event]) -> dict[str, Any]:
+        number = self.world.call(node, make)
+        self.world.run_for(100)
+        answer = self.world.answers[number]
+        assert isinstance(answer, ef.Reply), answer
+        return answer.value
+
+    # -- trouble --------------------------------------------------------------------------
+
+    def make_trouble(self) -> None:
+        world, rng = self.world, self.rng
+        end_ms = world.now_ms + TROUBLE_MS
+        world.net.gossip_loss = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        world.net.duplication = rng.choice((0.0, 0.3))
+        world.net.delay_ms = (1, rng.choice((5, 50, 400)))
+        world.net.gossip_delay_ms = (1, rng.choice((50, 3000)))
+        kinds = rng.sample(FAULTS, k=rng.randint(3, len(FAULTS)))
+        while world.now_ms < end_ms:
+            for _ in range(rng.randint(1, 4)):
+                self.submit()
+            if rng.random() < 0.8:
+                self.do(rng.choice(kinds))
+            if rng.random() < 0.2:
+                self.laws.check_order(world, rng.choice(world.nodes))
+            world.run_for(rng.randint(200, 4_000))
+
+    def do(self, kind: str) -> None:
+        node = self.rng.choice(self.world.nodes)
+        before = self.world.counts[f"fault: {kind}"]
+        getattr(self, f"fault_{kind}")(node)
+        if self.world.counts[f"fault: {kind}"] > before:
+            self.world.note(node.index, kind)
+
+    def hit(self, kind: str) -> None:
+        self.world.counts[f"fault: {kind}"] += 1
+
+    def submit(self) -> None:
+        rng = self.rng
+        node = rng.choice(self.world.nodes)
+        if not node.up or node.asleep or not node.honest:
+            return
+        mode = rng.choice(("fine",) * 7 + ("noisy", "break"))
+        ms = rng.choice((10, 50, 50, 500, 3_000, 15_000))
+        inputs, processor = None, "make"
+        if self.jobs and rng.random() < 0.3:
+            inputs, processor = {"input": f"job:{rng.choice(self.jobs[-6:])}/output"}, "use"
+        wish = definition(processor, rng.randint(0, 12), ms, mode, inputs)
+        how = rng.choice(("use",) * 8 + ("skip_cache", "rerun_failing"))
+        resources = Resources(rng.choice((500, 1000)), 512, 0, 60_000)
+        number = self.world.call(
+            node,
+            lambda c: ev.Submit(c, self.service, wish, resources, how),
+        )
+        self.laws.calls[number] = (node.index, node.boots, self.service)
+        core = node.core
+        if core is not None:
+            fold = core.folds.get(self.service)
+            if fold is not None:
+                self.jobs.extend(j for j in list(fold.definitions)[-1:] if j not in self.jobs)
+
+    def _coordinators_of_kill(self, node: Node, task: Any) -> set[str]:
+        """Whoever is no longer among a task's coordinators has withdrawn it himself."""
+        return {
+            other.peer for other in self.world.nodes if other.peer not in task.coordinators
+        }
+
+    def fault_crash(self, node: Node) -> None:
+        if node.up and not node.asleep:
+            self.hit("crash")
+            self.world.crash(node)
+            wait = self.rng.choice((50, 2_000, 15_000, 40_000))
+            self.world.after(wait, lambda: self._restart(node))
+
+    def _restart(self, node: Node) -> None:
+        if not node.up:
+            self.world.start(node)
+
+    def fault_backup(self, node: Node) -> None:
+        if node.index not in self.backups:
+            self.backups[node.index] = node.disk.copy()
+            return
+        if node.up and not node.asleep:
+            self.hit("backup")
+            self.world.crash(node)
+            node.disk = self.backups.pop(node.index)
+            self.laws.restored_from_backup(node)
+            self.world.after(1_000, lambda: self._restart(node))
+
+    def fault_sleep(self, node: Node) -> None:
+        if node.up and not node.asleep:
+            self.hit("sleep")
+            self.world.sleep(node, self.rng.choice((500, 5_000, 20_000, 45_000)))
+
+    def fault_partition(self, node: Node) -> None:
+        self.hit("partition")
+        one_way = self.rng.random() < 0.4
+        if one_way:
+            self.hit("asymmetric partition")
+        side = set(self.rng.sample(range(self.count), self.rng.randint(1, self.count - 1)))
+        pairs = {
+            (a, b) for a in range(len(self.world.nodes)) for b in range(len(self.world.nodes))
+            if (a in side and b not in side) or (not one_way and b in side and a not in side)
+        }
+        self.world.net.blocked |= pairs
+        wait = self.rng.choice((1_000, 9_000, 30_000))
+        self.world.after(wait, lambda: self.world.net.blocked.difference_update(pairs))
+
+    def fault_slow(self, node: Node) -> None:
+        self.hit("slow")
+        node.slow = self.rng.choice((1.0, 5.0, 30.0))
+
+    def fault_clock(self, node: Node) -> None:
+        self.hit("clock")
+        node.wall_offset_ms += self.rng.choice((-3_600_000, -5_000, 5_000, 3_600_000))
+
+    def fault_disk(self, node: Node) -> None:
+        self.hit("disk")
+        node.disk_fails = True
+
+        def mend() -> None:
+            node.disk_fails = False
+
+        self.world.after(self.rng.choice((500, 8_000)), mend)
+
+    def fault_cancel(self, node: Node) -> None:
+        core = node.core
+        if core is None or node.asleep:
+            return
+        fold = core.folds.get(self.service)
+        mine = [n for n, s in fold.requests.items() if s.author == node.peer] if fold else []
+        if mine and "submit" in core.membership.folded(self.service).roles_of(node.peer):
+            self.hit("cancel")
+            names = tuple(self.rng.sample(mine, 1))
+            self.world.call(node, lambda c: ev.CancelRequests(c, self.service, names))
+
+    def fault_remove(self, node: Node) -> None:
+        admin = self.rng.choice(self.admins)
+        if node in self.admins or not admin.up or admin.asleep or len(self.removed) > 2:
+            return
+        core = admin.core
+        assert core is not None
+        folded = core.membership.folded(self.service)
+        name = folded.member_of(node.peer)
+        if name is None or admin.peer not in folded.admins:
+            return
+        self.hit("remove")
+        self.removed.add(node.peer)
+        self.world.call(admin, lambda c: ev.RemoveMember(c, self.service, name))
+        if self.rng.random() < 0.5:
+            self.world.after(15_000, lambda: self._add_again(node))
+
+    def _add_again(self, node: Node) -> None:
+        for admin in self.admins:
+            if admin.up and not admin.asleep:
+                self.hit("added again")
+                self.world.call(admin, lambda c: self._add(c, node))
+                return
+
+    def fault_roles(self, node: Node) -> None:
+        """Two admins change the list at once: the chain forks."""
+        ready = [a for a in self.admins if a.up and not a.asleep]
+        for admin in ready:
+            self.hit("roles")
+            role = self.rng.choice((("compute", "submit"), ("submit",), ("submit", "read")))
+            self.world.call(
+                admin,
+                lambda c, r=role: ev.SetRoles(c, self.service, f"m{max(1, node.index)}", r),
+            )
+        if len(ready) > 1:
+            self.hit("concurrent admins")
+
+    def fault_twin(self, node: Node) -> None:
+        """A second machine with the same key and a copy of the disk."""
+        if len(self.world.nodes) >= self.count + 1 or not node.up or node.index == 0:
+            return
+        self.hit("twin")
+        twin = self.world.add_node(compute=True, cpu=1000, twin_of=node)
+        twin.disk = node.disk.copy()
+        twin.known = {p: i for p, i in node.known.items() if i != twin.index}
+        self.world.start(twin)
+
+    # -- liars ----------------------------------------------------------------------------
+
+    def fault_liar(self, node: Node) -> None:
+        """A member sends what honest nodes never send, in his own name."""
+        core = node.core
+        if core is None or node.asleep or node.index == 0:
+            return
+        targets = [
+            self.world.nodes[i]
+            for link in self.world.links.values()
+            for i in link.ends
+            if node.index in link.ends and i != node.index
+        ]
+        chain = core.membership.active(self.service)
+        if not targets or chain is None or not chain.now.roles_of(node.peer):
+            return
+        self.hit("liar")
+        data = self._lie(node, core, chain.epoch)
+        for target in self.rng.sample(targets, self.rng.randint(1, len(targets))):
+            for frame in data:
+                self.world.give(target, ev.FrameReceived(node.peer, frame))
+
+    def _lie(self, node: Node, core: Any, epoch: int) -> list[bytes]:
+        kind = self.rng.choice(("signature", "replay", "fork", "bid", "result", "junk", "old"))
+        self.hit(f"lie {kind}")
+        boot = self.rng.randbytes(16)
+        fold = core.fold(self.service)
+        if kind == "junk":
+            return [self.rng.randbytes(self.rng.randint(0, 200))]
+        if kind == "bid":
+            names = tuple(list(fold.requests)[:10])
+            return [MESSAGES.encode(Bid(self.service, names))]
+        if kind == "replay":
+            segments = [s.encode() for s in core.logs.all_segments(self.service)][:20]
+            self.rng.shuffle(segments)
+            return [MESSAGES.encode(SyncSegments(self.service, (s,), False)) for s in segments]
+        records = self._false_records(node, fold, epoch)
+        if kind == "old":
+            records, epoch = [r for r in records if isinstance(r, Start)], max(0, epoch - 1)
+        segment = self._sealed(node, boot, 0, epoch, bytes(32), records)
+        if kind == "signature":
+            data = bytearray(segment.encode())
+            data[-1] ^= 1
+            return [MESSAGES.encode(Push(bytes(data), True))]
+        if kind == "fork":
+            other = self._sealed(node, boot, 0, epoch, bytes(32), records[:1])
+            return [MESSAGES.encode(Push(s.encode(), False)) for s in (segment, other)]
+        return [MESSAGES.encode(Push(segment.encode(), False))]
+
+    def _sealed(
+        self, node: Node, boot: bytes, seq: int, epoch: int, prev: bytes, records: list[Any]
+    ) -> Segment:
+        return Segment.seal(node.key, self.service, boot, seq, epoch, prev, records)
+
+    def _false_records(self, node: Node, fold: Any, epoch: int) -> list[Any]:
+        """Starts of runs with junk upstream, ends of others' attempts, results nobody wanted."""
+        records: list[Any] = [Start("00" * 32, "11" * 32, f"{node.peer}/0/1", ("bafyjunk",), 0)]
+        for name, state in list(fold.requests.items())[-3:]:
+            run = fold.run_of(state, fold.resolve(state.document))
+            if run is None or state.cached:
+                continue
+            records.append(Start(name, run, f"{node.peer}/0/2", ("bafyjunk",), 0))
+            for attempt, _ in fold.live_attempts(run):
+                records.append(End(name, run, attempt, "infra", "a lie", 0))
+            records.append(Result(self._false_result(node, state, fold)))
+        return records
+
+    def _false_result(self, node: Node, state: Any, fold: Any) -> bytes:
+        """A completed result without the declared output."""
+        from pairio_protocol.ids import run_id
+
+        job = fold.resolve(state.document).job or state.job
+        return ResultDocument(
+            service=self.service, job=job, run=run_id(job, ""), salt="", attempt="x",
+            status="completed", error="", outputs={}, console=BUNDLE, usage={}, code="",
+            isolation="medium", upstream=(), worker=node.peer, started_unix_ms=0,
+            finished_unix_ms=0,
+        ).sign(node.key)
+
+    # -- healing --------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        world = self.world
+        self.trouble = False
+        world.net.blocked.clear()
+        world.net.delay_ms = (1, 20)
+        world.note(-1, "everything heals")
+        for node in world.nodes:
+            node.slow, node.disk_fails = 1.0, False
+            if node.asleep:
+                world._wake(node, 5_000)
+            if not node.up and node.index < self.count:
+                world.start(node)
+            if node.index >= self.count and node.up:
+                world.crash(node)  # the twin's owner notices, and ends it
+        deadline = world.now_ms + HEAL_MS
+        while world.now_ms < deadline:
+            world.run_for(5_000)
+            if self._unfinished() is None:
+                break
+        self._demand()
+
+    def _members(self) -> list[Node]:
+        found = []
+        for node in self.world.nodes[: self.count]:
+            if node.core is None or self.service not in node.core.membership.taken_up:
+                continue
+            if all(
+                admin.core is not None
+                and admin.core.membership.folded(self.service).roles_of(node.peer)
+                for admin in self.admins
+            ):
+                found.append(node)
+        return found
+
+    def _unfinished(self) -> tuple[str, str, str] | None:
+        """Return (law, why, job) of what a healed world still owes."""
+        members = self._members()
+        chains = {n.core.membership.chains[self.service].digest for n in members}
+        if len(chains) > 1:
+            return ("converged", f"{len(chains)} lists of changes", "")
+        digests = {n.core.logs.digest(self.service) for n in members}
+        if len(digests) > 1:
+            return ("converged", f"{len(digests)} sets of logs among {len(members)} nodes", "")
+        shown = {self._shown(n) for n in members}
+        if len(shown) > 1:
+            return ("converged", f"{len(shown)} states are shown", "")
+        for request in sorted(self.laws.accepted):
+            why = self._why_open(request, members)
+            if why is not None:
+                return ("every job ends", why, self.laws.accepted[request][2])
+        return None
+
+    def _shown(self, node: Node) -> int:
+        assert node.core is not None
+        fold = node.core.fold(self.service)
+        rows = []
+        for name, state in sorted(fold.requests.items()):
+            if not state.cached:
+                rows.append((name, state.canceled))
+        for job in sorted(fold.definitions):
+            if any(not fold.requests[r].cached for r in fold.by_job.get(job, ())):
+                rows.append((job, self.laws._canonical(fold, job) is not None))
+        return hash(tuple(rows))
+
+    def _why_open(self, request: str, members: list[Node]) -> str | None:
+        from pairio_protocol.limits import ATTEMPTS_MAX
+
+        index, service, _, replicated = self.laws.accepted[request]
+        owner = self.world.nodes[index]
+        if owner not in members or (owner.index in self.laws._lost_disk and not replicated):
+            return None
+        for node in members:
+            fold = node.core.fold(service)
+            state = fold.requests.get(request)
+            if state is None:
+                cut = node.core.membership.chains[service].cuttings(owner.peer)
+                if cut or owner.index in self.laws._lost_disk:
+                    continue  # what was said under a role that is gone may not count
+                return f"request {request[:8]} of node {index} is unknown to node {node.index}"
+            roles_of = node.core.membership.folded(service).roles_of
+            if not fold.is_wanted(state, node.core.ctx.unix_ms) or node is not owner:
+                continue
+            resolution = fold.resolve(state.document)
+            run = fold.run_of(state, resolution)
+            exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
+            blocked = resolution.blocked_by is not None or self._waits_in_vain(fold, resolution)
+            nobody = not any("compute" in roles_of(m.peer) and m.compute for m in members)
+            if not (exhausted or blocked or nobody):
+                return f"request {request[:8]} of node {index} is still open"
+        return None
+
+    def _waits_in_vain(self, fold: Any, resolution: Any) -> bool:
+        """An input's job may be one that nobody wants any more."""
+        for job in resolution.waits_for:
+            states = [fold.requests[r] for r in fold.by_job.get(job, ())]
+            if not any(fold.is_wanted(s, 0) for s in states):
+                return True
+            inner = fold.resolve(fold.definitions[job]) if job in fold.definitions else None
+            if inner is not None and (inner.blocked_by or self._waits_in_vain(fold, inner)):
+                return True
+            run = inner.job if inner is not None else None
+            if run is None and inner is not None and not inner.waits_for:
+                return True
+        return bool(resolution.waits_for) and all(
+            self._is_exhausted(fold, job) for job in resolution.waits_for
+        )
+
+    @staticmethod
+    def _is_exhausted(fold: Any, job: str) -> bool:
+        from pairio_protocol.limits import ATTEMPTS_MAX
+
+        for name in fold.by_job.get(job, ()):
+            state = fold.requests[name]
+            run = fold.run_of(state, fold.resolve(state.document))
+            if run is not None and fold.lost_attempts(state, run) < ATTEMPTS_MAX:
+                return False
+        return True
+
+    def _demand(self) -> None:
+        laws, world = self.laws, self.world
+        owed = self._unfinished()
+        law, why, job = owed if owed else ("every job ends", "", "")
+        laws.need(law, owed is None, why, job=job)
+        laws.looks["converged"] += 1
+        for node in self._members():
+            laws.check_order(world, node)
+        for cids in laws._safe.values():
+            holders = [n for n in world.nodes if set(cids) <= n.content]
+            laws.need("safe results are there", len(holders) >= 2, f"{len(holders)} holders")
+        for call, (index, boot, _) in sorted(laws.calls.items()):
+            node = world.nodes[index]
+            if node.boots == boot:
+                laws.need("calls are answered", call in world.answers, f"call {call}", index)
+        if not any(n.core.worker.tasks for n in self._members()):
+            before = world.counts["frames"]
+            world.run_for(10_000)
+            said = (world.counts["frames"] - before) / max(1, len(world.nodes)) / 10
+            laws.need("calm", said < 40, f"{said:.0f} frames a second and node")
+
+
+FAULTS = (
+    "crash", "backup", "sleep", "partition", "slow", "clock", "disk", "cancel", "remove", "roles",
+    "twin", "liar", "liar", "crash", "sleep",
+)
+
+
+def run_seed(seed: int, count: int) -> Life:
+    """Live through one seed; raises `Broken` with the seed and the story of what went wrong."""
+    life = Life(seed, count)
+    try:
+        life.found()
+        life.make_trouble()
+        life.heal()
+    except Broken as broken:
+        broken.add_note(story(life, seed, broken.job))
+        raise
+    except Exception as error:
+        error.add_note(story(life, seed, ""))
+        raise
+    return life
+
+
+def story(life: Life, seed: int, job: str) -> str:
+    """Return what happened, the last things last."""
+    lines = [f"seed {seed}: make simulate SEED={seed}"]
+    lines += [f"  {at - 1_000_000:>8} ms  node {n}: {text}" for at, n, text in life.world.story[-40:]]
+    return "\n".join([*lines, f"  job {job}" if job else ""])
+
+
+__all__ = ["FAULTS", "Life", "Logs", "definition", "run_seed"]
