@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: venv demo test check docs wheel format lint types lock clean
+.PHONY: simulate defects venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -20,6 +20,17 @@ demo: venv
 
 test: venv
 	$(BIN)/pytest -q --durations=15
+
+SEEDS ?= 300
+NODES ?= 0
+FROM ?= 0
+SEED ?=
+
+simulate: venv
+	$(BIN)/python tests/simulation --seeds $(SEEDS) --nodes $(NODES) --from $(FROM) $(if $(SEED),--seed $(SEED))
+
+defects: venv
+	$(BIN)/python tests/simulation/defects.py
 
 lint: venv
 	$(BIN)/ruff format --check .

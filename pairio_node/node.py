@@ -32,7 +32,14 @@ from pairio_node.transport import (
     TransportEvent,
 )
 from pairio_node.transport.libp2p_transport import Libp2pTransport
-from pairio_node.views import app_view, find_request, is_settled, job_view, service_view
+from pairio_node.views import (
+    app_view,
+    find_request,
+    is_settled,
+    job_view,
+    service_view,
+    why_view,
+)
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
@@ -305,6 +312,23 @@ class Node:
                 break
         return found
 
+    def why(self, job_id: str, service: str | None) -> dict[str, Any]:
+        """Return why a job is where it is: what it waits for, and what every node says to it."""
+        name, state = self._find(job_id, service)
+        return why_view(self.core, name, state)
+
+    async def cancel(self, job_id: str, service: str | None) -> dict[str, Any]:
+        """Withdraw a request, or all open ones of this node's member for a job."""
+        name, state = self._find(job_id, service)
+        fold, folded = self.core.fold(name), self.core.membership.folded(name)
+        mine = folded.member_of(self.peer_id)
+        requests = [state.id]
+        if job_id != state.id:
+            same = (fold.requests[r] for r in fold.by_job.get(state.job, ()))
+            requests = [s.id for s in same if folded.member_of(s.author) == mine] or [state.id]
+        await self.driver.call(lambda call: ev.CancelRequests(call, name, tuple(requests)))
+        return self._view(name, state)
+
     async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
         """Return the job when it has ended and is safe, or as it is after `timeout_s`."""
         name, state = self._find(job_id, service)
@@ -411,6 +435,13 @@ class Node:
         found = self._service_of(service)
         parsed = parse_roles(roles)
         await self.driver.call(lambda call: ev.AddMember(call, found, peer_id, parsed, name or ""))
+        return service_view(self.core, found)
+
+    async def remove_member(self, service: str, member: str) -> dict[str, Any]:
+        """Take a member off the list, by name or by peer id."""
+        found = self._service_of(service)
+        name = self.core.membership.folded(found).member_of(member) or member
+        await self.driver.call(lambda call: ev.RemoveMember(call, found, name))
         return service_view(self.core, found)
 
     async def accept(self, name: str) -> dict[str, Any]:

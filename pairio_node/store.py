@@ -123,7 +123,7 @@ class Store:
         try:
             db.execute("begin immediate")
             db.executemany("insert or replace into services values (?, ?, ?, ?)", rows.services)
-            db.executemany("insert or ignore into changes values (?, ?, ?, ?)", rows.changes)
+            db.executemany("insert or replace into changes values (?, ?, ?, ?)", rows.changes)
             db.executemany(
                 "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?)", rows.segments
             )

@@ -6,8 +6,17 @@ from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
 from pairio_protocol.normalise import source_text
+from pairio_protocol.policy import isolation_needed, misfit
 
-__all__ = ["LinkMaker", "app_view", "is_final", "is_settled", "job_view", "service_view"]
+__all__ = [
+    "LinkMaker",
+    "app_view",
+    "is_final",
+    "is_settled",
+    "job_view",
+    "service_view",
+    "why_view",
+]
 
 
 class LinkMaker(Protocol):
@@ -143,6 +152,45 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "consoleOutputCid": document.console if document else None,
         "outputFileResults": _outputs(state, result, links),
         "otherFileOutputs": _others(result, links),
+    }
+
+
+def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any]:
+    """Return why a request is where it is: status, what it waits for, and per node the rule that
+    keeps the run off it, with what is needed and what it has."""
+    status, error = _status(core, service, state)
+    fold = core.fold(service)
+    resolution = fold.resolve(state.document)
+    folded = core.membership.folded(service)
+    errand = core.coordinator.errand_of(state.id)
+    needed = isolation_needed(state.record, folded)
+    nodes = []
+    for entry in sorted(core.presence(service), key=lambda e: e.peer):
+        rule = misfit(entry, state.record.resources, needed, state.record.targets)
+        declined = errand.declined.get(entry.peer) if errand is not None else None
+        if rule is None and declined is not None:
+            rule = (declined[1].reason, declined[1].needs, declined[1].has)
+        if rule is None and "compute" not in folded.roles_of(entry.peer):
+            rule = ("role", "compute", ", ".join(folded.roles_of(entry.peer)) or "none")
+        if rule is None and entry.peer not in (*core.ctx.connected, core.ctx.me):
+            rule = ("connection", "a connection to it", "none from this node")
+        if rule is None and entry.load >= entry.slots:
+            rule = ("busy", "a free slot", f"{entry.load} runs on {entry.slots} slots")
+        name = folded.member_of(entry.peer) or entry.peer
+        fit = dict(zip(("rule", "need", "have"), rule or ("", "", ""), strict=True))
+        nodes.append({"name": name, "peerId": entry.peer, "fits": rule is None, **fit})
+    attempt = core.coordinator.attempt_of(state.id)
+    return {
+        "jobId": state.job,
+        "requestId": state.id,
+        "status": status,
+        "error": error,
+        "coordinator": state.author,
+        "waitsFor": list(resolution.waits_for),
+        "blockedBy": resolution.blocked_by,
+        "attempt": {"node": attempt.worker, "state": attempt.state} if attempt else None,
+        "attempts": _attempts(core, service, state),
+        "nodes": nodes,
     }
 
 

@@ -83,6 +83,17 @@ def service_show(name: str, json: Json = False) -> None:
     as_json(service) if json else _show_service(service)
 
 
+@service_app.command("remove-member")
+def service_remove_member(service: str, member: str, json: Json = False) -> None:
+    """Take a member off the list, by name or peer. Example: pairio service remove-member lab bob"""
+    path = f"/api/v1/services/{_part(service)}/members/{_part(member)}"
+    found = _api().call("DELETE", path)
+    if json:
+        as_json(found)
+        return
+    note(f"{member!r} is no member of {service!r} any more; what it does from now on is refused")
+
+
 @service_app.command("add-member")
 def service_add_member(
     name: str,
@@ -210,6 +221,35 @@ def job_show(job_id: str, service: ServiceOption = None, json: Json = False) -> 
     from pairio_cli.submit import show_job
 
     show_job(job)
+
+
+@job_app.command("why")
+def job_why(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
+    """Say why a job is where it is, node by node. Example: pairio job why ID"""
+    path = f"/api/v1/jobs/{_part(job_id)}/why"
+    found = _api().call("GET", path, None, {"serviceName": service})
+    if json:
+        as_json(found)
+        return
+    data(found["status"] + (f": {found['error']}" if found["error"] else ""))
+    for job in found["waitsFor"]:
+        data(f"waits for the result of job {job}")
+    if found["attempt"]:
+        data(f"{found['attempt']['state']} at {found['attempt']['node']}")
+    for node in found["nodes"]:
+        said = "fits" if node["fits"] else f"{node['rule']}: needs {node['need']}"
+        data(f"{node['name']}: {said}" + (f", has {node['have']}" if node["have"] else ""))
+
+
+@job_app.command("cancel")
+def job_cancel(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
+    """Withdraw a job, or one request by its id. Example: pairio job cancel ID"""
+    path = f"/api/v1/jobs/{_part(job_id)}/cancel"
+    job = _api().call("POST", path, None, {"serviceName": service})
+    if json:
+        as_json(job)
+        return
+    note(f"job {job['jobId']} is {job['status']}")
 
 
 @job_app.command("ls")

@@ -128,6 +128,14 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     async def job(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
         return JSONResponse(node.job(job_id, serviceName))
 
+    @app.get("/api/v1/jobs/{job_id}/why")
+    async def why(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        return JSONResponse(node.why(job_id, serviceName))
+
+    @app.post("/api/v1/jobs/{job_id}/cancel")
+    async def cancel(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        return JSONResponse(await node.cancel(job_id, serviceName))
+
     @app.get("/api/v1/jobs/{job_id}/wait")
     async def wait(
         job_id: str,
@@ -169,6 +177,10 @@ def _service_routes(app: FastAPI, node: NodeFacade) -> None:
     @app.post("/api/v1/services/{name}/members")
     async def add_member(name: str, body: MemberBody) -> JSONResponse:
         return JSONResponse(await node.add_member(name, body.peerId, body.roles, body.name))
+
+    @app.delete("/api/v1/services/{name}/members/{member}")
+    async def remove_member(name: str, member: str) -> JSONResponse:
+        return JSONResponse(await node.remove_member(name, member))
 
     @app.post("/api/v1/services/{name}/accept")
     async def accept(name: str) -> JSONResponse:

@@ -4,7 +4,7 @@ A submit is answered when its request is committed here and acked `stored` by on
 one is connected (at most STORED_ACK_MS, else `replicated` is 0 and said so). A hit answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
@@ -48,7 +48,7 @@ class _Submit:
     asked: bool = False
     segment: bytes | None = None
     committed: bool = False
-    acked: int = 0
+    acked: set[str] = field(default_factory=set)
     deadline_ms: int = 0
 
 
@@ -229,7 +229,7 @@ class Commands:
         document = normalise(event.definition, folded.apps[name])
         fold = self._core.fold(service)
         job = job_id_of(document)
-        fold.definitions.setdefault(job, document)
+        fold.define(job, document)
         record = self._record(event, document, fold)
         if self._hit(event, service, chain, fold, document, job, record):
             return
@@ -369,12 +369,12 @@ class Commands:
                 Fail(submit.call, f"not stored: {reason}", "free disk space, then retry", "disk")
             )
 
-    def on_ack(self, ack: Ack) -> None:
+    def on_ack(self, peer: str, ack: Ack) -> None:
         """Another member has stored segments."""
         hashes = set(ack.hashes)
         for submit in list(self._submits.values()):
             if submit.segment in hashes:
-                submit.acked += 1
+                submit.acked.add(peer)
                 self._answer(submit)
 
     def on_peers_changed(self) -> None:
@@ -392,7 +392,7 @@ class Commands:
         if not submit.committed or not (submit.acked or late or alone):
             return
         self._submits.pop(submit.request, None)
-        self.replicated[submit.request] = submit.acked
+        self.replicated[submit.request] = len(submit.acked)
         if len(self.replicated) > HANDLES_MAX:
             del self.replicated[next(iter(self.replicated))]
         self._ctx.emit(Reply(submit.call, {"request": submit.request, "job": submit.job}))

@@ -11,11 +11,13 @@ coordinator award: awards, results and gossip need not wait for the disk, since 
 continued after a restart. A peer's wrong move is a `Refuse`, never an exception.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from pairio_protocol import events as ev
 from pairio_protocol.commands import Commands
 from pairio_protocol.context import Context, CoreConfig
+from pairio_protocol.documents import encode
 from pairio_protocol.effects import (
     Commit,
     Effect,
@@ -30,6 +32,7 @@ from pairio_protocol.limits import (
     LOOKUP_JOBS_MAX,
     NEWS_FANOUT,
     NEWS_SYNC_MS,
+    REQUEST_EXPIRY_MS,
     SYNC_INTERVAL_MS,
 )
 from pairio_protocol.machines import bidder, coordinator, worker
@@ -113,6 +116,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self._sync_ms = 0
         self._answers: list[tuple[str, str, str]] = []
         self._sync_turn = 0
+        self._asking: set[tuple[str, str]] = set()  # jobs asked for since the last seal
         self._synced_ms: dict[str, int] = {}
         self._to_self: list[Award | Have | Decline | Beat | CancelNow] = []
 
@@ -150,6 +154,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         while segments := self.logs.seal(self.membership.chains):  # a record may call for another
             for segment in segments:
                 self._fold_segment(segment, own=True)
+        self._asking.clear()
         commit = self._commit()
         self.worker.on_sealed()
         self._settle()
@@ -324,7 +329,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
             case Push():
                 self._on_push(peer, message)
             case Ack():
-                self.commands.on_ack(message)
+                self.commands.on_ack(peer, message)
             case Digest() if self.membership.active(message.service) is None:
                 pass  # we were just added, or wait for our owner's consent
             case _ if message.service not in self.membership.shared_with(peer):
@@ -492,7 +497,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         if own:
             self.commands.on_own_request(service, state)
         self._see_to(service, state)
-        self.coordinator.review_waiting_for(state.job)
+        self.coordinator.review_waiting_for(service, state.job)
         self.ctx.emit(JobChanged(service, state.job))
 
     def _on_result(self, service: str, result: ResultInfo) -> None:
@@ -635,6 +640,34 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
     def append(self, service: str, record: Record) -> tuple[bytes, int]:
         """Add a record to this node's log of a service; return its (boot, seq)."""
         return self.logs.append(service, record, self.membership.chains[service])
+
+    def want(self, service: str, jobs: tuple[str, ...], state: RequestState) -> None:
+        """Ask anew for jobs that a request of this node waits for and that nobody wants any more:
+        their result counts no more, or their submitter is gone. Not for what its own member
+        canceled."""
+        fold, folded = self.fold(service), self.membership.folded(service)
+        mine = folded.member_of(self.ctx.me)
+        for job in jobs:
+            asked = [fold.requests[name] for name in fold.by_job.get(job, ())]
+            wanted = any(
+                fold.is_wanted(s, self.ctx.unix_ms) and "submit" in folded.roles_of(s.author)
+                for s in asked
+            )
+            canceled = any(s.canceled and folded.member_of(s.author) == mine for s in asked)
+            document = fold.definitions.get(job)
+            if wanted or canceled or document is None or (service, job) in self._asking:
+                continue
+            self._asking.add((service, job))
+            expires = self.ctx.unix_ms + REQUEST_EXPIRY_MS
+            record = replace(
+                asked[-1].record if asked else state.record,
+                definition=encode(document),
+                mode="use",
+                salt_of="",
+                expires_unix_ms=expires,
+                issued_unix_ms=self.ctx.unix_ms,
+            )
+            self.append(service, record)
 
     def own_presence(self, service: str) -> Presence | None:
         """Return what this node says of itself."""

@@ -4,7 +4,7 @@ It takes maxima and unions of what it is given, so the order, repetition and rou
 not matter (DESIGN section 11). Nobody stores a state; this is derived again at every start.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,7 @@ class ServiceFold:
         self.definitions: dict[str, dict[str, Any]] = {}
         self.by_job: dict[str, list[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
+        self._consumers: dict[str, list[str]] = {}
         self._cancels: dict[str, set[tuple[str, int]]] = {}
         #: answers that were given: request id -> the result's CID. Never changed.
         self.pins: dict[str, str] = {}
@@ -148,13 +149,32 @@ class ServiceFold:
         if document.get("type") != "pairio/job":
             raise DecodeError("a request without a job document")
         job = job_id_of(document)
-        self.definitions[job] = document
+        self.define(job, document)
         state = RequestState(name, log.author, record, job, document, segment, epoch)
         state.answer = self.pins.get(name)
         self.requests[name] = state
         self.by_job.setdefault(job, []).append(name)
         self._note_cancel(name)
         return name
+
+    def define(self, job: str, document: dict[str, Any]) -> None:
+        """Know a job's definition."""
+        if job not in self.definitions:
+            self.definitions[job] = document
+            for entry in document["inputs"]:
+                if "job" in entry["source"]:
+                    self._consumers.setdefault(entry["source"]["job"], []).append(job)
+
+    def resting_on(self, jobs: Iterable[str]) -> set[str]:
+        """Return `jobs` and all known jobs that rest on them, however far."""
+        found = set(jobs)
+        left = list(found)
+        while left:
+            for job in self._consumers.get(left.pop(), ()):
+                if job not in found:
+                    found.add(job)
+                    left.append(job)
+        return found
 
     def _note_cancel(self, name: str) -> None:
         """A request is canceled by its submitter's member, or by an admin, of then."""
@@ -207,7 +227,7 @@ class ServiceFold:
             if state.cached and name not in self.requests:
                 self.requests[name] = state
                 self.by_job.setdefault(state.job, []).append(name)
-                self.definitions.setdefault(state.job, state.document)
+                self.define(state.job, state.document)
         known = {**before.void, **before.results}
         for cid in self.pins.values():
             if cid not in self.results and cid in known:

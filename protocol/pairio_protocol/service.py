@@ -256,7 +256,7 @@ class Chain:
 
     @property
     def digest(self) -> bytes:
-        """A hash over the set of all known changes (xor of their hashes: order does not matter)."""
+        """A hash over all known changes and who signed them (xor: order does not matter)."""
         return self._mix
 
     @property
@@ -295,7 +295,10 @@ class Chain:
         return [k.change for k in sorted(found, key=lambda k: (k.seq, k.cid))]
 
     def add(self, change: SignedChange) -> bool:
-        """Take a change. True when it is news, False when it was known.
+        """Take a change, or further admins' signatures of a known one. False when it is no news.
+
+        Two admins may do the same thing in the same millisecond: that is one change with two
+        signatures, and who signed decides a fork. So signatures are united.
 
         Raises:
             DecodeError: invalid. The chain is as before.
@@ -303,7 +306,7 @@ class Chain:
         """
         cid = change.cid
         if cid in self._known:
-            return False
+            return self._add_signers(self._known[cid], change)
         document = decode(change.body, CHANGE_SIZE_BYTES_MAX)
         seq = document.get("seq")
         if document.get("type") != "pairio/change" or not isinstance(seq, int):
@@ -323,12 +326,39 @@ class Chain:
             self._root = cid
         else:
             self._children.setdefault(prev, []).append(cid)
-        self._mix = bytes(a ^ b for a, b in zip(self._mix, sha256(cid.encode()), strict=True))
+        self._stir(link)
         if self._links and prev == self.head and len(self._known) == len(self._links) + 1:
             self._extend(link)
         else:
             self._choose()
         return True
+
+    def _add_signers(self, known: _Link, change: SignedChange) -> bool:
+        message = _signed_bytes(change.body)
+        before = self._known[known.prev].folded if known.prev is not None else known.folded
+        fresh = {
+            p: s
+            for p, s in change.signatures
+            if p in before.admins and p not in known.signers and verify(p, message, s)
+        }
+        if not fresh:
+            return False
+        united = SignedChange(change.body, (*known.change.signatures, *sorted(fresh.items())))
+        signers = tuple(sorted({*known.signers, *fresh}))
+        self._stir(known)
+        self._known[known.cid] = replace(known, change=united, signers=signers)
+        self._stir(self._known[known.cid])
+        self._choose()
+        return True
+
+    def _stir(self, link: _Link) -> None:
+        """Put a change into the digest, or take it out again."""
+        own = sha256("|".join((link.cid, *link.signers)).encode())
+        self._mix = bytes(a ^ b for a, b in zip(self._mix, own, strict=True))
+
+    def get(self, cid: str) -> SignedChange:
+        """Return a known change with all signatures (KeyError otherwise)."""
+        return self._known[cid].change
 
     def _validated(
         self, document: dict[str, Any], change: SignedChange, seq: int, prev: str | None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from laws import LAWS  # noqa: E402
-from scenario import FAULTS, run_seed  # noqa: E402
+from laws import LAWS
+from scenario import FAULTS, run_seed
 
 
 def live(arguments: tuple[int, int]) -> tuple[int, str, Counter[str], Counter[str], int]:
@@ -61,7 +61,7 @@ def main() -> int:
     if failures:
         print(f"seeds with violations: {sorted(failures)[:20]}")
     took = time.monotonic() - began
-    print(f"{requests} requests in {took:.0f} s; nothing that should happen was missing: {not unseen}")
+    print(f"{requests} requests in {took:.0f} s")
     print(f"seeds: {len(seeds)}, violations: {len(failures)}")
     return 1 if failures or unseen or not requests else 0
 

@@ -8,15 +8,16 @@ found out.
 from collections import Counter
 from typing import Any
 
+from world import Node, World
+
 from pairio_protocol import effects as ef
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import run_id
-from pairio_protocol.messages import MESSAGES, Ack, Award, Held
+from pairio_protocol.messages import MESSAGES, Ack, Award, Forks, Held
 from pairio_protocol.records import Cancel, End, Request, Result, Start
 from pairio_protocol.segment import Segment
 from pairio_protocol.service import Chain
 from pairio_protocol.signing import sha256
-from world import Node, World
 
 LAWS = {
     "stored before acked": "A segment is on the disk of whoever acks it `stored`. (1)",
@@ -38,7 +39,7 @@ LAWS = {
     "runs are wanted": "Nothing is executed that no member asked for. (3, 6)",
     "one at a time": "A node does not execute one run twice at once. (6)",
     "capacity holds": "What executes fits into what the owner gave. (6)",
-    "take is the last resort": "A run is taken only from a coordinator out of reach, after sync. (1)",
+    "take is the last resort": "A run is taken only when its coordinator cannot be reached. (1)",
     "bounds hold": "Frames, segments and queues keep their limits. (6)",
     "converged": "Healed, all members hold the same changes and logs, and show the same. (5)",
     "every job ends": "Healed, every accepted request has ended. (1)",
@@ -73,9 +74,10 @@ class Laws:
         self.transitions: Counter[str] = Counter()
         self._signed: dict[tuple[str, bytes, int], bytes] = {}
         self._seen: dict[int, dict[tuple[str, Any], int]] = {}
-        self._pins: dict[tuple[int, str], str] = {}
+        self._pins: dict[tuple[int, str], tuple[str, int]] = {}
         self._safe: dict[str, tuple[str, ...]] = {}
         self._lost_disk: set[int] = set()
+        self._taken: set[tuple[int, int, str]] = set()
         self._fold_ids: dict[int, int] = {}
         self.accepted: dict[str, tuple[int, str, str, bool]] = {}  # request -> node, service, job
         self.calls: dict[int, tuple[int, int, str]] = {}  # call -> node, boot, service
@@ -141,7 +143,7 @@ class Laws:
             if node.peer == peer and node.core is not None:
                 copies = node.core.replication.copies.get(ticket)
                 if copies is not None:
-                    return copies.cids
+                    return tuple(copies.cids)
         return ()
 
     def _told(self, world: World, node: Node, effect: ef.Reply) -> None:
@@ -181,18 +183,24 @@ class Laws:
         used += effect.resources.cpu_millicores
         ok = used <= node.cpu_millicores
         self.need("capacity holds", ok, f"{used} of {node.cpu_millicores}", node.index)
-        coordinator = effect.attempt.partition("/")[0]
-        if coordinator == node.peer and task.state.author != node.peer:
+        if effect.attempt.startswith(node.peer) and task.state.author != node.peer:
+            self.transitions["a taken run executes"] += 1
+
+    def _look_at_takes(self, node: Node, core: Any) -> None:
+        """The step in which a request is taken: was it the last resort?"""
+        for name, wish in core.coordinator.wishes.items():
+            if not wish.taken or (node.index, node.boots, name) in self._taken:
+                continue
+            self._taken.add((node.index, node.boots, name))
             self.transitions["taken"] += 1
-            gone = task.state.author not in core.ctx.connected
+            author = core.fold(wish.service).requests[name].author
+            gone = author not in core.ctx.connected
             self.need("take is the last resort", gone, "its coordinator is here", node.index)
-            lost = self._unreached_ms(core, effect.service, task.state.id)
-            ok = lost is None or lost >= 10_000
+            lost = self._unreached_ms(core, wish.service, name)
+            ok = lost is not None and lost >= 10_000
             self.need("take is the last resort", ok, f"after {lost} ms", node.index)
-            synced = core.synced_ms(effect.service)
-            seen = core.bidder.seen.get((effect.service, task.state.id))
-            since = seen.lost_since_ms if seen is not None else None
-            ok = synced is None or since is None or synced > since
+            synced = core.synced_ms(wish.service)
+            ok = synced is None or synced > core.ctx.now_ms - (lost or 0)
             self.need("take is the last resort", ok, "without sync", node.index)
 
     @staticmethod
@@ -228,6 +236,7 @@ class Laws:
             if service in core.membership.taken_up:
                 self._look_at_logs(node, core, service, chain)
                 self._look_at_answers(node, core, service)
+        self._look_at_takes(node, core)
         tasks = len(core.worker.tasks)
         self.need("bounds hold", tasks <= 4096, f"{tasks} tasks", node.index)
         for key, copies in core.replication.copies.items():
@@ -278,12 +287,15 @@ class Laws:
         if fold is None:
             return
         for request, cid in fold.pins.items():
-            known = self._pins.get((node.index, request))
-            if known is None:
-                self._pins[node.index, request] = cid
-                self._look_at_answer(node, fold, request, cid)
-            elif known != cid:
-                self.need("answers stay", False, "another result", node.index)
+            known, boots = self._pins.get((node.index, request), ("", 0))
+            if known == cid:
+                continue
+            # An answer that a crash kept from the disk was nobody's yet.
+            on_disk = node.disk.answers.get((service, request))
+            ok = not known or (boots != node.boots and on_disk != known)
+            self.need("answers stay", ok, "another result", node.index)
+            self._pins[node.index, request] = (cid, node.boots)
+            self._look_at_answer(node, fold, request, cid)
         for request in fold.pins:
             state = fold.requests.get(request)
             if state is not None:
@@ -340,14 +352,16 @@ class Laws:
 
         core = node.core
         assert core is not None
-        held = []
+        held, pairs = [], []
         for log in core.logs.logs_of(service).values():
             held += [s.encode() for s in log.segments]
-            held += [s.encode() for s in log.evidence or ()]
+            if log.evidence is not None:
+                pairs.append(tuple(s.encode() for s in log.evidence))
         world.rng.shuffle(held)
         logs = Logs(Context(node.key, core.ctx.config))
         for data in held:
             logs.restore(data, chain)
+        logs.on_forks(node.peer, Forks(service, tuple(pairs)), chain)
         same = logs.digest(service) == core.logs.digest(service)
         self.need("order of segments is nothing", same, "other heights", node.index)
         fold = ServiceFold(chain.at)
@@ -360,6 +374,8 @@ class Laws:
                     except DecodeError:
                         continue
         mine = core.fold(service)
+        for job, document in mine.definitions.items():  # those of local handles too
+            fold.define(job, document)
         ok = set(fold.results) == set(mine.results)
         self.need("roles rule records", ok, "other results count", node.index)
         real = {n: s.canceled for n, s in mine.requests.items() if not s.cached}

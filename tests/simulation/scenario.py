@@ -4,16 +4,18 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from laws import Broken, Laws
+from world import BUNDLE, Node, World
+
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
-from pairio_protocol.machines.logs import Logs
+from pairio_protocol.core import NodeCore
 from pairio_protocol.messages import MESSAGES, Bid, Push, SyncSegments
-from pairio_protocol.records import End, Request, Resources, Result, ResultDocument, Start
+from pairio_protocol.records import End, Resources, Result, ResultDocument, Start
 from pairio_protocol.segment import Segment
-from world import BUNDLE, Node, World
 
 APP = {
     "name": "lab",
@@ -70,7 +72,7 @@ class Life:
         for index in range(count):
             world.add_node(compute=index > 0, cpu=rng.choice((1000, 2000, 4000)))
         self.admins = world.nodes[: rng.choice((1, 1, 2, 3))]
-        world.gone_coordinators = self._coordinators_of_kill  # type: ignore[attr-defined]
+        world.gone_coordinators = self._coordinators_of_kill
 
     # -- founding -------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class Life:
         world.run_for(3_000)
         self.service = self.call(first, lambda c: ev.CreateService(c, "lab", "00"))["service"]
         for node in world.nodes[1:]:
-            self.call(first, lambda c, n=node: self._add(c, n))
+            self.call(first, partial(self._add, node))
         if len(self.admins) > 1:
             admins = [a.peer for a in self.admins]
             self._grow_admins(first, admins)
@@ -104,7 +106,7 @@ class Life:
         core.on_service_changed(self.service)
         self.world.give(first, ev.TimePassed())
 
-    def _add(self, call: int, node: Node) -> ev.AddMember:
+    def _add(self, node: Node, call: int) -> ev.AddMember:
         roles = ("compute", "submit")
         return ev.AddMember(call, self.service, node.peer, roles, f"m{node.index}")
 
@@ -170,9 +172,7 @@ class Life:
 
     def _coordinators_of_kill(self, node: Node, task: Any) -> set[str]:
         """Whoever is no longer among a task's coordinators has withdrawn it himself."""
-        return {
-            other.peer for other in self.world.nodes if other.peer not in task.coordinators
-        }
+        return {other.peer for other in self.world.nodes if other.peer not in task.coordinators}
 
     def fault_crash(self, node: Node) -> None:
         if node.up and not node.asleep:
@@ -199,7 +199,7 @@ class Life:
     def fault_sleep(self, node: Node) -> None:
         if node.up and not node.asleep:
             self.hit("sleep")
-            self.world.sleep(node, self.rng.choice((500, 5_000, 20_000, 45_000)))
+            self.world.doze(node, self.rng.choice((500, 5_000, 20_000, 45_000)))
 
     def fault_partition(self, node: Node) -> None:
         self.hit("partition")
@@ -208,7 +208,9 @@ class Life:
             self.hit("asymmetric partition")
         side = set(self.rng.sample(range(self.count), self.rng.randint(1, self.count - 1)))
         pairs = {
-            (a, b) for a in range(len(self.world.nodes)) for b in range(len(self.world.nodes))
+            (a, b)
+            for a in range(len(self.world.nodes))
+            for b in range(len(self.world.nodes))
             if (a in side and b not in side) or (not one_way and b in side and a not in side)
         }
         self.world.net.blocked |= pairs
@@ -263,7 +265,7 @@ class Life:
         for admin in self.admins:
             if admin.up and not admin.asleep:
                 self.hit("added again")
-                self.world.call(admin, lambda c: self._add(c, node))
+                self.world.call(admin, partial(self._add, node))
                 return
 
     def fault_roles(self, node: Node) -> None:
@@ -272,9 +274,9 @@ class Life:
         for admin in ready:
             self.hit("roles")
             role = self.rng.choice((("compute", "submit"), ("submit",), ("submit", "read")))
+            name = f"m{max(1, node.index)}"
             self.world.call(
-                admin,
-                lambda c, r=role: ev.SetRoles(c, self.service, f"m{max(1, node.index)}", r),
+                admin, partial(_set_roles, service=self.service, member=name, roles=role)
             )
         if len(ready) > 1:
             self.hit("concurrent admins")
@@ -362,9 +364,21 @@ class Life:
 
         job = fold.resolve(state.document).job or state.job
         return ResultDocument(
-            service=self.service, job=job, run=run_id(job, ""), salt="", attempt="x",
-            status="completed", error="", outputs={}, console=BUNDLE, usage={}, code="",
-            isolation="medium", upstream=(), worker=node.peer, started_unix_ms=0,
+            service=self.service,
+            job=job,
+            run=run_id(job, ""),
+            salt="",
+            attempt="x",
+            status="completed",
+            error="",
+            outputs={},
+            console=BUNDLE,
+            usage={},
+            code="",
+            isolation="medium",
+            upstream=(),
+            worker=node.peer,
+            started_unix_ms=0,
             finished_unix_ms=0,
         ).sign(node.key)
 
@@ -407,10 +421,10 @@ class Life:
     def _unfinished(self) -> tuple[str, str, str] | None:
         """Return (law, why, job) of what a healed world still owes."""
         members = self._members()
-        chains = {n.core.membership.chains[self.service].digest for n in members}
+        chains = {_core(n).membership.chains[self.service].digest for n in members}
         if len(chains) > 1:
             return ("converged", f"{len(chains)} lists of changes", "")
-        digests = {n.core.logs.digest(self.service) for n in members}
+        digests = {_core(n).logs.digest(self.service) for n in members}
         if len(digests) > 1:
             return ("converged", f"{len(digests)} sets of logs among {len(members)} nodes", "")
         shown = {self._shown(n) for n in members}
@@ -431,7 +445,8 @@ class Life:
                 rows.append((name, state.canceled))
         for job in sorted(fold.definitions):
             if any(not fold.requests[r].cached for r in fold.by_job.get(job, ())):
-                rows.append((job, self.laws._canonical(fold, job) is not None))
+                done = self.laws._canonical(fold, job) is not None
+                rows.append((job, done))
         return hash(tuple(rows))
 
     def _why_open(self, request: str, members: list[Node]) -> str | None:
@@ -442,33 +457,37 @@ class Life:
         if owner not in members or (owner.index in self.laws._lost_disk and not replicated):
             return None
         for node in members:
-            fold = node.core.fold(service)
+            core = _core(node)
+            fold = core.fold(service)
             state = fold.requests.get(request)
             if state is None:
-                cut = node.core.membership.chains[service].cuttings(owner.peer)
+                cut = core.membership.chains[service].cuttings(owner.peer)
                 if cut or owner.index in self.laws._lost_disk:
                     continue  # what was said under a role that is gone may not count
                 return f"request {request[:8]} of node {index} is unknown to node {node.index}"
-            roles_of = node.core.membership.folded(service).roles_of
-            if not fold.is_wanted(state, node.core.ctx.unix_ms) or node is not owner:
+            roles_of = core.membership.folded(service).roles_of
+            if not fold.is_wanted(state, core.ctx.unix_ms) or node is not owner:
                 continue
             resolution = fold.resolve(state.document)
             run = fold.run_of(state, resolution)
             exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
-            blocked = resolution.blocked_by is not None or self._waits_in_vain(fold, resolution)
+            vain = self._waits_in_vain(fold, resolution, roles_of)
+            blocked = resolution.blocked_by is not None or vain
             nobody = not any("compute" in roles_of(m.peer) and m.compute for m in members)
             if not (exhausted or blocked or nobody):
                 return f"request {request[:8]} of node {index} is still open"
         return None
 
-    def _waits_in_vain(self, fold: Any, resolution: Any) -> bool:
-        """An input's job may be one that nobody wants any more."""
+    def _waits_in_vain(self, fold: Any, resolution: Any, roles_of: Any) -> bool:
+        """An input's job may be one that nobody wants any more, or whose submitter is gone."""
         for job in resolution.waits_for:
             states = [fold.requests[r] for r in fold.by_job.get(job, ())]
-            if not any(fold.is_wanted(s, 0) for s in states):
+            if not any(fold.is_wanted(s, 0) and "submit" in roles_of(s.author) for s in states):
                 return True
             inner = fold.resolve(fold.definitions[job]) if job in fold.definitions else None
-            if inner is not None and (inner.blocked_by or self._waits_in_vain(fold, inner)):
+            if inner is not None and (
+                inner.blocked_by or self._waits_in_vain(fold, inner, roles_of)
+            ):
                 return True
             run = inner.job if inner is not None else None
             if run is None and inner is not None and not inner.waits_for:
@@ -501,9 +520,9 @@ class Life:
             laws.need("safe results are there", len(holders) >= 2, f"{len(holders)} holders")
         for call, (index, boot, _) in sorted(laws.calls.items()):
             node = world.nodes[index]
-            if node.boots == boot:
+            if node.boots == boot and node.up:
                 laws.need("calls are answered", call in world.answers, f"call {call}", index)
-        if not any(n.core.worker.tasks for n in self._members()):
+        if not any(_core(n).worker.tasks for n in self._members()):
             before = world.counts["frames"]
             world.run_for(10_000)
             said = (world.counts["frames"] - before) / max(1, len(world.nodes)) / 10
@@ -511,9 +530,31 @@ class Life:
 
 
 FAULTS = (
-    "crash", "backup", "sleep", "partition", "slow", "clock", "disk", "cancel", "remove", "roles",
-    "twin", "liar", "liar", "crash", "sleep",
+    "crash",
+    "backup",
+    "sleep",
+    "partition",
+    "slow",
+    "clock",
+    "disk",
+    "cancel",
+    "remove",
+    "roles",
+    "twin",
+    "liar",
+    "liar",
+    "crash",
+    "sleep",
 )
+
+
+def _set_roles(call: int, service: str, member: str, roles: tuple[str, ...]) -> ev.SetRoles:
+    return ev.SetRoles(call, service, member, roles)
+
+
+def _core(node: Node) -> NodeCore:
+    assert node.core is not None
+    return node.core
 
 
 def run_seed(seed: int, count: int) -> Life:
@@ -535,8 +576,9 @@ def run_seed(seed: int, count: int) -> Life:
 def story(life: Life, seed: int, job: str) -> str:
     """Return what happened, the last things last."""
     lines = [f"seed {seed}: make simulate SEED={seed}"]
-    lines += [f"  {at - 1_000_000:>8} ms  node {n}: {text}" for at, n, text in life.world.story[-40:]]
+    last = life.world.story[-40:]
+    lines += [f"  {at - 1_000_000:>8} ms  node {n}: {text}" for at, n, text in last]
     return "\n".join([*lines, f"  job {job}" if job else ""])
 
 
-__all__ = ["FAULTS", "Life", "Logs", "definition", "run_seed"]
+__all__ = ["FAULTS", "Life", "definition", "run_seed"]

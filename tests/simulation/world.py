@@ -18,7 +18,7 @@ from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore, Sealed
 from pairio_protocol.limits import CONNECTIONS_MAX
-from pairio_protocol.signing import SigningKey
+from pairio_protocol.signing import SigningKey, sha256
 
 __all__ = ["Disk", "Link", "Network", "Node", "World"]
 
@@ -129,6 +129,9 @@ class World:
         self._number = 0
         self._calls = 0
         self._seen_gossip: dict[int, set[bytes]] = {}
+        self._trust: tuple[str, ...] = ()
+        #: who has withdrawn what a worker kills; the scenario knows
+        self.gone_coordinators: Callable[[Node, Any], set[str]] = lambda node, task: set()
 
     # -- time -----------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class World:
 
     def start(self, node: Node, trust: tuple[str, ...] = ()) -> None:
         node.boots += 1
-        boot = (node.index * 100_000 + node.boots).to_bytes(16, "big")
+        boot = sha256(f"{node.index} {node.boots}".encode())[:16]
         if trust:
             self._trust = trust
         config = CoreConfig(
@@ -191,9 +194,6 @@ class World:
         node.core = None
         for link in [k for k in self.links.values() if node.index in k.ends]:
             self._break(link)
-
-    def _trusted(self) -> tuple[str, ...]:
-        return self._trust
 
     def _clock(self, node: Node) -> int:
         return self.now_ms + node.clock_offset_ms
@@ -271,7 +271,7 @@ class World:
             node.timer_ms = None
             self.give(node, ev.TimePassed())
 
-    def sleep(self, node: Node, ms: int) -> None:
+    def doze(self, node: Node, ms: int) -> None:
         """The machine sleeps (or the process is stopped); its clock goes on."""
         if node.asleep or not node.up:
             return
@@ -494,6 +494,7 @@ class World:
         self.counts["executions"] += 1
         parameters = {p["name"]: p["value"] for p in effect.document["parameters"]}
         took = int(int(parameters.get("ms", 50)) * node.slow) + self.between((1, 20))
+        took = min(took, effect.resources.time_ms)
 
         def finish() -> None:
             if node.boots != boot or not node.up:

@@ -89,6 +89,10 @@ class Hooks:
         """Add a record to this node's log; return its (boot, seq)."""
         raise NotImplementedError
 
+    def want(self, service: str, jobs: tuple[str, ...], state: RequestState) -> None:
+        """See to it that somebody wants the jobs on which a request waits."""
+        raise NotImplementedError
+
     def presence(self, service: str) -> list[Presence]:
         """Return the live presence entries of a service."""
         raise NotImplementedError
@@ -155,7 +159,8 @@ class Coordinator:
         """A result was accepted: it may answer requests, and let others begin."""
         fold = self._hooks.fold(service)
         names = set(self._by_resolved.get(result.document.job, ()))
-        for job in {result.document.job, *self._jobs_resolving_to(fold, result.document.job)}:
+        given = {result.document.job, *self._jobs_resolving_to(fold, result.document.job)}
+        for job in fold.resting_on(given):
             names |= self._by_upstream.get(job, set())
         self._review_names(names)
 
@@ -176,9 +181,12 @@ class Coordinator:
         """Look at every wish again (after a change of the service, a cancel, a wake)."""
         self._review_names(set(self.wishes))
 
-    def review_waiting_for(self, job: str) -> None:
+    def review_waiting_for(self, service: str, job: str) -> None:
         """Look again at the wishes that wait for a job: somebody asked for it anew."""
-        self._review_names(set(self._by_upstream.get(job, ())))
+        names: set[str] = set()
+        for waited in self._hooks.fold(service).resting_on((job,)):
+            names |= self._by_upstream.get(waited, set())
+        self._review_names(names)
 
     def _review(self, wish: Wish) -> None:
         fold = self._hooks.fold(wish.service)
@@ -202,6 +210,8 @@ class Coordinator:
             if errand.attempt is None:
                 self._open[wish.service, wish.run] = None
                 self._look = True
+        elif wish.blocked_by is None and not wish.taken:
+            self._hooks.want(wish.service, wish.waits_for, state)
 
     def _answer(
         self, wish: Wish, state: RequestState, answer: ResultInfo, fold: ServiceFold

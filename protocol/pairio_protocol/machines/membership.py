@@ -125,6 +125,7 @@ class Membership:
             chain.add(change)
         except DecodeError as error:
             raise DefinitionError(str(error)) from None
+        change = chain.get(change.cid)
         self._save(service, change)
         self._pass_on(service, [change], self._ctx.me)
 
@@ -225,6 +226,7 @@ class Membership:
         if not taken:
             return False
         self.chains[message.service] = chain
+        taken = [chain.get(change.cid) for change in taken]  # with the signatures known before
         for change in taken:
             self._save(message.service, change)
         self._name(message.service)

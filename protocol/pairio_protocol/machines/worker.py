@@ -108,6 +108,9 @@ class Worker:
         """Accept, or say why not."""
         fold = self.hooks.fold(award.service)
         state = fold.requests.get(award.request)
+        if award.attempt.partition("/")[0] != peer:
+            self.ctx.refuse(peer, "an award under somebody else's attempt id")
+            return
         if state is None or peer not in (state.author, self.ctx.me):
             self._decline(peer, award, _Refusal("the request is not known here"))
             return
@@ -116,6 +119,9 @@ class Worker:
         if answer is not None:
             self.hooks.push(peer, answer.segment)
             self._have(peer, award.service, award.run, award.attempt, "done")
+            return
+        if award.attempt in self.tasks and self.tasks[award.attempt].award.run != award.run:
+            self._decline(peer, award, _Refusal("this attempt id is another run's here"))
             return
         for task in self.tasks.values():
             if task.award.run == award.run and not task.canceled:
