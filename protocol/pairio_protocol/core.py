@@ -116,6 +116,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self._sync_ms = 0
         self._answers: list[tuple[str, str, str]] = []
         self._sync_turn = 0
+        self._rewrites: dict[str, int] = {}
         self._asking: set[tuple[str, str]] = set()  # jobs asked for since the last seal
         self._synced_ms: dict[str, int] = {}
         self._to_self: list[Award | Have | Decline | Beat | CancelNow] = []
@@ -126,6 +127,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         """Let time pass, then take one event. Returns what the shell is to do, in order."""
         self.ctx.now_ms = max(self.ctx.now_ms, now_ms)
         self.ctx.unix_ms = unix_ms
+        if isinstance(event, ev.Woke):  # before time passes: nothing was heard while it did
+            self.coordinator.on_wake()
+            self.bidder.on_wake()
         self._pass_time()
         self._route(event)
         self._settle()
@@ -262,8 +266,6 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
             case ev.Restored():
                 self._on_restored(event)
             case ev.Woke():
-                self.coordinator.on_wake()
-                self.bidder.on_wake()
                 for peer in list(self.ctx.connected):
                     self._greet(peer)
             case ev.TimePassed():
@@ -579,7 +581,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         if chain is None:
             return
         shrunk, more = self.logs.recount(service, chain)
-        if shrunk:
+        rewritten = self._rewrites.get(service, 1) != chain.rewrites
+        self._rewrites[service] = chain.rewrites
+        if shrunk or rewritten:
             self.refold(service)
         else:
             for segment in more:
@@ -600,7 +604,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         """Return the fold of a service."""
         if service not in self.folds:
             chain = self.membership.chains[service]
-            self.folds[service] = ServiceFold(chain.at)
+            self.folds[service] = ServiceFold(
+                chain.at, lambda peer: "submit" in chain.now.roles_of(peer)
+            )
         return self.folds[service]
 
     def presence(self, service: str) -> list[Presence]:
@@ -641,7 +647,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         """Add a record to this node's log of a service; return its (boot, seq)."""
         return self.logs.append(service, record, self.membership.chains[service])
 
-    def want(self, service: str, jobs: tuple[str, ...], state: RequestState) -> None:
+    def want(self, service: str, jobs: tuple[str, ...], state: RequestState, in_vain: bool) -> None:
         """Ask anew for jobs that a request of this node waits for and that nobody wants any more:
         their result counts no more, or their submitter is gone. Not for what its own member
         canceled."""
@@ -650,13 +656,21 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         for job in jobs:
             asked = [fold.requests[name] for name in fold.by_job.get(job, ())]
             wanted = any(
-                fold.is_wanted(s, self.ctx.unix_ms) and "submit" in folded.roles_of(s.author)
+                fold.is_wanted(s, self.ctx.unix_ms)
+                and (
+                    not in_vain
+                    or s.id in self.coordinator.wishes
+                    or not self.bidder.is_free(service, s)
+                )
                 for s in asked
             )
             canceled = any(s.canceled and folded.member_of(s.author) == mine for s in asked)
             document = fold.definitions.get(job)
             if wanted or canceled or document is None or (service, job) in self._asking:
                 continue
+            resolved = fold.resolve(document).job
+            if resolved is not None and fold.canonical(resolved, document) is not None:
+                continue  # what it would be answered with at once
             self._asking.add((service, job))
             expires = self.ctx.unix_ms + REQUEST_EXPIRY_MS
             record = replace(

@@ -92,11 +92,13 @@ class Resolution:
 class ServiceFold:
     """Requests, runs and results of one service.
 
-    `at` gives the list at an epoch: who an author was when he wrote.
+    `at` gives the list at an epoch: who an author was when he wrote; `submits` says whether a
+    peer may submit by the newest list: what others no longer may, nobody waits for.
     """
 
-    def __init__(self, at: Callable[[int], Folded | None]) -> None:
+    def __init__(self, at: Callable[[int], Folded | None], submits: Callable[[str], bool]) -> None:
         self._at = at
+        self._submits = submits
         self.requests: dict[str, RequestState] = {}
         self.runs: dict[str, RunState] = {}
         self.results: dict[str, ResultInfo] = {}
@@ -280,6 +282,8 @@ class ServiceFold:
         """Say whether a request still waits: not canceled, not expired, not answered."""
         if state.canceled or state.answer is not None or unix_ms > state.record.expires_unix_ms:
             return False
+        if not self._submits(state.author):
+            return False
         return self.answer_for(state, self.resolve(state.document)) is None
 
     def who_wants(self, run: str, job: str, unix_ms: int) -> list[RequestState]:
@@ -375,7 +379,10 @@ class ServiceFold:
     def _has_new_try(self, job: str, failed: ResultInfo) -> bool:
         """Say whether somebody has asked for another run of a failed job and waits for it."""
         return any(
-            state.answer is None and not state.canceled and state.record.mode != "use"
+            state.answer is None
+            and not state.canceled
+            and state.record.mode != "use"
+            and self._submits(state.author)
             for state in (self.requests[name] for name in self.by_job.get(job, ()))
         )
 

@@ -73,6 +73,8 @@ PROBE_MS: Final = 3_000
 #: A coordinator that could not be reached for this long, plus rank times the next: take the run.
 TAKE_DELAY_MS: Final = 10_000
 TAKE_RANK_MS: Final = 2_000
+#: A request that waited this long for another's job asks for that job itself.
+WANT_DELAY_MS: Final = 20_000
 #: News that gossip may not have brought is compared with some neighbours after this time.
 NEWS_SYNC_MS: Final = 300
 NEWS_FANOUT: Final = 3

@@ -238,6 +238,8 @@ class Chain:
         self._folds: list[Folded] = []
         self._cuttings: dict[str, list[Cutting]] = {}
         self._mix = bytes(32)
+        #: how often a fork made the past another one: who was what at an epoch
+        self.rewrites = 0
 
     @property
     def service(self) -> str:
@@ -403,6 +405,7 @@ class Chain:
 
     def _choose(self) -> None:
         """Walk from the root, at every divergence to the winner; derive folds and cuttings."""
+        self.rewrites += 1
         links = [self._known[self._root]]
         while children := self._children.get(links[-1].cid):
             siblings = [self._known[cid] for cid in children]

@@ -364,7 +364,7 @@ class Laws:
         logs.on_forks(node.peer, Forks(service, tuple(pairs)), chain)
         same = logs.digest(service) == core.logs.digest(service)
         self.need("order of segments is nothing", same, "other heights", node.index)
-        fold = ServiceFold(chain.at)
+        fold = ServiceFold(chain.at, lambda peer: "submit" in chain.now.roles_of(peer))
         for segment in sorted(logs.all_segments(service), key=lambda s: world.rng.random()):
             for offset, record in enumerate(segment.records()):
                 if self._allowed(chain, segment, record):

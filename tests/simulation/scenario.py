@@ -36,7 +36,7 @@ APP = {
     ],
 }
 TROUBLE_MS = 60_000
-HEAL_MS = 240_000
+HEAL_MS = 600_000
 
 
 def definition(

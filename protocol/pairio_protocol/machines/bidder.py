@@ -115,7 +115,7 @@ class Bidder:
                 seen.lost_since_ms = None
             elif seen.lost_since_ms is None:
                 seen.lost_since_ms = self._ctx.now_ms
-            if not self._is_free(service, state) or not idle:
+            if not self.is_free(service, state) or not idle:
                 continue
             if seen.lost_since_ms is None:
                 bids.setdefault((state.author, service), []).append(name)
@@ -140,7 +140,7 @@ class Bidder:
             return None
         return state
 
-    def _is_free(self, service: str, state: RequestState) -> bool:
+    def is_free(self, service: str, state: RequestState) -> bool:
         """Say whether the run can begin and no live attempt of it is known."""
         fold = self._hooks.fold(service)
         run = fold.run_of(state, fold.resolve(state.document))

@@ -26,6 +26,7 @@ from pairio_protocol.limits import (
     LOOK_INTERVAL_MS,
     PROBE_MS,
     STRIKES_MAX,
+    WANT_DELAY_MS,
 )
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Award, Beat, Bid, CancelNow, Decline, Have, Presence
@@ -64,6 +65,7 @@ class Wish:
     waits_for: tuple[str, ...] = ()
     blocked_by: str | None = None
     exhausted: bool = False
+    waiting_since_ms: int = 0
 
 
 @dataclass
@@ -89,8 +91,9 @@ class Hooks:
         """Add a record to this node's log; return its (boot, seq)."""
         raise NotImplementedError
 
-    def want(self, service: str, jobs: tuple[str, ...], state: RequestState) -> None:
-        """See to it that somebody wants the jobs on which a request waits."""
+    def want(self, service: str, jobs: tuple[str, ...], state: RequestState, in_vain: bool) -> None:
+        """See to it that somebody wants the jobs on which a request waits; `in_vain` when it has
+        waited long for those who seem to."""
         raise NotImplementedError
 
     def presence(self, service: str) -> list[Presence]:
@@ -132,6 +135,7 @@ class Coordinator:
         self._counter = 0
         self._look = False
         self._look_ms = 0
+        self._review_ms = 0
 
     # -- wishes -------------------------------------------------------------------------
 
@@ -195,8 +199,10 @@ class Coordinator:
             self._drop(wish, None)
             return
         late = self._ctx.unix_ms > state.record.expires_unix_ms
-        submits = "submit" in self._membership.folded(wish.service).roles_of(state.author)
-        if state.canceled or late or not submits:
+        roles_of = self._membership.folded(wish.service).roles_of
+        submits = "submit" in roles_of(state.author)
+        unable = wish.taken and "compute" not in roles_of(self._ctx.me)
+        if state.canceled or late or not submits or unable:
             self._drop(wish, state)
             return
         resolution = fold.resolve(state.document)
@@ -211,7 +217,13 @@ class Coordinator:
                 self._open[wish.service, wish.run] = None
                 self._look = True
         elif wish.blocked_by is None and not wish.taken:
-            self._hooks.want(wish.service, wish.waits_for, state)
+            self._want(wish, state)
+
+    def _want(self, wish: Wish, state: RequestState) -> None:
+        """Others may hold a request for answered that looks open here: after a while it is this
+        node that asks for what it waits for."""
+        waited_ms = self._ctx.now_ms - wish.waiting_since_ms
+        self._hooks.want(wish.service, wish.waits_for, state, waited_ms >= WANT_DELAY_MS)
 
     def _answer(
         self, wish: Wish, state: RequestState, answer: ResultInfo, fold: ServiceFold
@@ -234,11 +246,14 @@ class Coordinator:
         if run != wish.run:
             self._leave(wish)
         self._unindex(wish)
+        waited_for = wish.waits_for
         wish.run, wish.resolved = run, resolution.job
         wish.upstream, wish.blocked_by = resolution.upstream, resolution.blocked_by
         wish.waits_for = resolution.waits_for
         if resolution.blocked_by is not None:
             wish.waits_for = (resolution.blocked_by,)  # re-running that job releases this one
+        if wish.waits_for != waited_for:
+            wish.waiting_since_ms = self._ctx.now_ms
         for job in wish.waits_for:
             self._by_upstream.setdefault(job, set()).add(wish.request)
         if resolution.job is not None:
@@ -288,12 +303,17 @@ class Coordinator:
 
     def award_open(self) -> None:
         """Award what is open, as far as there is somebody to award it to."""
+        if self._by_upstream and self._ctx.now_ms >= self._review_ms:
+            self._review_ms = self._ctx.now_ms + LOOK_INTERVAL_MS
+            self._review_names({name for names in self._by_upstream.values() for name in names})
         if not self._look and self._ctx.now_ms < self._look_ms:
             return
         self._look, self._look_ms = False, self._ctx.now_ms + LOOK_INTERVAL_MS
         views: dict[str, list[Presence]] = {}
         for key in list(self._open):
-            errand = self.errands[key]
+            errand = self.errands.get(key)
+            if errand is None:
+                continue
             if errand.service not in views:
                 views[errand.service] = self._candidates(errand.service)
             roomy = [entry for entry in views[errand.service] if self._has_room(entry)]
@@ -327,6 +347,9 @@ class Coordinator:
             state = fold.requests.get(name)
             if state is None or wish.exhausted:
                 continue
+            if fold.run_of(state, fold.resolve(state.document)) != errand.run:
+                self._review(wish)  # another result of an input has become canonical
+                return
             needed = isolation_needed(state.record, self._membership.folded(errand.service))
             fitting = [
                 entry
@@ -538,6 +561,8 @@ class Coordinator:
     def deadline_ms(self) -> int | None:
         """When something runs out, or a node that declined may be asked again."""
         deadlines = [e.attempt.deadline_ms for e in self.errands.values() if e.attempt]
+        if self._by_upstream:
+            deadlines.append(self._review_ms)
         if self._open:
             deadlines.append(self._look_ms)
         late = [d for d in deadlines if d > self._ctx.now_ms]

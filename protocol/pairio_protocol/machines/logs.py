@@ -154,6 +154,7 @@ class Logs:
         if log.accepted < len(log.segments):  # a role was lost since it was written
             log.segments.pop()
             self._ctx.counters["own segments that do not count"] += 1
+            self._turns[service] = self._turns.get(service, 0) + 1  # its seqs were given out
             return
         self._remember(segment.hash)
         self._note_news(service)

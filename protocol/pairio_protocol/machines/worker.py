@@ -236,6 +236,10 @@ class Worker:
             and all(need <= left for need, left in zip(task.needs, free, strict=True))
         ]:
             task = self.share.first(fitting, self.ctx.now_ms)
+            fold = self.hooks.fold(task.award.service)
+            if not fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms):
+                del self.tasks[task.award.attempt]
+                continue
             free = [left - need for left, need in zip(free, task.needs, strict=True)]
             self.share.started(task.submitter)
             self._start(task)
@@ -362,9 +366,9 @@ class Worker:
                 self._kill(task, "nobody wants it any more")
 
     def on_result(self, service: str, result: ResultInfo) -> None:
-        """Somebody has a result: what else runs for the same run ends."""
-        run, worker = result.document.run, result.document.worker
-        if worker != self.ctx.me and any(t.award.run == run for t in self.tasks.values()):
+        """A result was accepted: what else runs for the same job, and nobody wants now, ends."""
+        job = result.document.job
+        if any(task.resolution.job == job for task in self.tasks.values()):
             self.review(service)
 
     def on_start(self, service: str, start: Start, author: str) -> None:
