@@ -27,6 +27,7 @@ from pairio_protocol.messages import Presence, PresenceUpdate
 __all__ = ["Heard", "PresenceBook"]
 
 _ENTRIES_PER_FRAME = 64
+_PAST_BOOTS_MAX = 8
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Heard:
     entry: Presence
     data: bytes
     at_ms: int
+    past_boots: tuple[bytes, ...] = ()
 
 
 class PresenceBook:
@@ -146,11 +148,16 @@ class PresenceBook:
             return False
         book = self.heard.setdefault(entry.service, {})
         known = book.get(entry.peer)
-        if known is not None and known.entry.order >= entry.order:
+        if known is None:
+            if len(book) < PRESENCE_PER_SERVICE_MAX:
+                book[entry.peer] = Heard(entry, data, self._ctx.now_ms)
+            return entry.peer in book
+        if not _is_newer(entry, known, source):
             return False
-        if known is None and len(book) >= PRESENCE_PER_SERVICE_MAX:
-            return False
-        book[entry.peer] = Heard(entry, data, self._ctx.now_ms)
+        past = known.past_boots
+        if entry.boot != known.entry.boot:
+            past = (*past, known.entry.boot)[-_PAST_BOOTS_MAX:]
+        book[entry.peer] = Heard(entry, data, self._ctx.now_ms, past)
         return True
 
     def _pass_on(self, source: str, entry: Presence, data: bytes) -> None:
@@ -168,3 +175,13 @@ class PresenceBook:
         room = len(self._ctx.connected) < CONNECTIONS_MAX
         if entry.peer not in self._ctx.connected and entry.addresses and room:
             self._ctx.emit(Connect(entry.peer, entry.addresses))
+
+
+def _is_newer(entry: Presence, known: Heard, source: str) -> bool:
+    """Say whether an entry replaces what is known. What a peer says itself of a new boot counts,
+    whatever the wall clock was when it started; by hearsay the later start does."""
+    if entry.boot == known.entry.boot:
+        return entry.counter > known.entry.counter
+    if entry.boot in known.past_boots:
+        return False
+    return source == entry.peer or entry.order > known.entry.order

@@ -238,7 +238,7 @@ class Worker:
             task = self.share.first(fitting, self.ctx.now_ms)
             fold = self.hooks.fold(task.award.service)
             if not fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms):
-                del self.tasks[task.award.attempt]
+                self._give_back(task, _Refusal("the request is not wanted"))
                 continue
             free = [left - need for left, need in zip(free, task.needs, strict=True)]
             self.share.started(task.submitter)
@@ -376,13 +376,16 @@ class Worker:
         live = self.hooks.fold(service).live_attempts(start.run)
         if author == self.ctx.me or (start.attempt, author) not in live:
             return
-        for attempt, task in list(self.tasks.items()):
+        for task in list(self.tasks.values()):
             if task.award.run == start.run and not task.executing:
-                del self.tasks[attempt]
-                why = _Refusal("another node executes it", "", author)
-                for peer in sorted(task.coordinators):
-                    self._decline(peer, task.award, why)
-                self.hooks.load_changed(len(self.tasks))
+                self._give_back(task, _Refusal("another node executes it", "", author))
+
+    def _give_back(self, task: Task, why: _Refusal) -> None:
+        """Drop a run that only waits here, and say so to those who awarded it."""
+        del self.tasks[task.award.attempt]
+        for peer in sorted(task.coordinators):
+            self._decline(peer, task.award, why)
+        self.hooks.load_changed(len(self.tasks))
 
     def _kill(self, task: Task, why: str) -> None:
         task.canceled = True
