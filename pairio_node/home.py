@@ -22,6 +22,9 @@ __all__ = ["Home", "default_home"]
 
 _KEY_TEXT = re.compile(r"^pairio-node-key-v1 ed25519 ([0-9a-f]{64})\n?$")
 
+_PORT_LOWEST = 10_240
+_PORT_HIGHEST = 32_768
+
 
 def default_home() -> Path:
     """Return PAIRIO_HOME, or where a user's data lies on this system."""
@@ -153,11 +156,18 @@ class Home:
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Return ports that are free now and that no system hands to outgoing connections: those
+    (32768 and above on Linux, 49152 on others) would be taken one day when the node starts."""
+    found: list[int] = []
+    for _ in range(1000):
+        port = _PORT_LOWEST + secrets.randbelow(_PORT_HIGHEST - _PORT_LOWEST)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise UserError("no free port was found", hint="set api_port and listen in node.toml")
