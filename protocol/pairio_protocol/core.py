@@ -252,6 +252,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
             case ev.PeerUp():
                 self.ctx.connected[event.peer] = event.addresses
                 self._greet(event.peer)
+                self.worker.on_peer_up()
                 self.coordinator.look()
             case ev.PeerDown():
                 self._on_peer_down(event.peer)
@@ -574,6 +575,10 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         for service in sorted(self.membership.taken_up):
             self.ctx.emit(JoinTopic(service))
             self.refold(service)
+        for adopted in event.adopted:
+            self.worker.adopt(adopted)
+        for service in sorted(self.membership.taken_up):
+            self.worker.end_lost(service)
 
     def on_service_changed(self, service: str) -> None:
         """The list has changed: try what was parked, greet who is new, look at everything again."""

@@ -60,11 +60,20 @@ class JoinTopic:
 
 @dataclass(frozen=True)
 class Execute:
-    """Fetch code and inputs from `holders`, run, store outputs, answer `Executed`."""
+    """Fetch code and inputs from `holders`, run, store outputs, answer `Executed`.
+
+    `request`, `upstream`, `coordinators`, `lease_ms` and `started_unix_ms` are for `Adopted`, should
+    the run outlive this node.
+    """
 
     service: str
     attempt: str
+    request: str
     run: str
+    upstream: tuple[str, ...]
+    coordinators: tuple[str, ...]
+    lease_ms: int
+    started_unix_ms: int
     job: str
     document: dict[str, Any]  # the resolved job
     processor: dict[str, Any]

@@ -12,6 +12,7 @@ from pairio_protocol.records import Resources
 __all__ = [
     "AcceptService",
     "AddMember",
+    "Adopted",
     "CancelRequests",
     "CommitFailed",
     "Committed",
@@ -34,13 +35,31 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """A run that an earlier start of this node began, and that outlived it: its supervisor lives,
+    or has left an outcome. The fields are those of the `Execute` that began it. The core makes it
+    one of its runs again, and `Executed` follows as for any; or it answers `Kill`."""
+
+    service: str
+    attempt: str
+    request: str
+    run: str
+    upstream: tuple[str, ...]
+    coordinators: tuple[str, ...]
+    lease_ms: int
+    started_unix_ms: int
+
+
+@dataclass(frozen=True)
 class Restored:
-    """What the disk held at start: service rows, then changes, then segments, each in order."""
+    """What the disk held at start: service rows, then changes, then segments, each in order; and
+    the runs that outlived the last start. Runs of this node that did not are ended."""
 
     services: tuple[tuple[str, str, bool], ...]  # (service, petname, taken up)
     changes: tuple[tuple[str, bytes], ...]
     segments: tuple[bytes, ...]
     answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
+    adopted: tuple[Adopted, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,8 @@ class AcceptService:
 
 @dataclass(frozen=True)
 class Executed:
-    """A run that `Execute` asked for is over. `kind` is "" (a result), `infra` or `canceled`."""
+    """A run that `Execute` asked for, or that was adopted, is over. `kind` is "" (a result),
+    `infra`, `canceled`, or `yield` (this node stops: elsewhere, please)."""
 
     attempt: str
     kind: str

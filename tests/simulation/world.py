@@ -9,7 +9,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pairio_protocol import effects as ef
@@ -103,6 +103,7 @@ class Node:
         self.content: set[str] = set()
         self.known: dict[str, int] = {}  # peers to keep connected -> node index
         self.running: dict[str, tuple[int, ef.Execute]] = {}
+        self.outlived: dict[str, tuple[int, ef.Execute]] = {}  # until when, of the last start
         self.timer_ms: int | None = None
         self.inbox: list[ev.Event] = []
         self.last_look_ms = 0
@@ -183,15 +184,24 @@ class World:
         )
         node.core = NodeCore(node.key, config)
         node.timer_ms, node.inbox, node.running = None, [], {}
+        outlived, node.outlived = node.outlived, {}
         node.last_look_ms = self._clock(node)
         self._seen_gossip[node.index] = set()
         self.note(node.index, "starts")
-        self.give(node, node.disk.restored())
+        restored = node.disk.restored()
+        for attempt, (until_ms, effect) in outlived.items():
+            self.counts["fault: a run outlived its node"] += 1
+            self._run_until(node, effect, max(until_ms, self.now_ms + 5))
+            restored = replace(restored, adopted=(*restored.adopted, _adopted(attempt, effect)))
+        self.give(node, restored)
         self.after(self.between((5, 500)), lambda: self._dial_known(node, node.boots))
 
     def crash(self, node: Node) -> None:
         self.note(node.index, "is killed")
         node.core = None
+        for attempt, (until_ms, effect) in node.running.items():
+            if self.rng.random() < 0.5:  # its supervisor lives on
+                node.outlived[attempt] = (until_ms, effect)
         for link in [k for k in self.links.values() if node.index in k.ends]:
             self._break(link)
 
@@ -488,13 +498,14 @@ class World:
         self.after(int(self.between((1, 30)) * node.slow), fetch)
 
     def _execute(self, node: Node, effect: ef.Execute) -> None:
-        self._number += 1
-        number, boot = self._number, node.boots
-        node.running[effect.attempt] = (number, effect)
         self.counts["executions"] += 1
-        parameters = {p["name"]: p["value"] for p in effect.document["parameters"]}
-        took = int(int(parameters.get("ms", 50)) * node.slow) + self.between((1, 20))
-        took = min(took, effect.resources.time_ms)
+        took = int(int(_parameters(effect).get("ms", 50)) * node.slow) + self.between((1, 20))
+        self._run_until(node, effect, self.now_ms + min(took, effect.resources.time_ms))
+
+    def _run_until(self, node: Node, effect: ef.Execute, until_ms: int) -> None:
+        boot = node.boots
+        mine = (until_ms, effect)
+        node.running[effect.attempt] = mine
 
         def finish() -> None:
             if node.boots != boot or not node.up:
@@ -502,11 +513,11 @@ class World:
             if node.asleep:
                 self.after(500, finish)
                 return
-            if node.running.get(effect.attempt, (0, None))[0] == number:
+            if node.running.get(effect.attempt) is mine:
                 del node.running[effect.attempt]
-                self.give(node, self._executed(node, effect, parameters))
+                self.give(node, self._executed(node, effect, _parameters(effect)))
 
-        self.after(took, finish)
+        self.after(until_ms - self.now_ms, finish)
 
     def _executed(self, node: Node, effect: ef.Execute, parameters: dict[str, Any]) -> ev.Executed:
         inputs = tuple(e["source"]["cid"] for e in effect.document["inputs"])
@@ -537,6 +548,23 @@ class World:
                     self.give(node, ev.Executed(attempt, "canceled", "", "", {}, "", {}, ""))
 
             self.after(5, ended)
+
+
+def _parameters(effect: ef.Execute) -> dict[str, Any]:
+    return {p["name"]: p["value"] for p in effect.document["parameters"]}
+
+
+def _adopted(attempt: str, effect: ef.Execute) -> ev.Adopted:
+    return ev.Adopted(
+        effect.service,
+        attempt,
+        effect.request,
+        effect.run,
+        effect.upstream,
+        effect.coordinators,
+        effect.lease_ms,
+        effect.started_unix_ms,
+    )
 
 
 def _infra(attempt: str, why: str) -> ev.Executed:

@@ -496,9 +496,15 @@ class Coordinator:
                 self._lose(errand, "the connection broke before an answer")
 
     def on_new_boot(self, peer: str) -> None:
-        """A worker has restarted: what it executed is lost."""
+        """A worker has restarted: what it waited for an answer about is lost; what it executed
+        may have outlived the restart, and then it beats at once."""
         for errand in list(self.errands.values()):
-            if errand.attempt and errand.attempt.worker == peer:
+            attempt = errand.attempt
+            if attempt is None or attempt.worker != peer:
+                continue
+            if attempt.held and attempt.state == "executing":
+                attempt.deadline_ms = min(attempt.deadline_ms, self._ctx.now_ms + PROBE_MS)
+            else:
                 self._lose(errand, "the node restarted")
 
     def on_removed(self, service: str) -> None:

@@ -6,7 +6,8 @@
 
 A run that is executed or has a result here is answered with `have`, whoever asks. A run that waits
 here while another node executes it is given back. Clock: a beat to every coordinator each third of
-the lease. The worker does not die with its lease.
+the lease, and on a new connection. The worker does not die with its lease; a run that outlives a
+restart of its node is adopted, and keeps its attempt id.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pairio_protocol.apps import code_of, find_processor
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Execute, JobChanged, Kill
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.events import Executed
+from pairio_protocol.events import Adopted, Executed
 from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
 from pairio_protocol.limits import (
     BACKLOG_PER_SLOT_MAX,
@@ -260,7 +261,12 @@ class Worker:
             Execute(
                 service=award.service,
                 attempt=award.attempt,
+                request=award.request,
                 run=award.run,
+                upstream=award.upstream,
+                coordinators=tuple(sorted(task.coordinators)),
+                lease_ms=award.lease_ms,
+                started_unix_ms=task.started_unix_ms,
                 job=resolution.job,
                 document=resolution.document,
                 processor=task.processor,
@@ -272,6 +278,55 @@ class Worker:
         )
         for peer in sorted(task.coordinators):
             self._report(task, peer)
+
+    # -- after a restart ------------------------------------------------------------------
+
+    def adopt(self, event: Adopted) -> None:
+        """Go on with a run that outlived the last start of this node, if it is still wanted."""
+        award = Award(
+            event.service, event.request, event.run, event.attempt, event.upstream, event.lease_ms
+        )
+        if event.service not in self.membership.taken_up:
+            self.ctx.emit(Kill(event.attempt, "the service is not taken up any more"))
+            return
+        fold = self.hooks.fold(event.service)
+        state = fold.requests.get(event.request)
+        wanted = state is not None and fold.who_wants(event.run, state.job, self.ctx.unix_ms)
+        if state is None or not wanted:
+            self.ctx.emit(Kill(event.attempt, "nobody wants it any more"))
+            return
+        checked = self._check(award, state, fold.resolve(state.document), fold)
+        if isinstance(checked, _Refusal):
+            self.ctx.emit(Kill(event.attempt, checked.reason))
+            return
+        checked.executing = True
+        checked.started_unix_ms = event.started_unix_ms
+        checked.coordinators = set(event.coordinators)
+        self.tasks[event.attempt] = checked
+        self.ctx.counters["runs adopted"] += 1
+        if (event.attempt, self.ctx.me) not in fold.run(event.run).starts:
+            start = Start(
+                event.request, event.run, event.attempt, event.upstream, event.started_unix_ms
+            )
+            self.hooks.append(event.service, start)
+        self.hooks.load_changed(len(self.tasks))
+
+    def end_lost(self, service: str) -> None:
+        """End, on record, what an earlier start of this node began and what did not outlive it."""
+        fold = self.hooks.fold(service)
+        for run in fold.runs:
+            for attempt, worker in fold.live_attempts(run):
+                if worker == self.ctx.me and attempt not in self.tasks:
+                    start = fold.runs[run].starts[attempt, worker]
+                    why = "the node restarted"
+                    self.hooks.append(
+                        service,
+                        End(start.request, run, attempt, "infra", why, self.ctx.unix_ms),
+                    )
+
+    def on_peer_up(self) -> None:
+        """Whoever coordinates what runs here is to hear of it at once."""
+        self._beat_ms = self.ctx.now_ms
 
     def on_executed(self, event: Executed) -> None:
         """Turn what the executor says into a signed result, or into an end."""
