@@ -29,6 +29,7 @@ from pairio_node.transport import (
     Gossip,
     PeerDown,
     PeerUp,
+    Transport,
     TransportEvent,
 )
 from pairio_node.transport.libp2p_transport import Libp2pTransport
@@ -70,7 +71,7 @@ class Node:
         self.clock = Clock()
         ports = home.ports()
         listen = config.listen or (f"/ip4/0.0.0.0/tcp/{ports.listen}",)
-        self.transport = Libp2pTransport(home.seed(), listen)
+        self.transport = Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
         quota = config.quota_for(home.path)
         self.content = Content(DiskBlockStore(home.path / "blocks", quota))
         self.exchange = Exchange(self.content, self.transport, self._may_read)
@@ -528,6 +529,11 @@ async def _choose_runners(config: NodeConfig) -> tuple[list[Runner], str]:
     return [ProcessRunner()], note
 
 
+def _libp2p(home: Home, config: NodeConfig) -> Transport:
+    listen = config.listen or (f"/ip4/0.0.0.0/tcp/{home.ports().listen}",)
+    return Libp2pTransport(home.seed(), listen)
+
+
 async def run_node(
     home: Home,
     config: NodeConfig,
@@ -548,7 +554,7 @@ async def run_node(
             runners, note = await _choose_runners(config)
             if note and config.compute:
                 say(note)
-            node = Node(home, config, store, runners)
+            node = Node(home, config, store, runners, _libp2p(home, config))
             await _serve(node, ready, stop)
             top.cancel_scope.cancel()
     finally:

@@ -123,9 +123,11 @@ class _Peer:
 
 
 class Libp2pTransport:
-    """See the module. Made with the raw 32-byte Ed25519 seed of the node."""
+    """See the module. Made with the raw 32-byte Ed25519 seed of the node; `gossip_loss_percent` is
+    for tests (docs/reference/settings.md)."""
 
-    def __init__(self, seed: bytes, listen: tuple[str, ...]) -> None:
+    def __init__(self, seed: bytes, listen: tuple[str, ...], gossip_loss_percent: int = 0) -> None:
+        self._gossip_loss_percent = gossip_loss_percent
         patches.apply()
         private = Ed25519PrivateKey.from_bytes(seed)
         keys = KeyPair(private, private.get_public_key())
@@ -430,6 +432,9 @@ class Libp2pTransport:
         def validate(forwarder: ID, message: Any) -> bool:
             if forwarder == self._host.get_id():
                 return True
+            if random.uniform(0, 100) < self._gossip_loss_percent:
+                self._counters["gossip_lost_on_purpose"] += 1
+                return False
             try:
                 ok = len(message.data) <= FRAME_SIZE_BYTES_MAX and accept(
                     str(forwarder), message.data
