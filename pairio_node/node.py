@@ -65,13 +65,18 @@ def _topic(service: str) -> str:
 class Node:
     """One running node. Made by `run_node`; the API calls its public methods."""
 
-    def __init__(self, home: Home, config: NodeConfig, store: Store, runners: list[Runner]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        config: NodeConfig,
+        store: Store,
+        runners: list[Runner],
+        transport: Transport,
+    ) -> None:
         self.home = home
         self.config = config
         self.clock = Clock()
-        ports = home.ports()
-        listen = config.listen or (f"/ip4/0.0.0.0/tcp/{ports.listen}",)
-        self.transport = Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
+        self.transport = transport
         quota = config.quota_for(home.path)
         self.content = Content(DiskBlockStore(home.path / "blocks", quota))
         self.exchange = Exchange(self.content, self.transport, self._may_read)
@@ -531,7 +536,7 @@ async def _choose_runners(config: NodeConfig) -> tuple[list[Runner], str]:
 
 def _libp2p(home: Home, config: NodeConfig) -> Transport:
     listen = config.listen or (f"/ip4/0.0.0.0/tcp/{home.ports().listen}",)
-    return Libp2pTransport(home.seed(), listen)
+    return Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
 
 
 async def run_node(

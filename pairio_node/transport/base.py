@@ -5,6 +5,7 @@ channel arrive in order or the connection is gone; nothing is promised across co
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -97,9 +98,16 @@ class ByteStream(Protocol):
 
 
 class Transport(Protocol):
-    """Connections to peers. `run` serves until cancelled; the rest may be called while it runs."""
+    """Connections to peers. `running` serves; the rest may be called inside of its block.
+
+    `tests/node/test_transport_contract.py` holds every transport to what is said here.
+    """
 
     peer_id: str
+
+    def running(self, sink: Sink) -> AbstractAsyncContextManager[None]:
+        """Serve while the block runs; events go to `sink`, which may wait: a peer's frames are
+        not read meanwhile. `PeerUp` comes before a peer's frames, `PeerDown` after them."""
 
     def addresses(self) -> tuple[str, ...]:
         """Return full multiaddrs with /p2p/, the ones other machines can dial first."""
@@ -111,7 +119,11 @@ class Transport(Protocol):
         """Do not dial a peer any more."""
 
     def send(self, peer: str, channel: str, frame: bytes) -> bool:
-        """Queue a frame; False when the queue is full or there is no such connection."""
+        """Queue a frame; False when the queue is full or there is no such connection.
+
+        Raises:
+            ValueError: an empty frame, or one above FRAME_SIZE_BYTES_MAX.
+        """
 
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
