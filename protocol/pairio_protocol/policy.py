@@ -2,13 +2,10 @@
 
 from pairio_protocol.ids import rendezvous
 from pairio_protocol.messages import Presence
-from pairio_protocol.records import Request, Resources
+from pairio_protocol.records import ISOLATIONS, Request, Resources
 from pairio_protocol.service import Folded
 
 __all__ = ["ISOLATIONS", "isolation_needed", "misfit", "rank"]
-
-#: Weakest first.
-ISOLATIONS = ("none", "medium", "strong")
 
 
 def isolation_needed(request: Request, folded: Folded) -> str:

@@ -14,6 +14,7 @@ from pairio_protocol.ids import run_id
 from pairio_protocol.limits import (
     CPU_MILLICORES_MAX,
     DEFINITION_SIZE_BYTES_MAX,
+    DEPTH_MAX,
     GPUS_MAX,
     MEMORY_MIB_MAX,
     SEGMENT_SIZE_BYTES_MAX,
@@ -24,6 +25,8 @@ from pairio_protocol.signing import SigningKey, signing_input, verify
 from pairio_protocol.wire import Registry, UnknownKind
 
 __all__ = [
+    "ENDS",
+    "ISOLATIONS",
     "MODES",
     "RECORDS",
     "Cancel",
@@ -41,6 +44,9 @@ __all__ = [
 
 RECORDS = Registry()
 MODES = ("use", "skip_cache", "rerun_failing")
+ENDS = ("infra", "yield", "canceled")
+#: Weakest first.
+ISOLATIONS = ("none", "medium", "strong")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,8 @@ class Request:
     """A member's wish to have a job done. Its author needs the role `submit`.
 
     `definition` is the job document; `salt_of` is the CID of the failed result in mode
-    `rerun_failing`. `isolation_min` is none, medium or strong; `issued_unix_ms` is for people.
+    `rerun_failing`. `isolation_min` is one of ISOLATIONS, or empty: as the service's policy says.
+    `issued_unix_ms` is for people.
     """
 
     definition: bytes
@@ -90,6 +97,8 @@ class Request:
         """Refuse what no rule allows (ValueError)."""
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}")
+        if self.isolation_min and self.isolation_min not in ISOLATIONS:
+            raise ValueError(f"isolation_min is {self.isolation_min!r}")
         if len(self.definition) > DEFINITION_SIZE_BYTES_MAX:
             raise ValueError("definition too large")
         if len(self.tags) > TAGS_MAX or len(self.targets) > TAGS_MAX:
@@ -130,6 +139,11 @@ class End:
     reason: str
     issued_unix_ms: int
 
+    def __post_init__(self) -> None:
+        """Refuse another kind of end (ValueError)."""
+        if self.kind not in ENDS:
+            raise ValueError(f"kind is {self.kind!r}")
+
 
 @RECORDS.wire("result")
 @dataclass(frozen=True, slots=True)
@@ -154,8 +168,15 @@ def decode_record(plain: Any) -> Record | Unknown:
     try:
         record: Record = RECORDS.from_plain(plain)
     except UnknownKind:
+        if _is_deeper(plain, DEPTH_MAX):
+            raise DecodeError(f"a record nested deeper than {DEPTH_MAX} levels") from None
         return Unknown(plain)
     return record
+
+
+def _is_deeper(plain: Any, levels: int) -> bool:
+    items = plain if isinstance(plain, list) else plain.values() if isinstance(plain, dict) else ()
+    return levels < 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +231,22 @@ class ResultDocument:
             "limit": self.limit,
         }
 
+    def _is_well_typed(self) -> bool:
+        texts = (
+            *(self.service, self.run, self.salt, self.attempt, self.error, self.code),
+            *(self.isolation, self.worker, self.limit, *self.upstream),
+            *(base for _, _, base in self.outputs.values()),
+        )
+        figures = (
+            *(self.started_unix_ms, self.finished_unix_ms, *self.usage.values()),
+            *(size for _, size, _ in self.outputs.values()),
+        )
+        return (
+            self.status in ("completed", "failed")
+            and all(isinstance(text, str) for text in texts)
+            and all(0 <= figure < 2**63 for figure in figures)
+        )
+
     def sign(self, key: SigningKey) -> bytes:
         """Return the bytes of the signed document (DAG-CBOR, signature as hex)."""
         body = self._body()
@@ -225,7 +262,9 @@ class ResultDocument:
         """
         plain = decode_document(data, SEGMENT_SIZE_BYTES_MAX)
         try:
-            signature = bytes.fromhex(plain.pop("signature"))
+            signature = bytes.fromhex(plain["signature"])
+            if plain.pop("signature") != signature.hex():
+                raise DecodeError("a signature that is not lower-case hex")
             if plain["type"] != "pairio/result" or plain["v"] != 1:
                 raise DecodeError("not a result of version 1")
             document = ResultDocument(
@@ -250,14 +289,14 @@ class ResultDocument:
                 finished_unix_ms=int(plain["finished"]),
                 limit=plain["limit"],
             )
-            same = document._body() == plain
+            body = document._body()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DecodeError(f"not a result document: {error!r}") from None
-        if not same or document.status not in ("completed", "failed"):
+        if body != plain or not document._is_well_typed():
             raise DecodeError("not a result document")
         if document.run != run_id(document.job, document.salt):
             raise DecodeError("a result whose run is not that of its job")
-        if not verify(document.worker, signing_input("result", encode(plain)), signature):
+        if not verify(document.worker, signing_input("result", encode(body)), signature):
             raise DecodeError("a result that its worker did not sign")
         return document
 
