@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pairio_protocol.documents import decode
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId, rendezvous, request_id, run_id
-from pairio_protocol.limits import DEFINITION_SIZE_BYTES_MAX, DEPENDENCY_DEPTH_MAX
+from pairio_protocol.jobs import decode_job
+from pairio_protocol.limits import DEPENDENCY_DEPTH_MAX
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.records import (
     Cancel,
@@ -147,9 +147,7 @@ class ServiceFold:
         name = request_id(log.author, log.boot, seq)
         if name in self.requests:
             return None
-        document = decode(record.definition, DEFINITION_SIZE_BYTES_MAX)
-        if document.get("type") != "pairio/job":
-            raise DecodeError("a request without a job document")
+        document = decode_job(record.definition)
         job = job_id_of(document)
         self.define(job, document)
         state = RequestState(name, log.author, record, job, document, segment, epoch)
