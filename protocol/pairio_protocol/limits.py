@@ -18,6 +18,8 @@ CHANGE_SIZE_BYTES_MAX: Final = 48 * 1024
 #: The folded service document.
 SERVICE_SIZE_BYTES_MAX: Final = 1024 * 1024
 MEMBERS_MAX: Final = 4096
+#: Admins of a service; a change that replaces them all carries twice as many signatures.
+ADMINS_MAX: Final = 64
 CHANGES_MAX: Final = 100_000
 #: Changes that may follow one change: a fork is an accident or an attack.
 SIBLINGS_MAX: Final = 64

@@ -18,6 +18,7 @@ from pairio_protocol.documents import decode, document_cid, encode
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import LogId, public_key_of
 from pairio_protocol.limits import (
+    ADMINS_MAX,
     CHANGE_SIZE_BYTES_MAX,
     CHANGES_MAX,
     CUTS_PER_CHANGE_MAX,
@@ -27,6 +28,7 @@ from pairio_protocol.limits import (
     SERVICE_SIZE_BYTES_MAX,
     SIBLINGS_MAX,
 )
+from pairio_protocol.records import ISOLATIONS
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
 
 #: Any role implies read.
 ROLES = ("admin", "submit", "compute", "read")
+_CHANGE_FIELDS = {"type", "v", "seq", "prev", "ops", "cuts", "over", "state", "issued"}
 _ORIGINAL_ROLES = {"createJobs": "submit", "processJobs": "compute"}
 
 
@@ -138,7 +141,9 @@ class SignedChange:
         """Return the change in `data`; DecodeError when it has not this shape."""
         plain = unpack(data, FRAME_SIZE_BYTES_MAX)
         match plain:
-            case [bytes(body), list(signatures)] if len(body) <= CHANGE_SIZE_BYTES_MAX:
+            case [bytes(body), list(signatures)] if (
+                len(body) <= CHANGE_SIZE_BYTES_MAX and len(signatures) <= 2 * ADMINS_MAX
+            ):
                 pairs = []
                 for item in signatures:
                     match item:
@@ -186,10 +191,11 @@ class Cut:
                 **rest,
             } if not rest and seq >= 0 and len(boot) == 32 and len(digest) == 64:
                 try:
-                    log = LogId(author, bytes.fromhex(boot), 0)
-                    return Cut(log, seq, bytes.fromhex(digest))
+                    cut = Cut(LogId(author, bytes.fromhex(boot), 0), seq, bytes.fromhex(digest))
                 except ValueError:
-                    pass
+                    raise DecodeError("a cut whose boot or hash is not hex") from None
+                if encode(cut.plain()) == encode(plain):  # lower-case hex, no truth values
+                    return cut
         raise DecodeError("a cut is not {author, boot, shard, seq, hash}")
 
 
@@ -310,12 +316,17 @@ class Chain:
         if cid in self._known:
             return self._add_signers(self._known[cid], change)
         document = decode(change.body, CHANGE_SIZE_BYTES_MAX)
-        seq = document.get("seq")
-        if document.get("type") != "pairio/change" or not isinstance(seq, int):
+        if set(document) != _CHANGE_FIELDS or document["type"] != "pairio/change":
             raise DecodeError("not a service change")
+        seq = document["seq"]
+        counts = (document["v"], seq, document["issued"])
+        if not all(map(_is_count, counts)) or document["v"] != 1:
+            raise DecodeError("not a service change of version 1")
         if not 0 <= seq <= CHANGES_MAX or len(self._known) > CHANGES_MAX:
             raise DecodeError(f"change {seq} is not between 0 and {CHANGES_MAX}")
-        prev = document.get("prev")
+        prev = document["prev"]
+        if prev is not None and not isinstance(prev, str):
+            raise DecodeError("`prev` is no CID")
         if seq == 0 and (prev is not None or self._known):
             raise DecodeError("another service's first change")
         if seq and prev not in self._known:
@@ -369,25 +380,19 @@ class Chain:
         if parent is not None and parent.seq != seq - 1:
             raise DecodeError(f"change {seq} follows change {parent.seq}")
         before = parent.folded if parent else None
-        folded, removes = _fold(before, document.get("ops"))
-        admins = (before or folded).admins
-        threshold = (before or folded).threshold
-        message = _signed_bytes(change.body)
-        signers = tuple(
-            sorted({p for p, s in change.signatures if p in admins and verify(p, message, s)})
-        )
-        if len(signers) < threshold:
-            raise DecodeError(f"change {seq} has {len(signers)} signatures; it needs {threshold}")
-        if before is not None and (folded.admins, folded.threshold) != (admins, before.threshold):
-            new = {p for p, s in change.signatures if p in folded.admins and verify(p, message, s)}
-            if len(new) < folded.threshold:
-                raise DecodeError(f"change {seq} lacks the new admins' signatures")
+        if before is not None:
+            signers = _signers(change, before)  # first: whoever did not sign costs no folding
+        folded, removes = _fold(before, document["ops"])
+        if before is None:
+            signers = _signers(change, folded)
+        elif (folded.admins, folded.threshold) != (before.admins, before.threshold):
+            _signers(change, folded)
         data = encode(folded.document())
-        if len(data) > SERVICE_SIZE_BYTES_MAX or document.get("state") != document_cid(data):
+        if len(data) > SERVICE_SIZE_BYTES_MAX or document["state"] != document_cid(data):
             raise DecodeError(f"change {seq} states another document than it makes")
         lost = _lost(before, folded)
-        cuts = _parse_cuts(document.get("cuts"), lost)
-        over = document.get("over")
+        cuts = _parse_cuts(document["cuts"], lost)
+        over = document["over"]
         if not isinstance(over, list) or not all(isinstance(c, str) for c in over):
             raise DecodeError("`over` is not a list of CIDs")
         return _Link(
@@ -503,6 +508,19 @@ def _winner(siblings: list[_Link], before: Folded) -> _Link:
     return min(armed or siblings, key=lambda k: (sorted(rank[p] for p in k.signers), k.cid))
 
 
+def _signers(change: SignedChange, folded: Folded) -> tuple[str, ...]:
+    """Return the admins who signed, sorted; DecodeError when they are fewer than the threshold."""
+    message = _signed_bytes(change.body)
+    found = {p for p, s in change.signatures if p in folded.admins and verify(p, message, s)}
+    if len(found) < folded.threshold:
+        raise DecodeError(f"{len(found)} admins signed a change; {folded.threshold} are needed")
+    return tuple(sorted(found))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
 def _lost(before: Folded | None, after: Folded) -> dict[str, frozenset[str]]:
     """Return the roles that every key has lost."""
     if before is None:
@@ -552,8 +570,8 @@ def _fold(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
 def _remove(folded: Folded, name: str, key: Any) -> Folded:
     """Take a member off the list, or one of his keys; admins among the keys are none after it."""
     roles, keys = folded.members[name]
-    gone = set(keys) if key is None else {key}
-    if not gone <= set(keys):
+    gone = set(keys) if key is None else {k for k in keys if k == key}
+    if not gone:
         raise DecodeError(f"member {name!r} has no key {str(key)[:80]!r}")
     left = tuple(k for k in keys if k not in gone)
     members = {n: m for n, m in folded.members.items() if n != name}
@@ -571,12 +589,14 @@ def _created(op: dict[str, Any]) -> Folded:
 
 def _admins(op: dict[str, Any]) -> dict[str, Any]:
     admins = op.get("admins")
-    if not isinstance(admins, list) or not 1 <= len(admins) <= 64 or len(set(admins)) < len(admins):
-        raise DecodeError("a service has 1 to 64 different admins")
+    if not isinstance(admins, list) or not 1 <= len(admins) <= ADMINS_MAX:
+        raise DecodeError(f"a service has 1 to {ADMINS_MAX} admins")
     for peer in admins:
         public_key_of(_name(peer, "admin"))
+    if len(set(admins)) < len(admins):
+        raise DecodeError("an admin is named twice")
     threshold = op.get("threshold")
-    if not isinstance(threshold, int) or not 1 <= threshold <= len(admins):
+    if not _is_count(threshold) or not 1 <= threshold <= len(admins):
         raise DecodeError("the threshold is not between 1 and the number of admins")
     return {"admins": tuple(admins), "threshold": threshold}
 
@@ -606,9 +626,12 @@ def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
                 raise DecodeError(str(error)) from None
             return replace(folded, apps={**folded.apps, app["name"]: app})
         case "policy":
-            if not isinstance(op.get("policy"), dict):
+            policy = op.get("policy")
+            if not isinstance(policy, dict):
                 raise DecodeError("policy is not a map")
-            return replace(folded, policy=op["policy"])
+            if policy.get("isolation_min", "medium") not in ISOLATIONS:
+                raise DecodeError(f"isolation_min is not one of {', '.join(ISOLATIONS)}")
+            return replace(folded, policy=policy)
         case "end":
             return replace(folded, ended=True)
     raise DecodeError(f"unknown op {str(op.get('op'))[:40]!r}")
@@ -636,6 +659,6 @@ def _name(value: Any, what: str) -> str:
 
 def _roles(op: dict[str, Any]) -> tuple[str, ...]:
     roles = op.get("roles")
-    if not isinstance(roles, list) or not roles or not set(roles) <= set(ROLES):
+    if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
         raise DecodeError(f"roles are not some of {', '.join(ROLES)}")
     return tuple(sorted(set(roles)))
