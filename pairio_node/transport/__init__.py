@@ -14,6 +14,7 @@ from pairio_node.transport.base import (
     TransportError,
     TransportEvent,
 )
+from pairio_node.transport.memory import MemoryNetwork, MemoryTransport
 
 __all__ = [
     "BLOCKS",
@@ -22,6 +23,8 @@ __all__ = [
     "ByteStream",
     "Frame",
     "Gossip",
+    "MemoryNetwork",
+    "MemoryTransport",
     "PeerDown",
     "PeerUp",
     "StreamEnded",
