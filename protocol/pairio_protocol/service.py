@@ -10,7 +10,7 @@ Source: DESIGN section 5. The rule at a fork is applied at the first divergence,
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 from pairio_protocol.apps import validate_app
 from pairio_protocol.codec import pack, unpack
@@ -517,7 +517,7 @@ def _signers(change: SignedChange, folded: Folded) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
