@@ -101,7 +101,7 @@ def _parameter(raw: Any, where: str) -> dict[str, Any]:
     if raw.get("defaultValue") is not None:
         parameter["defaultValue"] = raw["defaultValue"]
     if raw.get("options") is not None:
-        parameter["options"] = list(raw["options"])
+        parameter["options"] = list(_list(raw, "options", where))
     return parameter
 
 
