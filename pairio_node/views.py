@@ -46,7 +46,7 @@ def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | N
     fold = core.fold(service)
     if state.answer is not None:
         return fold.result_of(state)
-    return fold.answer_for(state, fold.resolve(state.document))
+    return fold.answer_for(state, fold.resolve(state.job))
 
 
 def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str | None]:
@@ -59,7 +59,7 @@ def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str
     if core.ctx.unix_ms > state.record.expires_unix_ms:
         return "failed", "expired"
     fold = core.fold(service)
-    resolution = fold.resolve(state.document)
+    resolution = fold.resolve(state.job)
     if resolution.blocked_by is not None:
         return "blocked", f"input job {resolution.blocked_by} failed"
     run = fold.run_of(state, resolution)
@@ -74,20 +74,33 @@ def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str
 
 
 def _attempts(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:
+    """Return every try of the request's run, oldest first: where, from when to when, how it ended.
+
+    One that was given up and gave its result all the same has that result's status, and the reason
+    for which it was given up.
+    """
     fold = core.fold(service)
-    run = fold.runs.get(fold.run_of(state, fold.resolve(state.document)) or "")
+    run = fold.runs.get(fold.run_of(state, fold.resolve(state.job)) or "")
     if run is None:
         return []
+    documents = [fold.results[cid].document for cid in sorted(run.results)]
+    gave = {(document.attempt, document.worker): document for document in documents}
     found = []
     for (name, worker), start in sorted(run.starts.items(), key=lambda i: i[1].issued_unix_ms):
-        end = run.end_of(name, worker)
+        end, document = run.end_of(name, worker), gave.get((name, worker))
+        ended, reason = (end.kind, end.reason) if end else (None, None)
+        ended_ms = end.issued_unix_ms if end else None
+        if document is not None:
+            ended, ended_ms = document.status, document.finished_unix_ms
+            reason = reason or document.error or None
         found.append(
             {
                 "attemptId": name,
                 "computeNodeId": worker,
                 "timestampStartedSec": start.issued_unix_ms / 1000,
-                "ended": end.kind if end else None,
-                "reason": end.reason if end else None,
+                "timestampEndedSec": ended_ms / 1000 if ended_ms is not None else None,
+                "ended": ended,
+                "reason": reason,
             }
         )
     return found
@@ -99,7 +112,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
     document = result.document if result else None
     status, error = _status(core, service, state)
     fold = core.fold(service)
-    resolution = fold.resolve(state.document)
+    resolution = fold.resolve(state.job)
     attempts = _attempts(core, service, state)
     record = state.record
     inputs_key = f"{state.id}/inputs"
@@ -160,7 +173,7 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
     keeps the run off it, with what is needed and what it has."""
     status, error = _status(core, service, state)
     fold = core.fold(service)
-    resolution = fold.resolve(state.document)
+    resolution = fold.resolve(state.job)
     folded = core.membership.folded(service)
     errand = core.coordinator.errand_of(state.id)
     needed = isolation_needed(state.record, folded)

@@ -255,7 +255,7 @@ class Commands:
         peers = self._core.membership.connected_members(service)
         if not peers:
             return False
-        resolution = fold.resolve(document)
+        resolution = fold.resolve(job)
         jobs = dict.fromkeys([resolution.job or job, *resolution.waits_for])
         self._lookups[event.call] = _LookUp(event, set(peers), self._ctx.now_ms + LOOKUP_MS)
         for peer in peers:
@@ -280,7 +280,7 @@ class Commands:
     def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
         salt_of = ""
         if event.mode == "rerun_failing":
-            resolved = fold.resolve(document).job
+            resolved = fold.resolve(job_id_of(document)).job
             found = fold.canonical(resolved, document) if resolved else None
             if found is not None and found.document.status == "failed":
                 salt_of = found.cid
@@ -321,7 +321,7 @@ class Commands:
         )
         if event.mode == "skip_cache":
             return False
-        answer = fold.answer_for(state, fold.resolve(document))
+        answer = fold.answer_for(state, fold.resolve(job))
         if answer is None:
             return False
         fold.requests[request] = state

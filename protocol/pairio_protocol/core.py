@@ -376,7 +376,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         fold = self.fold(message.service)
         for job in message.jobs[:LOOKUP_JOBS_MAX]:
             definition = fold.definitions.get(job)
-            resolved = fold.resolve(definition).job if definition is not None else job
+            resolved = fold.resolve(job).job if definition is not None else job
             found = fold.canonical(resolved, definition) if resolved is not None else None
             if found is not None:
                 self.push(peer, found.segment)
@@ -673,7 +673,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
             document = fold.definitions.get(job)
             if wanted or canceled or document is None or (service, job) in self._asking:
                 continue
-            resolved = fold.resolve(document).job
+            resolved = fold.resolve(job).job
             if resolved is not None and fold.canonical(resolved, document) is not None:
                 continue  # what it would be answered with at once
             self._asking.add((service, job))

@@ -48,12 +48,13 @@ def decode(data: bytes, size_bytes_max: int) -> dict[str, Any]:
     if len(data) > size_bytes_max:
         raise DecodeError(f"document of {len(data)} bytes; at most {size_bytes_max} are read")
     try:
-        document = _raise(libipld.decode_dag_cbor(data), 0)
-        if not isinstance(document, dict) or encode(document) != data:
+        plain = libipld.decode_dag_cbor(data)
+        document = _raise(plain, 0)
+        if not isinstance(document, dict) or libipld.encode_dag_cbor(plain) != data:
             raise DecodeError("document is not canonical DAG-CBOR")
     except DecodeError:
         raise
-    except (ValueError, DefinitionError, RecursionError, OverflowError, TypeError) as error:
+    except (ValueError, RecursionError, OverflowError, TypeError) as error:
         raise DecodeError(f"not a document: {error}") from None
     return document
 
@@ -75,7 +76,7 @@ def _lower(value: Any, where: str, depth: int) -> Any:
                 raise DefinitionError(f"{where} is {value}; use an integer of at most 64 bits")
             return value
         case float():
-            if not math.isfinite(value) or (value == 0 and math.copysign(1, value) < 0):
+            if not _is_plain_float(value):
                 raise DefinitionError(f"{where} is {value}; use a finite number, and 0.0 for -0.0")
             return value
         case str():
@@ -111,4 +112,12 @@ def _raise(value: Any, depth: int) -> Any:
         return [_raise(item, depth + 1) for item in value]
     if isinstance(value, dict):
         return {key: _raise(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, float) and not _is_plain_float(value):
+        raise DecodeError(f"document holds {value}")
+    if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
+        raise DecodeError("document holds an integer of more than 64 bits")
     return value
+
+
+def _is_plain_float(value: float) -> bool:
+    return math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)

@@ -62,8 +62,8 @@ class JoinTopic:
 class Execute:
     """Fetch code and inputs from `holders`, run, store outputs, answer `Executed`.
 
-    `request`, `upstream`, `coordinators`, `lease_ms` and `started_unix_ms` are for `Adopted`, should
-    the run outlive this node.
+    `request`, `upstream`, `coordinators`, `lease_ms` and `started_unix_ms` are for `Adopted`,
+    should the run outlive this node.
     """
 
     service: str

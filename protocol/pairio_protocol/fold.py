@@ -106,6 +106,9 @@ class ServiceFold:
         self.by_job: dict[str, list[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
         self._consumers: dict[str, list[str]] = {}
+        self._job_sources: dict[str, list[dict[str, str]]] = {}
+        #: (job, CIDs put for its job sources) -> resolved id and document
+        self._resolved: dict[tuple[str, tuple[str, ...]], tuple[str, dict[str, Any]]] = {}
         self._cancels: dict[str, set[tuple[str, int]]] = {}
         #: answers that were given: request id -> the result's CID. Never changed.
         self.pins: dict[str, str] = {}
@@ -161,9 +164,10 @@ class ServiceFold:
         """Know a job's definition."""
         if job not in self.definitions:
             self.definitions[job] = document
-            for entry in document["inputs"]:
-                if "job" in entry["source"]:
-                    self._consumers.setdefault(entry["source"]["job"], []).append(job)
+            sources = [entry["source"] for entry in document["inputs"] if "job" in entry["source"]]
+            self._job_sources[job] = sources
+            for source in sources:
+                self._consumers.setdefault(source["job"], []).append(job)
 
     def resting_on(self, jobs: Iterable[str]) -> set[str]:
         """Return `jobs` and all known jobs that rest on them, however far."""
@@ -261,7 +265,7 @@ class ServiceFold:
         state = self.requests.get(start.request)
         if state is None or any(cid not in self.results for cid in start.upstream):
             return False
-        return self.run_of(state, self.resolve(state.document)) == run
+        return self.run_of(state, self.resolve(state.job)) == run
 
     def lost_attempts(self, state: RequestState, run: str) -> int:
         """Return how many attempts for a request were lost by machines, not by the app."""
@@ -282,15 +286,14 @@ class ServiceFold:
             return False
         if not self._submits(state.author):
             return False
-        return self.answer_for(state, self.resolve(state.document)) is None
+        return self.answer_for(state, self.resolve(state.job)) is None
 
     def who_wants(self, run: str, job: str, unix_ms: int) -> list[RequestState]:
         """Return the known requests, for `job` as it was asked for, that want a run."""
         return [
             state
             for state in (self.requests[name] for name in self.by_job.get(job, ()))
-            if self.is_wanted(state, unix_ms)
-            and self.run_of(state, self.resolve(state.document)) == run
+            if self.is_wanted(state, unix_ms) and self.run_of(state, self.resolve(state.job)) == run
         ]
 
     # -- looking up -------------------------------------------------------------------
@@ -320,40 +323,49 @@ class ServiceFold:
             ),
         )
 
-    def resolve(self, document: dict[str, Any]) -> Resolution:
-        """Replace every `job` source by the CID that the upstream result gives.
+    def resolve(self, job: str) -> Resolution:
+        """Replace every `job` source of a known job by the CID that the upstream result gives.
 
-        Iterative in effect: depth is bounded by DEPENDENCY_DEPTH_MAX, each job is done once.
+        Depth is bounded by DEPENDENCY_DEPTH_MAX; each job is done once.
         """
-        return self._resolve(document, {}, 0)
+        return self._resolve(job, {}, 0)
 
-    def _resolve(
-        self, document: dict[str, Any], memo: dict[str, Resolution], depth: int
-    ) -> Resolution:
+    def _resolve(self, job: str, memo: dict[str, Resolution], depth: int) -> Resolution:
         if depth > DEPENDENCY_DEPTH_MAX:
             return Resolution(None, None, blocked_by="too deep")
-        inputs, upstream, waits = [], [], []
-        for entry in document["inputs"]:
-            source = entry["source"]
-            if "job" not in source:
-                inputs.append(entry)
-                continue
-            job = source["job"]
-            result = self._result_of(job, memo, depth)
+        document = self.definitions[job]
+        cids, upstream, waits = [], [], []
+        for source in self._job_sources[job]:
+            result = self._result_of(source["job"], memo, depth)
             if result is None:
-                waits.append(job)
+                waits.append(source["job"])
             elif isinstance(result, str):
                 return Resolution(None, None, blocked_by=result)
             elif source["output"] not in result.document.outputs:
-                return Resolution(None, None, blocked_by=job)
+                return Resolution(None, None, blocked_by=source["job"])
             else:
-                cid = result.document.outputs[source["output"]][0]
-                inputs.append({**entry, "source": {"cid": cid}})
+                cids.append(result.document.outputs[source["output"]][0])
                 upstream.append(result.cid)
         if waits:
             return Resolution(None, None, waits_for=tuple(dict.fromkeys(waits)))
-        resolved = document if not upstream else {**document, "inputs": inputs}
-        return Resolution(job_id_of(resolved), resolved, tuple(dict.fromkeys(upstream)))
+        if not upstream:
+            return Resolution(job, document)
+        resolved_job, resolved = self._substituted(job, tuple(cids))
+        return Resolution(resolved_job, resolved, tuple(dict.fromkeys(upstream)))
+
+    def _substituted(self, job: str, cids: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+        """Return the id and document of a job with its `job` sources replaced, in their order."""
+        known = self._resolved.get((job, cids))
+        if known is None:
+            left = iter(cids)
+            document = self.definitions[job]
+            inputs = [
+                {**entry, "source": {"cid": next(left)}} if "job" in entry["source"] else entry
+                for entry in document["inputs"]
+            ]
+            resolved = {**document, "inputs": inputs}
+            known = self._resolved[job, cids] = (job_id_of(resolved), resolved)
+        return known
 
     def _result_of(
         self, job: str, memo: dict[str, Resolution], depth: int
@@ -363,7 +375,7 @@ class ServiceFold:
         resolved: str | None = job
         if definition is not None:
             if job not in memo:
-                memo[job] = self._resolve(definition, memo, depth + 1)
+                memo[job] = self._resolve(job, memo, depth + 1)
             if memo[job].blocked_by is not None:
                 return job
             resolved = memo[job].job

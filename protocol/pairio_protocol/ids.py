@@ -5,6 +5,7 @@ key is in the name. Jobs, results and services are CIDs. The others are hex of s
 """
 
 import hashlib
+from functools import lru_cache
 from typing import NamedTuple
 
 import base58
@@ -25,11 +26,13 @@ class LogId(NamedTuple):
     shard: int = 0
 
 
+@lru_cache(maxsize=8192)
 def peer_of(public_key: bytes) -> str:
     """Return the peer id of a raw 32-byte Ed25519 public key."""
     return base58.b58encode(_PEER_PREFIX + public_key).decode()
 
 
+@lru_cache(maxsize=8192)
 def public_key_of(peer: str) -> bytes:
     """Return the 32-byte Ed25519 public key that a peer id is.
 

@@ -5,6 +5,7 @@ different inputs have equal bytes. Ed25519 is deterministic (RFC 8032): signing 
 """
 
 import hashlib
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -14,6 +15,9 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import peer_of, public_key_of
 
 __all__ = ["SigningKey", "sha256", "signing_input", "verify"]
+
+
+_EIGHT = (8).to_bytes(4, "big")
 
 
 class SigningKey:
@@ -37,17 +41,20 @@ def signing_input(kind: str, *fields: bytes | str | int) -> bytes:
     parts = [b"pairio/1/" + kind.encode()]
     for field in fields:
         if isinstance(field, int):
-            raw = field.to_bytes(8, "big")
-        elif isinstance(field, str):
-            raw = field.encode()
+            parts.append(_EIGHT + field.to_bytes(8, "big"))
         else:
-            raw = field
-        parts.append(len(raw).to_bytes(4, "big") + raw)
+            raw = field.encode() if isinstance(field, str) else field
+            parts += (len(raw).to_bytes(4, "big"), raw)
     return b"".join(parts)
 
 
+@lru_cache(maxsize=4096)
 def verify(peer: str, message: bytes, signature: bytes) -> bool:
-    """Say whether `peer` signed `message`. False as well for a peer id that is no key."""
+    """Say whether `peer` signed `message`. False as well for a peer id that is no key.
+
+    Pure, and remembered: the same presence or segment comes from several neighbours. What is signed
+    is short (bodies go in as hashes), so the memory is bounded by about 2 MB.
+    """
     try:
         key = Ed25519PublicKey.from_public_bytes(public_key_of(peer))
         key.verify(signature, message)

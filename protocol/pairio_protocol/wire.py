@@ -19,6 +19,8 @@ from pairio_protocol.limits import FRAME_SIZE_BYTES_MAX, TEXT_LENGTH_MAX
 __all__ = ["Registry", "UnknownKind"]
 
 T = TypeVar("T")
+#: Returns a decoded value as its annotation wants it, or raises DecodeError. Made once per field.
+_Check = Callable[[Any], Any]
 
 
 class UnknownKind(DecodeError):
@@ -29,16 +31,14 @@ class Registry:
     """The closed set of kinds that may stand in one place of the protocol."""
 
     def __init__(self) -> None:
-        self._by_kind: dict[str, tuple[type[Any], list[tuple[str, Any]]]] = {}
+        self._by_kind: dict[str, tuple[type[Any], list[tuple[str, _Check]]]] = {}
         self._kinds: dict[type[Any], str] = {}
 
     def wire(self, kind: str) -> Callable[[type[T]], type[T]]:
         """Register a dataclass under `kind` (a class decorator)."""
 
         def register(cls: type[T]) -> type[T]:
-            hints = typing.get_type_hints(cls)
-            fields = [(f.name, hints[f.name]) for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-            self._by_kind[kind] = (cls, fields)
+            self._by_kind[kind] = (cls, _field_checks(cls, kind))
             self._kinds[cls] = kind
             return cls
 
@@ -71,10 +71,7 @@ class Registry:
         cls, fields = self._by_kind[plain[0]]
         if len(plain) - 1 != len(fields):
             raise DecodeError(f"{plain[0]} has {len(plain) - 1} fields; {len(fields)} are needed")
-        values = [
-            _checked(item, hint, f"{plain[0]}.{name}")
-            for (name, hint), item in zip(fields, plain[1:], strict=True)
-        ]
+        values = [check(item) for (_, check), item in zip(fields, plain[1:], strict=True)]
         try:
             return cls(*values)
         except ValueError as error:
@@ -92,67 +89,112 @@ class Registry:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, bytes | str | int):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
     return value
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """Return `value` as `hint` wants it, or raise DecodeError naming `where`."""
+def _field_checks(cls: type[Any], where: str) -> list[tuple[str, _Check]]:
+    hints = typing.get_type_hints(cls)
+    return [
+        (field.name, _check_of(hints[field.name], f"{where}.{field.name}"))
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def _check_of(hint: Any, where: str) -> _Check:
+    """Return the check of an annotation; its errors name `where`."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        return _checked_union(value, typing.get_args(hint), where)
+        return _union_check(typing.get_args(hint), where)
     if origin is tuple:
+        return _list_check(_check_of(typing.get_args(hint)[0], where), where)
+    if origin is dict:
+        return _map_check(_check_of(typing.get_args(hint)[1], where), where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _dataclass_check(hint, where)
+    return _scalar_check(hint, where)
+
+
+def _union_check(options: tuple[Any, ...], where: str) -> _Check:
+    checks = [_check_of(option, where) for option in options if option is not type(None)]
+
+    def check(value: Any) -> Any:
+        if value is None and type(None) in options:
+            return None
+        for attempt in checks:
+            try:
+                return attempt(value)
+            except DecodeError:
+                continue
+        raise DecodeError(f"{where} has the wrong type")
+
+    return check
+
+
+def _list_check(item_check: _Check, where: str) -> _Check:
+    def check(value: Any) -> Any:
         if not isinstance(value, list):
             raise DecodeError(f"{where} is not a list")
-        item_hint = typing.get_args(hint)[0]
-        return tuple(_checked(item, item_hint, where) for item in value)
-    if origin is dict:
+        return tuple([item_check(item) for item in value])
+
+    return check
+
+
+def _map_check(item_check: _Check, where: str) -> _Check:
+    def check(value: Any) -> Any:
         if not isinstance(value, dict):
             raise DecodeError(f"{where} is not a map")
-        item_hint = typing.get_args(hint)[1]
-        return {key: _checked(item, item_hint, f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _checked_dataclass(value, hint, where)
-    return _checked_scalar(value, hint, where)
+        return {key: item_check(item) for key, item in value.items()}
+
+    return check
 
 
-def _checked_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        if option is type(None):
-            continue
+def _dataclass_check(cls: type[Any], where: str) -> _Check:
+    checks = [check for _, check in _field_checks(cls, where)]
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list) or len(value) != len(checks):
+            raise DecodeError(f"{where} is not a {cls.__name__}")
         try:
-            return _checked(value, option, where)
-        except DecodeError:
-            continue
-    raise DecodeError(f"{where} has the wrong type")
+            return cls(*[one(item) for one, item in zip(checks, value, strict=True)])
+        except ValueError as error:
+            raise DecodeError(f"{where}: {error}") from None
+
+    return check
 
 
-def _checked_dataclass(value: Any, hint: type[Any], where: str) -> Any:
-    fields = dataclasses.fields(hint)
-    hints = typing.get_type_hints(hint)
-    if not isinstance(value, list) or len(value) != len(fields):
-        raise DecodeError(f"{where} is not a {hint.__name__}")
-    return hint(
-        *(
-            _checked(item, hints[field.name], f"{where}.{field.name}")
-            for field, item in zip(fields, value, strict=True)
-        )
-    )
-
-
-def _checked_scalar(value: Any, hint: Any, where: str) -> Any:
+def _scalar_check(hint: Any, where: str) -> _Check:
     if hint is int:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        return _int_check(where)
+    if hint is str:
+        return _str_check(where)
+
+    def check(value: Any) -> Any:
+        if hint is bytes and (not isinstance(value, bytes) or len(value) > FRAME_SIZE_BYTES_MAX):
+            raise DecodeError(f"{where} is not bytes")
+        if hint is bool and not isinstance(value, bool):
+            raise DecodeError(f"{where} is not a truth value")
+        return value
+
+    return check
+
+
+def _int_check(where: str) -> _Check:
+    def check(value: Any) -> int:
+        if type(value) is not int or not 0 <= value < 2**63:  # a bool is no integer here
             raise DecodeError(f"{where} is not an integer from 0 to 2^63 - 1")
-    elif hint is str:
+        return value
+
+    return check
+
+
+def _str_check(where: str) -> _Check:
+    def check(value: Any) -> str:
         if not isinstance(value, str) or len(value) > TEXT_LENGTH_MAX:
             raise DecodeError(f"{where} is not text of at most {TEXT_LENGTH_MAX} characters")
-    elif hint is bytes:
-        if not isinstance(value, bytes) or len(value) > FRAME_SIZE_BYTES_MAX:
-            raise DecodeError(f"{where} is not bytes")
-    elif hint is bool and not isinstance(value, bool):
-        raise DecodeError(f"{where} is not a truth value")
-    return value
+        return value
+
+    return check

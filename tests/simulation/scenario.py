@@ -349,7 +349,7 @@ class Life:
         """Starts of runs with junk upstream, ends of others' attempts, results nobody wanted."""
         records: list[Any] = [Start("00" * 32, "11" * 32, f"{node.peer}/0/1", ("bafyjunk",), 0)]
         for name, state in list(fold.requests.items())[-3:]:
-            run = fold.run_of(state, fold.resolve(state.document))
+            run = fold.run_of(state, fold.resolve(state.job))
             if run is None or state.cached:
                 continue
             records.append(Start(name, run, f"{node.peer}/0/2", ("bafyjunk",), 0))
@@ -362,7 +362,7 @@ class Life:
         """A completed result without the declared output."""
         from pairio_protocol.ids import run_id
 
-        job = fold.resolve(state.document).job or state.job
+        job = fold.resolve(state.job).job or state.job
         return ResultDocument(
             service=self.service,
             job=job,
@@ -468,7 +468,7 @@ class Life:
             roles_of = core.membership.folded(service).roles_of
             if not fold.is_wanted(state, core.ctx.unix_ms) or node is not owner:
                 continue
-            resolution = fold.resolve(state.document)
+            resolution = fold.resolve(state.job)
             run = fold.run_of(state, resolution)
             exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
             vain = self._waits_in_vain(fold, resolution, roles_of)
@@ -484,7 +484,7 @@ class Life:
             states = [fold.requests[r] for r in fold.by_job.get(job, ())]
             if not any(fold.is_wanted(s, 0) and "submit" in roles_of(s.author) for s in states):
                 return True
-            inner = fold.resolve(fold.definitions[job]) if job in fold.definitions else None
+            inner = fold.resolve(job) if job in fold.definitions else None
             if inner is not None and (
                 inner.blocked_by or self._waits_in_vain(fold, inner, roles_of)
             ):
@@ -502,7 +502,7 @@ class Life:
 
         for name in fold.by_job.get(job, ()):
             state = fold.requests[name]
-            run = fold.run_of(state, fold.resolve(state.document))
+            run = fold.run_of(state, fold.resolve(state.job))
             if run is not None and fold.lost_attempts(state, run) < ATTEMPTS_MAX:
                 return False
         return True

@@ -18,6 +18,7 @@ from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore, Sealed
 from pairio_protocol.limits import CONNECTIONS_MAX
+from pairio_protocol.segment import Segment
 from pairio_protocol.signing import SigningKey, sha256
 
 __all__ = ["Disk", "Link", "Network", "Node", "World"]
@@ -33,7 +34,7 @@ class Disk:
 
     services: dict[str, tuple[str, bool]] = field(default_factory=dict)
     changes: dict[tuple[str, str], tuple[int, bytes]] = field(default_factory=dict)
-    segments: dict[bytes, None] = field(default_factory=dict)
+    segments: dict[bytes, bytes] = field(default_factory=dict)  # by hash
     answers: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def write(self, commit: ef.Commit) -> None:
@@ -42,7 +43,7 @@ class Disk:
         for service, cid, seq, data in commit.changes:
             self.changes[service, cid] = (seq, data)
         for data in commit.segments:
-            self.segments[data] = None
+            self.segments[Segment.decode(data).hash] = data
         for service, request, cid in commit.answers:
             self.answers.setdefault((service, request), cid)
 
@@ -56,7 +57,7 @@ class Disk:
         return ev.Restored(
             tuple((s, name, up) for s, (name, up) in sorted(self.services.items())),
             tuple((key[0], data) for key, (_, data) in changes),
-            tuple(self.segments),
+            tuple(self.segments.values()),
             tuple((s, r, c) for (s, r), c in sorted(self.answers.items())),
         )
 

@@ -143,7 +143,7 @@ class Bidder:
     def is_free(self, service: str, state: RequestState) -> bool:
         """Say whether the run can begin and no live attempt of it is known."""
         fold = self._hooks.fold(service)
-        run = fold.run_of(state, fold.resolve(state.document))
+        run = fold.run_of(state, fold.resolve(state.job))
         if run is None:
             return False
         return not any(

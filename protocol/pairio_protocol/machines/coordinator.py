@@ -178,7 +178,7 @@ class Coordinator:
         return [
             job
             for job in self._by_upstream
-            if job in fold.definitions and fold.resolve(fold.definitions[job]).job == resolved
+            if job in fold.definitions and fold.resolve(job).job == resolved
         ]
 
     def review_all(self) -> None:
@@ -205,7 +205,7 @@ class Coordinator:
         if state.canceled or late or not submits or unable:
             self._drop(wish, state)
             return
-        resolution = fold.resolve(state.document)
+        resolution = fold.resolve(state.job)
         answer = fold.answer_for(state, resolution)
         self._note(wish, state, resolution, fold)
         if answer is not None:
@@ -347,7 +347,7 @@ class Coordinator:
             state = fold.requests.get(name)
             if state is None or wish.exhausted:
                 continue
-            if fold.run_of(state, fold.resolve(state.document)) != errand.run:
+            if fold.run_of(state, fold.resolve(state.job)) != errand.run:
                 self._review(wish)  # another result of an input has become canonical
                 return
             needed = isolation_needed(state.record, self._membership.folded(errand.service))

@@ -84,6 +84,7 @@ class Logs:
         self._unknown_epoch: dict[str, list[Segment]] = {}
         self._by_hash: dict[bytes, Segment] = {}
         self._gap_asked_ms: dict[tuple[str, str], int] = {}
+        self._digests: dict[str, bytes] = {}  # until something that counts has changed
 
     # -- this node's own log --------------------------------------------------------------
 
@@ -150,6 +151,7 @@ class Logs:
         self._pending[service] = []
         self._pending_bytes[service] = 0
         log.segments.append(segment)
+        self._digests.pop(service, None)
         log.accepted = log.count_accepted(chain)
         if log.accepted < len(log.segments):  # a role was lost since it was written
             log.segments.pop()
@@ -248,6 +250,7 @@ class Logs:
                 self._ctx.counters["segments that do not count"] += 1
                 break
             log.accepted = len(log.segments)
+            self._digests.pop(segment.service, None)
             self._keep(following)
             taken.accepted.append(following)
             following = log.parked.pop(log.held_height, None)
@@ -269,6 +272,7 @@ class Logs:
                 self.unsaved.append(segment.encode())
         self._note_news(one.service)
         before = log.accepted
+        self._digests.pop(one.service, None)
         log.accepted = log.count_accepted(chain)
         return Taken(refold=log.accepted != before)
 
@@ -276,6 +280,7 @@ class Logs:
         """The service's changes are others: say whether something no longer counts, and return
         what counts now and did not before."""
         shrunk, more = False, []
+        self._digests.pop(service, None)
         for log in self._logs.get(service, {}).values():
             before = log.accepted
             log.accepted = log.count_accepted(chain)
@@ -353,14 +358,20 @@ class Logs:
 
     def _sorted(self, service: str) -> list[tuple[bytes, LogId, Log]]:
         logs = self._logs.get(service, {})
-        return sorted(
-            (_key(log_id), log_id, log) for log_id, log in logs.items() if log.height or log.forked
-        )
+        found = [
+            (_key(log_id), log_id, log)
+            for log_id, log in logs.items()
+            if log.accepted or log.forked
+        ]
+        return sorted(found, key=lambda row: row[0])
 
     def digest(self, service: str) -> bytes:
         """Return a hash over the heights of all logs of a service."""
-        heights = [[key, log.height, log.forked] for key, _, log in self._sorted(service)]
-        return sha256(pack(heights))
+        known = self._digests.get(service)
+        if known is None:
+            heights = [[key, log.height, log.forked] for key, _, log in self._sorted(service)]
+            known = self._digests[service] = sha256(pack(heights))
+        return known
 
     def send_digest(self, peer: str, service: str, changes: bytes) -> None:
         """Begin a round of sync."""

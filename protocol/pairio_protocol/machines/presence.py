@@ -28,6 +28,7 @@ __all__ = ["Heard", "PresenceBook"]
 
 _ENTRIES_PER_FRAME = 64
 _PAST_BOOTS_MAX = 8
+_LOOKED_AT_MAX = 4096
 
 
 @dataclass
@@ -51,6 +52,7 @@ class PresenceBook:
         self._load = 0
         self._dirty = True
         self._sent_ms = -PRESENCE_INTERVAL_MS
+        self._looked_at: dict[bytes, None] = {}  # entries that neighbours bring again and again
 
     def get(self, service: str, peer: str) -> Presence | None:
         """Return the newest entry of a peer that is connected or was heard lately."""
@@ -129,6 +131,8 @@ class PresenceBook:
         """Take entries; return those that were news. Passes them on and dials whom we lack."""
         news: list[Presence] = []
         for data in message.entries[:_ENTRIES_PER_FRAME]:
+            if data in self._looked_at:
+                continue
             try:
                 entry = Presence.decode(data)
             except DecodeError:
@@ -146,6 +150,9 @@ class PresenceBook:
         if not self._membership.folded(entry.service).roles_of(entry.peer):
             self._ctx.refuse(source, "presence of somebody who is no member")
             return False
+        self._looked_at[data] = None
+        if len(self._looked_at) > _LOOKED_AT_MAX:
+            del self._looked_at[next(iter(self._looked_at))]
         book = self.heard.setdefault(entry.service, {})
         known = book.get(entry.peer)
         if known is None:

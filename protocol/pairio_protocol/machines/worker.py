@@ -115,7 +115,7 @@ class Worker:
         if state is None or peer not in (state.author, self.ctx.me):
             self._decline(peer, award, _Refusal("the request is not known here"))
             return
-        resolution = fold.resolve(state.document)
+        resolution = fold.resolve(state.job)
         answer = fold.answer_for(state, resolution)
         if answer is not None:
             self.hooks.push(peer, answer.segment)
@@ -295,7 +295,7 @@ class Worker:
         if state is None or not wanted:
             self.ctx.emit(Kill(event.attempt, "nobody wants it any more"))
             return
-        checked = self._check(award, state, fold.resolve(state.document), fold)
+        checked = self._check(award, state, fold.resolve(state.job), fold)
         if isinstance(checked, _Refusal):
             self.ctx.emit(Kill(event.attempt, checked.reason))
             return
