@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: simulate defects venv demo test check docs wheel format lint types lock clean
+.PHONY: simulate defects chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -31,6 +31,14 @@ simulate: venv
 
 defects: venv
 	$(BIN)/python tests/simulation/defects.py
+
+ROUNDS ?= 20
+
+chaos: venv
+	$(BIN)/python -m tests.integration.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+burst: venv
+	$(BIN)/python -m tests.integration.burst
 
 lint: venv
 	$(BIN)/ruff format --check .

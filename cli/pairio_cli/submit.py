@@ -179,3 +179,12 @@ def show_job(job: dict[str, Any]) -> None:
     for output in job["outputFileResults"]:
         size = "not there yet" if output["size"] is None else f"{output['size']} bytes"
         data(f"{'output':<10} {output['name']} ({output['fileBaseName']}): {size}")
+    for attempt in job["attempts"]:
+        began, ended = _clock(attempt["timestampStartedSec"]), _clock(attempt["timestampEndedSec"])
+        how = ": ".join(part for part in (attempt["ended"], attempt["reason"]) if part)
+        span = f"{began} to {ended}, {how}" if ended else f"since {began}"
+        data(f"{'attempt':<10} on {attempt['computeNodeId']}, {span}")
+
+
+def _clock(unix_s: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s)) if unix_s else ""
