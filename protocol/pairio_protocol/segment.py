@@ -104,6 +104,7 @@ class Segment:
                 and 0 <= first_seq < 2**62
                 and 0 <= epoch < 2**31
                 and 1 <= count <= SEGMENT_RECORDS_MAX
+                and bool not in map(type, (shard, first_seq, epoch, count))
             ):
                 log = LogId(author, boot, shard)
                 return Segment(service, log, first_seq, epoch, prev, body, count, signature)
