@@ -34,7 +34,7 @@ PARAMETERS_PER_JOB_MAX: Final = 1024
 TAGS_MAX: Final = 64
 CANCELS_PER_RECORD_MAX: Final = 256
 #: Items of one list, or entries of one map, in a frame or segment.
-LIST_LENGTH_MAX: Final = 4096
+LIST_LENGTH_MAX: Final = 2048
 #: Nesting of a document or a frame; deeper is a bomb, not data.
 DEPTH_MAX: Final = 16
 #: Chains of jobs that rest on jobs; resolution walks them.

@@ -2,6 +2,7 @@
 
 import math
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
@@ -84,7 +85,7 @@ def _values(cls: type) -> st.SearchStrategy[Any]:
     hints = get_type_hints(cls)
     given_fields = {
         f.name: _LIMITED[cls, f.name] if (cls, f.name) in _LIMITED else _strategy(hints[f.name])
-        for f in fields(cls)  # type: ignore[arg-type]
+        for f in fields(cls)
     }
     return st.builds(cls, **given_fields)
 
@@ -243,7 +244,7 @@ def _samples() -> dict[str, tuple[Callable[[bytes], object], bytes]]:
         *(encode(_job()), "use", "", Resources(1, 1, 0, 1), "", ("t",), "", 0, (), 1, 1, 1)
     )
     chain, _ = _chain()
-    ops = [
+    ops: list[dict[str, Any]] = [
         {"op": "add", "member": "m", "key": PEER, "roles": ["submit"]},
         {"op": "role", "member": "m", "roles": ["read"]},
         {"op": "policy", "policy": {"isolation_min": "medium"}},
@@ -311,7 +312,7 @@ def test_mutated_bytes_raise_nothing_else(name: str) -> None:
     check()
 
 
-odd_values = st.sampled_from(
+odd_values: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, False, -1, 0, 2**63, 2**64 - 1, 1.0, 1.5, "", "x", "\0", "a/b", "..", [], [[]],
      [{}], [1], ["x"], {}, {"a": 1}, {"": []}, [None], Link(CID)]
 )  # fmt: skip
@@ -475,6 +476,24 @@ def test_bytes_that_are_no_frame_are_refused(name: str) -> None:
     with pytest.raises(DecodeError):
         unpack(_BAD_FRAMES[name])
     assert time.perf_counter() - began < LONG_S
+
+
+def test_lists_that_claim_more_than_they_hold_take_little_memory() -> None:
+    nested = b"".join(b"\xdd" + LIST_LENGTH_MAX.to_bytes(4, "big") for _ in range(1000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError):
+            unpack(nested.ljust(FRAME_SIZE_BYTES_MAX, b"\xc0"))
+        assert tracemalloc.get_traced_memory()[1] < 24 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("resources", [[0, 1, 0, 1], [1, 2**40, 0, 1], [1, 1, 0, 0], [1, 1, 0]])
+def test_resources_beyond_the_limits_are_a_decode_error(resources: list[int]) -> None:
+    plain = unpack(SAMPLES["record"][1])
+    with pytest.raises(DecodeError):
+        decode_record([*plain[:4], resources, *plain[5:]])
 
 
 def test_an_unknown_record_is_kept_but_not_at_any_depth() -> None:
