@@ -4,6 +4,7 @@ A submit is answered when its request is committed here and acked `stored` by on
 one is connected (at most STORED_ACK_MS, else `replicated` is 0 and said so). A hit answers at once.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from pairio_protocol.limits import (
     SEALED_MS,
     STORED_ACK_MS,
 )
+from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import Ack, Lookup
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.records import Cancel, Request
@@ -49,16 +51,16 @@ class _Submit:
     segment: bytes | None = None
     committed: bool = False
     acked: set[str] = field(default_factory=set)
-    deadline_ms: int = 0
+    late: bool = False
 
 
 @dataclass
 class _LookUp:
-    """A submit that waits for members to say what results they have."""
+    """Submits that wait for members to say what results they have."""
 
-    event: ev.Submit
+    service: str
+    events: list[ev.Submit]
     waits_for: set[str]
-    deadline_ms: int
 
 
 class Commands:
@@ -69,9 +71,16 @@ class Commands:
         self._ctx = core.ctx
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
+        self._by_segment: dict[bytes, list[_Submit]] = {}
         self._lookups: dict[int, _LookUp] = {}
+        self._unasked: dict[str, deque[tuple[ev.Submit, str]]] = {}
         self._looked_up: set[int] = set()
-        self._handles: list[tuple[str, str]] = []
+        self._ticket = 0
+        #: members that did not answer a look-up in time, and are not waited for until they do
+        self._silent: set[str] = set()
+        #: submits by request id and look-ups by ticket, when they are answered anyway
+        self._due: Deadlines[str | int] = Deadlines()
+        self._handles: deque[tuple[str, str]] = deque()
         self._handle_count = 0
         #: request id -> members that acked it `stored`
         self.replicated: dict[str, int] = {}
@@ -233,49 +242,75 @@ class Commands:
         record = self._record(event, document, fold)
         if self._hit(event, service, chain, fold, document, job, record):
             return
-        if self._ask_members(event, service, fold, document, job):
+        if self._ask_members(event, service, job):
             return
         request = self._core.own_request_id(*self._core.append(service, record))
-        submit = _Submit(event.call, request, job, event.local_content)
-        submit.deadline_ms = self._ctx.now_ms + SEALED_MS
-        self._submits[request] = submit
+        self._submits[request] = _Submit(event.call, request, job, event.local_content)
+        self._due.set(request, self._ctx.now_ms + SEALED_MS)
 
-    def _ask_members(
-        self,
-        event: ev.Submit,
-        service: str,
-        fold: ServiceFold,
-        document: dict[str, Any],
-        job: str,
-    ) -> bool:
-        """Look a job up at connected members, once; True while their answers are waited for."""
+    def _ask_members(self, event: ev.Submit, service: str, job: str) -> bool:
+        """Look a job up at connected members, once; True while their answers are waited for.
+
+        One look-up of a service is under way at a time; what comes meanwhile goes with the next.
+        """
         if event.call in self._looked_up or event.mode == "skip_cache":
             self._looked_up.discard(event.call)
             return False
-        peers = self._core.membership.connected_members(service)
-        if not peers:
+        if not self._whom_to_ask(service):
             return False
-        resolution = fold.resolve(job)
-        jobs = dict.fromkeys([resolution.job or job, *resolution.waits_for])
-        self._lookups[event.call] = _LookUp(event, set(peers), self._ctx.now_ms + LOOKUP_MS)
-        for peer in peers:
-            self._ctx.send(peer, Lookup(service, event.call, tuple(jobs)[:LOOKUP_JOBS_MAX]))
+        self._unasked.setdefault(service, deque()).append((event, job))
+        if not any(lookup.service == service for lookup in self._lookups.values()):
+            self._send_lookup(service)
         return True
 
-    def on_looked_up(self, peer: str, call: int) -> None:
+    def _whom_to_ask(self, service: str) -> list[str]:
+        """Return the connected members that have answered every look-up so far."""
+        peers = self._core.membership.connected_members(service)
+        return [peer for peer in peers if peer not in self._silent]
+
+    def _send_lookup(self, service: str) -> None:
+        """Ask for what waits, as much as one frame takes."""
+        unasked = self._unasked.get(service)
+        if not unasked:
+            self._unasked.pop(service, None)
+            return
+        fold = self._core.fold(service)
+        jobs: dict[str, None] = {}
+        events: list[ev.Submit] = []
+        while unasked and len(jobs) < LOOKUP_JOBS_MAX:
+            event, job = unasked.popleft()
+            events.append(event)
+            resolution = fold.resolve(job)
+            jobs.update(dict.fromkeys([resolution.job or job, *resolution.waits_for]))
+        peers = self._whom_to_ask(service)
+        self._ticket += 1
+        self._lookups[self._ticket] = _LookUp(service, events, set(peers))
+        self._due.set(self._ticket, self._ctx.now_ms + LOOKUP_MS)
+        for peer in peers:
+            self._ctx.send(peer, Lookup(service, self._ticket, tuple(jobs)[:LOOKUP_JOBS_MAX]))
+        if not peers:
+            self._go_on(self._ticket)
+
+    def on_looked_up(self, peer: str, ticket: int) -> None:
         """A member has pushed what it has."""
-        lookup = self._lookups.get(call)
+        self._silent.discard(peer)
+        lookup = self._lookups.get(ticket)
         if lookup is not None:
             lookup.waits_for.discard(peer)
             if not lookup.waits_for:
-                self._go_on(call)
+                self._go_on(ticket)
 
-    def _go_on(self, call: int) -> None:
-        """Submit again, with whatever members have sent."""
-        event = self._lookups.pop(call).event
-        self._looked_up.add(call)
-        self.on_command(event)
-        self._looked_up.discard(call)
+    def _go_on(self, ticket: int) -> None:
+        """Submit again, with whatever members have sent; then ask for what waits meanwhile."""
+        lookup = self._lookups.pop(ticket)
+        self._due.drop(ticket)
+        self._silent |= lookup.waits_for & set(self._ctx.connected)
+        self._silent &= set(self._ctx.connected)
+        for event in lookup.events:
+            self._looked_up.add(event.call)
+            self.on_command(event)
+            self._looked_up.discard(event.call)
+        self._send_lookup(lookup.service)
 
     def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
         salt_of = ""
@@ -329,7 +364,7 @@ class Commands:
         fold.by_job.setdefault(job, []).append(request)
         self._handles.append((service, request))
         if len(self._handles) > HANDLES_MAX:
-            old_service, old = self._handles.pop(0)
+            old_service, old = self._handles.popleft()
             old_fold = self._core.fold(old_service)
             gone = old_fold.requests.pop(old, None)
             if gone is not None:
@@ -344,7 +379,8 @@ class Commands:
         if submit is None:
             return
         submit.segment = state.segment
-        submit.deadline_ms = self._ctx.now_ms + STORED_ACK_MS
+        self._by_segment.setdefault(state.segment, []).append(submit)
+        self._due.set(submit.request, self._ctx.now_ms + STORED_ACK_MS)
         peers = self._core.membership.connected_members(service)
         for peer in peers[:2]:
             self._core.logs.push(peer, state.segment, ack=True)
@@ -364,58 +400,63 @@ class Commands:
     def on_commit_failed(self, ticket: int, reason: str) -> None:
         """The requests of this commit are not on disk: say so."""
         for submit in self._by_ticket.pop(ticket, []):
-            self._submits.pop(submit.request, None)
+            self._forget(submit)
             self._ctx.emit(
                 Fail(submit.call, f"not stored: {reason}", "free disk space, then retry", "disk")
             )
 
     def on_ack(self, peer: str, ack: Ack) -> None:
         """Another member has stored segments."""
-        hashes = set(ack.hashes)
-        for submit in list(self._submits.values()):
-            if submit.segment in hashes:
+        for segment in ack.hashes:
+            for submit in list(self._by_segment.get(segment, ())):
                 submit.acked.add(peer)
                 self._answer(submit)
 
     def on_peers_changed(self) -> None:
         """With nobody left to ack or to look up, nobody is waited for."""
-        for call, lookup in list(self._lookups.items()):
+        for ticket, lookup in list(self._lookups.items()):
             lookup.waits_for &= set(self._ctx.connected)
             if not lookup.waits_for:
-                self._go_on(call)
+                self._go_on(ticket)
         for submit in list(self._submits.values()):
             self._answer(submit)
 
     def _answer(self, submit: _Submit) -> None:
-        late = self._ctx.now_ms >= submit.deadline_ms
         alone = not submit.asked or not self._ctx.connected
-        if not submit.committed or not (submit.acked or late or alone):
+        if not submit.committed or not (submit.acked or submit.late or alone):
             return
-        self._submits.pop(submit.request, None)
+        self._forget(submit)
         self.replicated[submit.request] = len(submit.acked)
         if len(self.replicated) > HANDLES_MAX:
             del self.replicated[next(iter(self.replicated))]
         self._ctx.emit(Reply(submit.call, {"request": submit.request, "job": submit.job}))
         self._ctx.emit(JobChanged("", submit.job))
 
+    def _forget(self, submit: _Submit) -> None:
+        self._submits.pop(submit.request, None)
+        self._due.drop(submit.request)
+        if submit.segment is not None:
+            waiting = self._by_segment.get(submit.segment, [])
+            if submit in waiting:
+                waiting.remove(submit)
+            if not waiting:
+                self._by_segment.pop(submit.segment, None)
+
     def tick(self) -> None:
         """Go on without those who have not answered in time."""
-        for call, lookup in list(self._lookups.items()):
-            if self._ctx.now_ms >= lookup.deadline_ms:
-                self._go_on(call)
-        for submit in list(self._submits.values()):
-            if self._ctx.now_ms < submit.deadline_ms:
+        for key in self._due.due(self._ctx.now_ms):
+            if isinstance(key, int):
+                self._go_on(key)
                 continue
+            submit = self._submits[key]
+            submit.late = True
             if submit.committed:
                 self._answer(submit)
             elif submit.segment is None:  # it was written under a role that is gone
-                del self._submits[submit.request]
+                self._forget(submit)
                 message = "the request does not count: this node lost its role meanwhile"
                 self._ctx.emit(Fail(submit.call, message, "ask an admin, then submit again"))
 
     def deadline_ms(self) -> int | None:
         """When a waiting submit is answered anyway."""
-        waiting = [s for s in self._submits.values() if s.committed or s.segment is None]
-        deadlines = [s.deadline_ms for s in waiting]
-        deadlines += [lookup.deadline_ms for lookup in self._lookups.values()]
-        return min(deadlines, default=None)
+        return self._due.next_ms()

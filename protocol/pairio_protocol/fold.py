@@ -109,6 +109,7 @@ class ServiceFold:
         self._job_sources: dict[str, list[dict[str, str]]] = {}
         #: (job, CIDs put for its job sources) -> resolved id and document
         self._resolved: dict[tuple[str, tuple[str, ...]], tuple[str, dict[str, Any]]] = {}
+        self._origins: dict[str, dict[str, None]] = {}
         self._cancels: dict[str, set[tuple[str, int]]] = {}
         #: answers that were given: request id -> the result's CID. Never changed.
         self.pins: dict[str, str] = {}
@@ -365,7 +366,13 @@ class ServiceFold:
             ]
             resolved = {**document, "inputs": inputs}
             known = self._resolved[job, cids] = (job_id_of(resolved), resolved)
+            self._origins.setdefault(known[0], {})[job] = None
         return known
+
+    def origins(self, resolved_job: str) -> list[str]:
+        """Return the unresolved jobs whose inputs now give `resolved_job`."""
+        jobs = self._origins.get(resolved_job, ())
+        return [job for job in jobs if self.resolve(job).job == resolved_job]
 
     def _result_of(
         self, job: str, memo: dict[str, Resolution], depth: int

@@ -87,7 +87,7 @@ STORED_ACK_MS: Final = 1_000
 SEALED_MS: Final = 5_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
-LOOKUP_JOBS_MAX: Final = 64
+LOOKUP_JOBS_MAX: Final = 512
 REQUEST_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
 HOLD_RETRY_MS: Final = 5_000
 SAFE_WAIT_MS: Final = 10_000
@@ -98,6 +98,8 @@ ATTEMPTS_MAX: Final = 8
 #: Doublings of the pause before a node is asked again that did not take what it was awarded.
 STRIKES_MAX: Final = 6
 BACKLOG_PER_SLOT_MAX: Final = 4
+#: Open runs that a coordinator looks at in one turn.
+AWARDS_PER_LOOK: Final = 256
 
 # -- resources ----------------------------------------------------------------------------
 CPU_MILLICORES_MAX: Final = 4096 * 1000

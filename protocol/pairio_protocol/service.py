@@ -96,19 +96,24 @@ class Folded:
 
     def member_of(self, peer: str) -> str | None:
         """Return the name of the member one of whose keys `peer` is."""
-        for name, (_, keys) in self.members.items():
-            if peer in keys:
-                return name
-        return None
+        return self._member_by_key.get(peer)
+
+    @cached_property
+    def _member_by_key(self) -> dict[str, str]:
+        return {key: name for name, (_, keys) in self.members.items() for key in keys}
 
     def roles_of(self, peer: str) -> tuple[str, ...]:
         """Return the roles of a peer; empty for a stranger and after the service's end."""
-        name = self.member_of(peer)
-        if name is None or self.ended:
-            return ()
-        gone = self.barred.get(peer)
-        roles = self.members[name][0]
-        return tuple(r for r in roles if r not in gone) if gone else roles
+        return self._roles_by_key.get(peer, ())
+
+    @cached_property
+    def _roles_by_key(self) -> dict[str, tuple[str, ...]]:
+        if self.ended:
+            return {}
+        by_key = {key: roles for roles, keys in self.members.values() for key in keys}
+        for peer, gone in self.barred.items():
+            by_key[peer] = tuple(r for r in by_key.get(peer, ()) if r not in gone)
+        return by_key
 
     def peers(self) -> list[str]:
         """Return every key on the list, sorted."""

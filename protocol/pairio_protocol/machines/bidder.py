@@ -26,6 +26,7 @@ from pairio_protocol.limits import (
     TAKE_RANK_MS,
     UNSTARTED_MAX,
 )
+from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Bid, Presence
 from pairio_protocol.policy import isolation_needed, misfit
@@ -63,8 +64,6 @@ class Hooks:
 
 @dataclass
 class _Seen:
-    since_ms: int
-    due_ms: int
     lost_since_ms: int | None = None
 
 
@@ -76,6 +75,7 @@ class Bidder:
         self._membership = membership
         self._hooks = hooks
         self.seen: dict[tuple[str, str], _Seen] = {}
+        self._due: Deadlines[tuple[str, str]] = Deadlines()
         self._scan_ms = 0
         #: (run, attempt, worker) -> when it was first looked at, and since when its worker is gone
         self._attempts: dict[tuple[str, str, str], tuple[int, int | None]] = {}
@@ -84,8 +84,10 @@ class Bidder:
         """Somebody else's request was accepted."""
         if not self._ctx.config.compute or len(self.seen) >= UNSTARTED_MAX:
             return
-        due_ms = self._ctx.now_ms + self._bid_delay(service, request)
-        self.seen.setdefault((service, request), _Seen(self._ctx.now_ms, due_ms))
+        if (service, request) not in self.seen:
+            self.seen[service, request] = _Seen()
+            due_ms = self._ctx.now_ms + self._bid_delay(service, request)
+            self._due.set((service, request), due_ms)
 
     def _rank(self, service: str, key: str) -> int:
         mine = rendezvous(key, self._ctx.me)
@@ -102,15 +104,13 @@ class Bidder:
         self._scan_ms = self._ctx.now_ms + BID_DELAY_MS
         idle = self._hooks.is_idle()
         bids: dict[tuple[str, str], list[str]] = {}
-        for service, name in list(self.seen):
+        for service, name in self._due.due(self._ctx.now_ms):
             seen = self.seen[service, name]
-            if seen.due_ms > self._ctx.now_ms or len(bids) >= BIDS_PER_SCAN:
-                continue
             state = self._open_state(service, name)
             if state is None:
                 del self.seen[service, name]
                 continue
-            seen.due_ms = self._ctx.now_ms + BID_INTERVAL_MS
+            self._due.set((service, name), self._ctx.now_ms + BID_INTERVAL_MS)
             if state.author in self._ctx.connected:
                 seen.lost_since_ms = None
             elif seen.lost_since_ms is None:
@@ -184,6 +184,5 @@ class Bidder:
 
     def deadline_ms(self) -> int | None:
         """When something is due."""
-        if not self.seen:
-            return None
-        return max(self._scan_ms, min(seen.due_ms for seen in self.seen.values()))
+        due_ms = self._due.next_ms()
+        return None if due_ms is None else max(self._scan_ms, due_ms)

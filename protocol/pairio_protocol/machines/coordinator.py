@@ -21,13 +21,16 @@ from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFo
 from pairio_protocol.limits import (
     ATTEMPTS_MAX,
     AWARD_ANSWER_MS,
+    AWARDS_PER_LOOK,
     BACKLOG_PER_SLOT_MAX,
+    BIDS_PER_SCAN,
     DECLINE_PAUSE_MS,
     LOOK_INTERVAL_MS,
     PROBE_MS,
     STRIKES_MAX,
     WANT_DELAY_MS,
 )
+from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Award, Beat, Bid, CancelNow, Decline, Have, Presence
 from pairio_protocol.policy import isolation_needed, misfit, rank
@@ -126,7 +129,8 @@ class Coordinator:
         self._hooks = hooks
         self.wishes: dict[str, Wish] = {}
         self.errands: dict[_Key, Errand] = {}
-        self._open: dict[_Key, None] = {}
+        self._open: dict[str, dict[str, None]] = {}  # service -> runs to be awarded, oldest first
+        self._due: Deadlines[_Key] = Deadlines()  # answers and leases of attempts
         self._by_upstream: dict[str, set[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
         self._by_attempt: dict[str, _Key] = {}
@@ -175,11 +179,7 @@ class Coordinator:
 
     def _jobs_resolving_to(self, fold: ServiceFold, resolved: str) -> list[str]:
         """Return unresolved job ids, waited for here, whose inputs give `resolved`."""
-        return [
-            job
-            for job in self._by_upstream
-            if job in fold.definitions and fold.resolve(job).job == resolved
-        ]
+        return [job for job in fold.origins(resolved) if job in self._by_upstream]
 
     def review_all(self) -> None:
         """Look at every wish again (after a change of the service, a cancel, a wake)."""
@@ -214,8 +214,7 @@ class Coordinator:
             wish.exhausted = fold.lost_attempts(state, wish.run) >= ATTEMPTS_MAX
             errand = self._join(wish)
             if errand.attempt is None:
-                self._open[wish.service, wish.run] = None
-                self._look = True
+                self._reopen_run(errand)
         elif wish.blocked_by is None and not wish.taken:
             self._want(wish, state)
 
@@ -285,7 +284,7 @@ class Coordinator:
                 cancel = CancelNow(errand.service, errand.attempt.id)
                 self._hooks.cancel_now(errand.attempt.worker, cancel)
             self._end_attempt(errand)
-            self._open.pop((errand.service, errand.run), None)
+            self._close(errand)
             del self.errands[errand.service, errand.run]
 
     def _drop(self, wish: Wish, state: RequestState | None) -> None:
@@ -309,26 +308,52 @@ class Coordinator:
         if not self._look and self._ctx.now_ms < self._look_ms:
             return
         self._look, self._look_ms = False, self._ctx.now_ms + LOOK_INTERVAL_MS
-        views: dict[str, list[Presence]] = {}
-        for key in list(self._open):
-            errand = self.errands.get(key)
-            if errand is None:
+        for service in sorted(self._open):
+            self._award_open_of(service)
+
+    def _award_open_of(self, service: str) -> None:
+        """Go through the open runs of a service, oldest first, while any node has room."""
+        candidates = [entry for entry in self._candidates(service) if self._has_room(entry)]
+        for looked, run in enumerate(list(self._open[service])):
+            if not candidates:
+                return
+            if looked >= AWARDS_PER_LOOK:  # the rest in a moment: others want the loop too
+                self._look_ms = self._ctx.now_ms + 1
+                return
+            errand = self.errands.get((service, run))
+            if errand is None or run not in self._open.get(service, ()):
                 continue
-            if errand.service not in views:
-                views[errand.service] = self._candidates(errand.service)
-            roomy = [entry for entry in views[errand.service] if self._has_room(entry)]
-            views[errand.service] = roomy
-            if roomy:
-                self._award(errand, roomy)
-            self._note_rests(errand)
+            self._award(errand, candidates)
+            if errand.attempt is None:
+                self._note_rests(errand)
+                self._to_the_end(errand)
+            else:
+                candidates = [entry for entry in candidates if self._has_room(entry)]
+
+    def _to_the_end(self, errand: Errand) -> None:
+        """What nobody could take lets others be looked at first next time."""
+        runs = self._open.get(errand.service)
+        if runs is not None and errand.run in runs:
+            del runs[errand.run]
+            runs[errand.run] = None
+
+    def _reopen_run(self, errand: Errand) -> None:
+        self._open.setdefault(errand.service, {})[errand.run] = None
+        self._look = True
+
+    def _close(self, errand: Errand) -> None:
+        runs = self._open.get(errand.service)
+        if runs is not None:
+            runs.pop(errand.run, None)
+            if not runs:
+                del self._open[errand.service]
 
     def _note_rests(self, errand: Errand) -> None:
         """What is still open is looked at again when the first node has rested."""
-        if errand.attempt is None:
-            for peer, (at_ms, _) in errand.declined.items():
-                due_ms = at_ms + self._rest_ms(peer)
-                if due_ms > self._ctx.now_ms:
-                    self._look_ms = min(self._look_ms, due_ms)
+        for peer, (at_ms, _) in errand.declined.items():
+            due_ms = at_ms + self._rest_ms(peer)
+            if due_ms > self._ctx.now_ms:
+                self._look_ms = min(self._look_ms, due_ms)
 
     def _candidates(self, service: str) -> list[Presence]:
         folded = self._membership.folded(service)
@@ -347,6 +372,9 @@ class Coordinator:
             state = fold.requests.get(name)
             if state is None or wish.exhausted:
                 continue
+            if self._ctx.unix_ms > state.record.expires_unix_ms:
+                self._review(wish)  # it has expired while it was open
+                return
             if fold.run_of(state, fold.resolve(state.job)) != errand.run:
                 self._review(wish)  # another result of an input has become canonical
                 return
@@ -372,17 +400,20 @@ class Coordinator:
         now_ms = self._ctx.now_ms
         end_ms = now_ms + state.record.resources.time_ms + lease_ms
         errand.attempt = Attempt(attempt, chosen, state.id, now_ms + AWARD_ANSWER_MS, end_ms)
-        self._by_attempt[attempt] = (errand.service, errand.run)
+        key = (errand.service, errand.run)
+        self._by_attempt[attempt] = key
+        self._due.set(key, errand.attempt.deadline_ms)
         self._outstanding[chosen] = self._outstanding.get(chosen, 0) + 1
-        self._open.pop((errand.service, errand.run), None)
+        self._close(errand)
         for cid in wish.upstream:
             self._hooks.push(chosen, fold.results[cid].segment)
         award = Award(errand.service, state.id, errand.run, attempt, wish.upstream, lease_ms)
         self._hooks.deliver(chosen, award)
 
     def _has_room(self, entry: Presence) -> bool:
-        mine = self._outstanding.get(entry.peer, 0)
-        return max(mine, entry.load) < entry.slots * (1 + BACKLOG_PER_SLOT_MAX)
+        """Say whether more may be awarded ahead; the node shares its slots among submitters, so
+        what it has of others is no reason to wait."""
+        return self._outstanding.get(entry.peer, 0) < entry.slots * (1 + BACKLOG_PER_SLOT_MAX)
 
     def _rest_ms(self, peer: str) -> int:
         return DECLINE_PAUSE_MS << min(self._strikes.get(peer, 0), STRIKES_MAX)
@@ -398,7 +429,7 @@ class Coordinator:
             if worker in peers and worker not in errand.failed_on:
                 return worker
         weighted = [e for e in rank(errand.run, fitting) if e.peer not in errand.failed_on]
-        weighted.sort(key=lambda e: self._outstanding.get(e.peer, 0) >= e.slots)
+        weighted.sort(key=lambda e: max(self._outstanding.get(e.peer, 0), e.load) >= e.slots)
         if not weighted and fitting:
             weighted = rank(errand.run, fitting)  # all have failed it: once more
         return weighted[0].peer if weighted else None
@@ -419,7 +450,7 @@ class Coordinator:
         if attempt.state != message.state:
             attempt.state = message.state
             self._tell(errand)
-        self._renew(attempt)
+        self._renew(errand, attempt)
 
     def _tell(self, errand: Errand) -> None:
         fold = self._hooks.fold(errand.service)
@@ -427,8 +458,13 @@ class Coordinator:
             if name in fold.requests:
                 self._ctx.emit(JobChanged(errand.service, fold.requests[name].job))
 
-    def _renew(self, attempt: Attempt) -> None:
-        attempt.deadline_ms = min(self._ctx.now_ms + self._ctx.config.lease_ms, attempt.end_ms)
+    def _renew(self, errand: Errand, attempt: Attempt) -> None:
+        lease_end_ms = self._ctx.now_ms + self._ctx.config.lease_ms
+        self._put_deadline(errand, attempt, min(lease_end_ms, attempt.end_ms))
+
+    def _put_deadline(self, errand: Errand, attempt: Attempt, at_ms: int) -> None:
+        attempt.deadline_ms = at_ms
+        self._due.set((errand.service, errand.run), at_ms)
 
     def _errand_at(self, peer: str, service: str, run: str, attempt: str) -> Errand | None:
         """Return the errand whose attempt is under way at `peer`."""
@@ -452,8 +488,7 @@ class Coordinator:
 
     def _reopen(self, errand: Errand) -> None:
         self._end_attempt(errand)
-        self._open[errand.service, errand.run] = None
-        self._look = True
+        self._reopen_run(errand)
         for name in errand.wishes:
             self._refresh_exhausted(self.wishes[name])
 
@@ -469,16 +504,47 @@ class Coordinator:
             key = self._by_attempt.get(name)
             errand = self.errands.get(key) if key is not None else None
             if errand and errand.attempt and errand.attempt.worker == peer:
-                self._renew(errand.attempt)
+                self._renew(errand, errand.attempt)
 
     def on_bid(self, peer: str, message: Bid) -> None:
         """A free node asks for work: what it declined before may be offered again, unless it has
-        bid before and then declined."""
-        for name in message.requests[:64]:
+        bid before and then declined; what waits in another's queue is awarded to it as well."""
+        if self._strikes.get(peer, 0) > 1:
+            return
+        entry = next((e for e in self._candidates(message.service) if e.peer == peer), None)
+        moves_left = entry.slots - self._outstanding.get(peer, 0) if entry is not None else 0
+        for name in message.requests[:BIDS_PER_SCAN]:
             errand = self.errand_of(name)
-            if errand is not None and self._strikes.get(peer, 0) <= 1:
-                errand.declined.pop(peer, None)
-                self._look = True
+            if errand is None or errand.service != message.service:
+                continue
+            errand.declined.pop(peer, None)
+            self._look = True
+            if entry is not None and moves_left > 0 and self._is_queued_elsewhere(errand, peer):
+                moves_left -= self._move(errand, entry)
+
+    @staticmethod
+    def _is_queued_elsewhere(errand: Errand, peer: str) -> bool:
+        attempt = errand.attempt
+        return attempt is not None and attempt.state == "queued" and attempt.worker != peer
+
+    def _move(self, errand: Errand, entry: Presence) -> bool:
+        """Award a run that waits in a queue to a free node; the queue gives it back when that node
+        starts it. Says whether the node fits."""
+        before = errand.attempt
+        assert before is not None
+        self._end_attempt(errand)
+        self._award(errand, [entry])
+        if self.errands.get((errand.service, errand.run)) is not errand:  # nobody wants it any more
+            self._hooks.cancel_now(before.worker, CancelNow(errand.service, before.id))
+            return False
+        if errand.attempt is None:  # it does not fit there: all stays as it was
+            errand.attempt = before
+            self._by_attempt[before.id] = (errand.service, errand.run)
+            self._due.set((errand.service, errand.run), before.deadline_ms)
+            self._outstanding[before.worker] = self._outstanding.get(before.worker, 0) + 1
+            return False
+        self._ctx.counters["queued runs moved"] += 1
+        return True
 
     def on_end(self, service: str, run: str, worker: str, attempt: str) -> None:
         """An attempt ended without a result: the next node."""
@@ -503,7 +569,8 @@ class Coordinator:
             if attempt is None or attempt.worker != peer:
                 continue
             if attempt.held and attempt.state == "executing":
-                attempt.deadline_ms = min(attempt.deadline_ms, self._ctx.now_ms + PROBE_MS)
+                probe_end_ms = self._ctx.now_ms + PROBE_MS
+                self._put_deadline(errand, attempt, min(attempt.deadline_ms, probe_end_ms))
             else:
                 self._lose(errand, "the node restarted")
 
@@ -539,6 +606,7 @@ class Coordinator:
         if attempt is None:
             return
         self._by_attempt.pop(attempt.id, None)
+        self._due.drop((errand.service, errand.run))
         left = self._outstanding.get(attempt.worker, 1) - 1
         self._outstanding[attempt.worker] = left
         if left <= 0:
@@ -553,26 +621,25 @@ class Coordinator:
         for errand in self.errands.values():
             if errand.attempt is not None:
                 deadline_ms = max(errand.attempt.deadline_ms, self._ctx.now_ms + PROBE_MS)
-                errand.attempt.deadline_ms = deadline_ms
+                self._put_deadline(errand, errand.attempt, deadline_ms)
 
     def tick(self) -> None:
-        """Let answers and leases run out, and requests expire."""
-        for errand in list(self.errands.values()):
-            attempt = errand.attempt
-            if attempt is not None and self._ctx.now_ms >= attempt.deadline_ms:
-                if attempt.held:
-                    self._ctx.counters["leases lost"] += 1
-                self._lose(errand, "its lease ran out" if attempt.held else "no answer")
+        """Let answers and leases run out."""
+        for key in self._due.due(self._ctx.now_ms):
+            errand = self.errands[key]
+            assert errand.attempt is not None
+            held = errand.attempt.held
+            self._ctx.counters["leases lost"] += held
+            self._lose(errand, "its lease ran out" if held else "no answer")
 
     def deadline_ms(self) -> int | None:
         """When something runs out, or a node that declined may be asked again."""
-        deadlines = [e.attempt.deadline_ms for e in self.errands.values() if e.attempt]
+        deadlines = [self._due.next_ms()]
         if self._by_upstream:
             deadlines.append(self._review_ms)
         if self._open:
             deadlines.append(self._look_ms)
-        late = [d for d in deadlines if d > self._ctx.now_ms]
-        return min(late or deadlines, default=None)
+        return min((d for d in deadlines if d is not None), default=None)
 
 
 def _discard(index: dict[str, set[str]], key: str, name: str) -> None:
