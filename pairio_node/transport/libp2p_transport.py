@@ -68,7 +68,7 @@ class _Stream:
     def __init__(self, stream: Any, peer: str) -> None:
         self._stream = stream
         self.peer = peer
-        self._buffer = b""
+        self.connection = stream.muxed_conn
 
     async def send(self, data: bytes) -> None:
         try:
@@ -85,6 +85,8 @@ class _Stream:
                 chunk = b""
             except Exception as error:
                 raise TransportError(f"stream of {self.peer[-6:]} broke: {error!r}") from None
+            if not chunk and self._stream.muxed_stream.reset_received:  # stock: read as an end
+                raise TransportError(f"stream of {self.peer[-6:]} was reset")
             if not chunk:
                 raise StreamEnded(f"{self.peer[-6:]} closed the stream")
             parts += chunk
@@ -115,9 +117,11 @@ class _Peer:
     wakes: dict[str, trio.Event] = field(
         default_factory=lambda: {CHANNEL_CONTROL: trio.Event(), CHANNEL_SYNC: trio.Event()}
     )
+    connections: list[Any] = field(default_factory=list)
     opened: bool = False
     arrived: bool = False
     up: bool = False
+    told_up: trio.Event = field(default_factory=trio.Event)
     gone: trio.Event = field(default_factory=trio.Event)
     reason: str = ""
 
@@ -159,6 +163,7 @@ class Libp2pTransport:
         self._dialing: set[str] = set()
         self._topics: dict[str, deque[bytes]] = {}
         self._topic_wakes: dict[str, trio.Event] = {}
+        self._forwarders: dict[bytes, str] = {}  # of accepted gossip that waits to be handed on
         self._counters: Counter[str] = Counter()
         self._nursery: trio.Nursery | None = None
         self._sink: Sink | None = None
@@ -171,17 +176,21 @@ class Libp2pTransport:
         self._sink = sink
         self._host.set_stream_handler(TProtocol(CHANNEL_CONTROL), self._on_control)
         self._host.set_stream_handler(TProtocol(CHANNEL_SYNC), self._on_sync)
-        async with (
-            self._host.run(listen_addrs=self._listen),
-            background_trio_service(self._pubsub),
-            background_trio_service(self._gossip),
-            trio.open_nursery() as nursery,
-        ):
-            await self._pubsub.wait_until_ready()
-            self._nursery = nursery
-            yield
-            self._nursery = None
-            nursery.cancel_scope.cancel()
+        async with self._host.run(listen_addrs=self._listen):
+            try:
+                async with (
+                    background_trio_service(self._pubsub),
+                    background_trio_service(self._gossip),
+                    trio.open_nursery() as nursery,
+                ):
+                    await self._pubsub.wait_until_ready()
+                    self._nursery = nursery
+                    yield
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+            finally:  # stock closes under cancellation, and so leaves the port taken
+                with trio.CancelScope(shield=True), trio.move_on_after(2):
+                    await self._host.get_network().close()
 
     def addresses(self) -> tuple[str, ...]:
         """Return full multiaddrs with /p2p/, the ones other machines can dial first."""
@@ -273,24 +282,27 @@ class Libp2pTransport:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write_loop, state, CHANNEL_CONTROL)
                     nursery.start_soon(self._write_loop, state, CHANNEL_SYNC)
-        finally:
-            if self._peers.get(state.id) is state:
-                del self._peers[state.id]
-            state.gone.set()
-        if self._nursery is None:
-            return
-        if state.up and self._sink is not None:
+            if self._nursery is not None:
+                if state.up and self._sink is not None:
+                    state.up = False
+                    await self._sink(PeerDown(state.id, state.reason))
+                with trio.move_on_after(1):
+                    await self._disconnect(state)
+        finally:  # only now may the next connection begin
             state.up = False
-            await self._sink(PeerDown(state.id, state.reason))
-        if state.id not in self._peers:
-            with trio.move_on_after(1):
-                await self._disconnect(state.id)
+            del self._peers[state.id]
+            state.gone.set()
+            state.told_up.set()
 
-    async def _disconnect(self, peer: str) -> None:
-        try:
-            await self._host.disconnect(ID.from_base58(peer))
-        except Exception:
-            self._counters["disconnect_failures"] += 1
+    async def _disconnect(self, state: _Peer) -> None:
+        """Close what this connection used; the other side may have begun a new one already."""
+        network: Any = self._host.get_network()
+        for connection in network.get_connections(ID.from_base58(state.id)):
+            if not state.connections or connection.muxed_conn in state.connections:
+                try:
+                    await connection.close()
+                except Exception:
+                    self._counters["disconnect_failures"] += 1
 
     def _lose(self, state: _Peer, reason: str) -> None:
         state.reason = state.reason or reason
@@ -302,7 +314,8 @@ class Libp2pTransport:
         try:
             if channel == CHANNEL_SYNC:
                 await state.wakes[channel].wait()
-            stream = await self.open_stream(state.id, channel)
+            stream = await self._open(state.id, channel)
+            state.connections.append(stream.connection)
             if channel == CHANNEL_CONTROL:
                 state.opened = True
                 await self._maybe_up(state)
@@ -337,6 +350,7 @@ class Libp2pTransport:
         if state.opened and state.arrived and not state.up and self._sink is not None:
             state.up = True
             await self._sink(PeerUp(state.id, self._wanted.get(state.id, ())))
+            state.told_up.set()
 
     def send(self, peer: str, channel: str, frame: bytes) -> bool:
         """Queue a frame; False when the queue is full or there is no such connection."""
@@ -353,7 +367,7 @@ class Libp2pTransport:
     async def _on_control(self, raw: Any) -> None:
         peer = str(raw.muxed_conn.peer_id)
         known = self._peers.get(peer)
-        if known is not None and known.arrived:
+        if known is not None and (known.arrived or known.scope.cancel_called):
             # The other side began anew and we have not noticed the loss yet.
             self._lose(known, "replaced by a newer connection")
             await known.gone.wait()
@@ -362,6 +376,7 @@ class Libp2pTransport:
             return
         state = self._ensure(peer)
         state.arrived = True
+        state.connections.append(raw.muxed_conn)
         await self._maybe_up(state)
         try:
             await self._read_loop(state, _Stream(raw, peer), CHANNEL_CONTROL, _SILENCE_S)
@@ -389,7 +404,10 @@ class Libp2pTransport:
                         self._lose(state, f"a frame of {size} bytes")
                         return
                     data = await stream.receive_exactly(size) if size else b""
-                if size and self._sink is not None:
+                if not size:
+                    continue
+                await state.told_up.wait()
+                if state.up and self._sink is not None:
                     self._counters["frames_received"] += 1
                     await self._sink(Frame(state.id, channel, data))
         except (StreamEnded, TransportError, trio.TooSlowError) as error:
@@ -402,6 +420,9 @@ class Libp2pTransport:
 
     async def open_stream(self, peer: str, protocol: str) -> ByteStream:
         """Open a stream; raises TransportError."""
+        return await self._open(peer, protocol)
+
+    async def _open(self, peer: str, protocol: str) -> _Stream:
         try:
             with trio.fail_after(_OPEN_S):
                 raw = await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
@@ -442,6 +463,10 @@ class Libp2pTransport:
             except Exception:  # a raising validator ends the stock host
                 ok = False
             self._counters["gossip_received" if ok else "gossip_refused"] += 1
+            if ok:
+                self._forwarders[_message_id(message)] = str(forwarder)
+                while len(self._forwarders) > _GOSSIP_QUEUE_MAX:
+                    del self._forwarders[next(iter(self._forwarders))]
             return ok
 
         self._pubsub.set_topic_validator(topic, validate, False)
@@ -454,7 +479,8 @@ class Libp2pTransport:
         while True:
             message = await subscription.get()
             if message.from_id != mine and self._sink is not None:
-                await self._sink(Gossip(topic, str(ID(message.from_id)), message.data))
+                forwarder = self._forwarders.pop(_message_id(message), "")
+                await self._sink(Gossip(topic, forwarder, message.data))
 
     def announce(self, topic: str, data: bytes) -> None:
         """Publish, paced; the oldest waiting frames are dropped when too many wait."""

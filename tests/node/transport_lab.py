@@ -55,6 +55,11 @@ class Side:
     async def until_down(self, peer: "Side", times: int = 1) -> None:
         await self.until(lambda: len(self.downs(peer)) >= times)
 
+    async def until_counted(self, name: str) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while not self.transport.counters().get(name):
+                await a_moment(0.05)
+
     def ups(self, peer: "Side") -> list[PeerUp]:
         return [e for e in self.events if isinstance(e, PeerUp) and e.peer == peer.id]
 
@@ -102,7 +107,8 @@ class Libp2pLab:
 
         assert isinstance(one.transport, Libp2pTransport)
         network: Any = one.transport._host.get_network()
-        await network.close_peer(ID.from_base58(other.id))
+        for connection in network.get_connections(ID.from_base58(other.id)):
+            await connection.close()
 
 
 def _seed(name: str) -> bytes:
