@@ -50,7 +50,9 @@ class Driver:
         self._wake = trio.Event()
         self._calls: dict[int, tuple[trio.Event, list[Reply | Fail]]] = {}
         self._call_number = 0
-        self._writing = 0
+        self._stored: dict[int, trio.Event] = {}  # by id of an event in the queue
+        self._unsealed: list[trio.Event] = []
+        self._in_flight: dict[int, list[trio.Event]] = {}  # by ticket
         self._failed_at_ms = -math.inf
 
     def post(self, event: Event) -> bool:
@@ -83,6 +85,16 @@ class Driver:
             failure = answer[0]
             raise UserError(failure.message, hint=failure.hint, code=failure.code)
         return answer[0].value
+
+    async def post_stored(self, event: Event) -> None:
+        """Post an event and wait until all that the core wrote because of it is on disk."""
+        stored = self._stored[id(event)] = trio.Event()
+        try:
+            while not self.post(event):  # noqa: ASYNC110 - rare: too much is waiting
+                await trio.sleep(0.05)
+            await stored.wait()
+        finally:
+            self._stored.pop(id(event), None)
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -120,6 +132,9 @@ class Driver:
     def _handle(self, event: Event) -> None:
         effects = self.core.handle(event, self._clock.now_ms(), self._clock.unix_ms())
         self._carry_out(effects)
+        stored = self._stored.pop(id(event), None)
+        if stored is not None:
+            self._unsealed.append(stored)
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -140,15 +155,31 @@ class Driver:
             return
         sealed = self.core.seal(self._clock.now_ms(), self._clock.unix_ms())
         if sealed is None:
+            if self._unsealed:
+                self._sealed_before()
             return
         ticket = sealed.commit.ticket
+        self._in_flight[ticket], self._unsealed = self._unsealed, []
 
         def on_done(error: Exception | None) -> None:
+            waiting = self._in_flight.pop(ticket)
             if error is None:
+                for stored in waiting:
+                    stored.set()
                 self.post(Committed(ticket))
             else:
+                self._unsealed += waiting
                 self._failed_at_ms = self._clock.now_ms()
                 self.post(CommitFailed(ticket, str(error)))
 
         self._shell.write(sealed.commit, on_done)
         self._carry_out(sealed.effects)
+
+    def _sealed_before(self) -> None:
+        """Nothing is left to write: who waits does so for the newest commit under way, if any."""
+        if self._in_flight:
+            self._in_flight[max(self._in_flight)] += self._unsealed
+        else:
+            for stored in self._unsealed:
+                stored.set()
+        self._unsealed = []
