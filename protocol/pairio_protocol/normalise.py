@@ -27,7 +27,7 @@ from pairio_protocol.limits import (
 
 __all__ = ["job_id_of", "normalise", "parse_source", "source_text"]
 
-_LIST_INDEX = re.compile(r"^(.*)\[(\d{1,4})\]$")
+_LIST_INDEX = re.compile(r"^(.*)\[(0|[1-9][0-9]{0,3})\]$")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _FIELDS = ("appName", "processorName", "inputFiles", "outputFiles", "parameters", "cacheBust")
 
