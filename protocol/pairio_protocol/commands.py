@@ -13,7 +13,7 @@ from pairio_protocol.apps import validate_app
 from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.fold import RequestState, ServiceFold
+from pairio_protocol.fold import RequestState, Resolution, ServiceFold
 from pairio_protocol.limits import (
     CANCELS_PER_RECORD_MAX,
     CUTS_PER_CHANGE_MAX,
@@ -280,7 +280,8 @@ class Commands:
         while unasked and len(jobs) < LOOKUP_JOBS_MAX:
             event, job = unasked.popleft()
             events.append(event)
-            resolution = fold.resolve(job)
+            known = job in fold.definitions  # not if the fold was made anew meanwhile
+            resolution = fold.resolve(job) if known else Resolution(None, None)
             jobs.update(dict.fromkeys([resolution.job or job, *resolution.waits_for]))
         peers = self._whom_to_ask(service)
         self._ticket += 1
