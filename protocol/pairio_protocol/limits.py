@@ -17,21 +17,31 @@ SEGMENT_RECORDS_MAX: Final = 64
 CHANGE_SIZE_BYTES_MAX: Final = 48 * 1024
 #: The folded service document.
 SERVICE_SIZE_BYTES_MAX: Final = 1024 * 1024
+#: Members of a service, each with up to 64 keys.
 MEMBERS_MAX: Final = 4096
 #: Admins of a service; a change that replaces them all carries twice as many signatures.
 ADMINS_MAX: Final = 64
+#: Changes of a service, losing branches included: all are kept for ever.
 CHANGES_MAX: Final = 100_000
 #: Changes that may follow one change: a fork is an accident or an attack.
 SIBLINGS_MAX: Final = 64
+#: Logs that one change may cut; logs that it does not name are cut at 0.
 CUTS_PER_CHANGE_MAX: Final = 128
 #: A job definition travels inline in its request.
 DEFINITION_SIZE_BYTES_MAX: Final = 40 * 1024
+#: Names of services, members, apps, processors, parameters, files.
 NAME_LENGTH_MAX: Final = 200
+#: Any other text in a record, message or definition.
 TEXT_LENGTH_MAX: Final = 16 * 1024
+#: The URL of an input.
 URL_LENGTH_MAX: Final = 8 * 1024
+#: Inputs, and outputs, of one job.
 FILES_PER_JOB_MAX: Final = 256
+#: Parameters of one job, processors of an app, fields of a processor.
 PARAMETERS_PER_JOB_MAX: Final = 1024
+#: Tags, and targets, of one request.
 TAGS_MAX: Final = 64
+#: Requests that one `cancel` withdraws.
 CANCELS_PER_RECORD_MAX: Final = 256
 #: Items of one list, or entries of one map, in a frame or segment.
 LIST_LENGTH_MAX: Final = 2048
@@ -41,14 +51,23 @@ DEPTH_MAX: Final = 16
 DEPENDENCY_DEPTH_MAX: Final = 1000
 
 # -- state kept for others ----------------------------------------------------------------
+#: Segments of an unknown epoch that wait for their change, of one sender.
 PARKED_SEGMENTS_PER_PEER_MAX: Final = 256
+#: Presence entries kept for a service: one for every member.
 PRESENCE_PER_SERVICE_MAX: Final = MEMBERS_MAX
+#: Services that wait for the owner's consent.
 OFFERS_MAX: Final = 64
+#: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
+#: Segments sent for one frontier; the rest follows the next.
 SEGMENTS_PER_SYNC_MAX: Final = 256
+#: Heights in one frontier; ranges of keys are sent one after the other.
 LOGS_PER_FRONTIER_MAX: Final = 300
+#: Changes in one message; the receiver asks on.
 CHANGES_PER_REPLY_MAX: Final = 64
+#: Peers that a node stays connected to.
 CONNECTIONS_MAX: Final = 32
+#: Local handles on results found elsewhere.
 HANDLES_MAX: Final = 10_000
 #: Requests of others that a compute node watches; beyond it the coordinators alone see to them.
 UNSTARTED_MAX: Final = 20_000
@@ -56,40 +75,59 @@ UNSTARTED_MAX: Final = 20_000
 TASKS_MAX: Final = 4_096
 
 # -- time (milliseconds of the node's clock) ----------------------------------------------
+#: Presence is said again this often though nothing has changed.
 PRESENCE_INTERVAL_MS: Final = 60_000
+#: Changes of presence are said at most this often.
 PRESENCE_CHANGE_INTERVAL_MS: Final = 2_000
+#: An entry that was not renewed for so long is forgotten.
 PRESENCE_EXPIRY_MS: Final = 180_000
+#: Neighbours that a change of presence is passed on to.
 PRESENCE_FANOUT: Final = 4
+#: A random neighbour is compared with this often.
 SYNC_INTERVAL_MS: Final = 3_000
+#: A worker that does not answer an award for so long is passed over.
 AWARD_ANSWER_MS: Final = 1_000
+#: A run that nobody started for so long gets bids, rank times the next later.
 BID_DELAY_MS: Final = 500
+#: What each rank waits longer before it bids.
 BID_RANK_MS: Final = 20
+#: A free node bids for the same run at most this often.
 BID_INTERVAL_MS: Final = 2_000
+#: Runs that one look may bid for.
 BIDS_PER_SCAN: Final = 64
 #: Ranks beyond this wait no longer.
 RANK_MAX: Final = 50
+#: A node that declined is not asked again for so long.
 DECLINE_PAUSE_MS: Final = 1_000
 #: What is open is gone through this often at least, whatever happens.
 LOOK_INTERVAL_MS: Final = 5_000
+#: The right to run; renewed by a beat every third of it.
 LEASE_MS: Final = 10_000
 #: After a sleep every lease gets this long for a sign of life.
 PROBE_MS: Final = 3_000
 #: A coordinator that could not be reached for this long, plus rank times the next: take the run.
 TAKE_DELAY_MS: Final = 10_000
+#: What each rank waits longer before it takes a run.
 TAKE_RANK_MS: Final = 2_000
 #: A request that waited this long for another's job asks for that job itself.
 WANT_DELAY_MS: Final = 20_000
 #: News that gossip may not have brought is compared with some neighbours after this time.
 NEWS_SYNC_MS: Final = 300
+#: Neighbours that news is compared with.
 NEWS_FANOUT: Final = 3
+#: A submit waits so long for another member to have stored it.
 STORED_ACK_MS: Final = 1_000
 #: A request that is in no segment after this time never will be.
 SEALED_MS: Final = 5_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
+#: Jobs in one look-up.
 LOOKUP_JOBS_MAX: Final = 512
+#: A request that says nothing else is given up after this time.
 REQUEST_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
+#: A member that did not answer `hold` is asked again, or another.
 HOLD_RETRY_MS: Final = 5_000
+#: Whoever waits for a result waits so long for its copies.
 SAFE_WAIT_MS: Final = 10_000
 
 # -- attempts -----------------------------------------------------------------------------
@@ -97,14 +135,19 @@ SAFE_WAIT_MS: Final = 10_000
 ATTEMPTS_MAX: Final = 8
 #: Doublings of the pause before a node is asked again that did not take what it was awarded.
 STRIKES_MAX: Final = 6
+#: Runs that a node accepts ahead for each slot.
 BACKLOG_PER_SLOT_MAX: Final = 4
 #: Open runs that a coordinator looks at in one turn.
 AWARDS_PER_LOOK: Final = 256
 
 # -- resources ----------------------------------------------------------------------------
+#: CPUs that a request may ask for.
 CPU_MILLICORES_MAX: Final = 4096 * 1000
+#: Memory that a request may ask for.
 MEMORY_MIB_MAX: Final = 64 * 1024 * 1024
+#: GPUs that a request may ask for.
 GPUS_MAX: Final = 1024
+#: Wall time that a request may ask for.
 TIME_MS_MAX: Final = 366 * 24 * 3600 * 1000
 
 assert SEGMENT_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX

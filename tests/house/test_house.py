@@ -67,6 +67,12 @@ def test_every_command_is_documented() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_every_limit_is_documented() -> None:
+    script = ROOT / "scripts" / "gen_limits_docs"
+    run = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_every_setting_is_documented() -> None:
     from pairio_node.config import NodeConfig
 
