@@ -47,6 +47,8 @@ class NodeConfig:
     lease_ms: int = 10_000
     #: Copies of a result besides the worker's.
     replicas: int = 1
+    #: How long a running job goes on while no node runs on the home; 0: it ends with the node.
+    restart_grace_s: int = 60
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
     gossip_loss_percent: int = 0
 
@@ -120,6 +122,7 @@ def _check(config: NodeConfig) -> None:
         ("gateway_port", 0, 65535),
         ("lease_ms", 1000, 3_600_000),
         ("replicas", 0, 16),
+        ("restart_grace_s", 0, 86_400),
         ("gossip_loss_percent", 0, 100),
     ):
         if not low <= getattr(config, name) <= high:

@@ -1,26 +1,42 @@
-"""Carries out `Execute`: fetch code and inputs, run, store outputs, tell the core."""
+"""Carries out `Execute`: fetch code and inputs, run, store outputs, tell the core.
+
+A run's folder goes only after the core has stored what it made of `Executed`. Until then a node
+that starts again on the home takes the run up (`adoption`), and nothing is run twice.
+"""
 
 import hashlib
-import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
+from pairio_node.adoption import JobCard, find_jobs
 from pairio_node.blocks import BlockMissing, Content, Exchange, FetchFailed
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.runner import RunInput, Runner, RunOutcome, RunOutput, RunSpec
+from pairio_node.runner.supervisor.processes import remove_tree
 from pairio_protocol.effects import Execute
-from pairio_protocol.events import Executed
+from pairio_protocol.events import Adopted, Executed
 
 __all__ = ["Executions"]
 
 _LIMIT_BYTES = 2**42
 
 
+@dataclass
+class _Run:
+    """A run that goes on. `fetching` is left when the job starts."""
+
+    folder: Path
+    cancel: trio.Event = field(default_factory=trio.Event)
+    fetching: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
 class Executions:
-    """The runs of this node. `runner_for(isolation)` gives the runner or None."""
+    """The runs of this node. `runner_for(isolation)` gives the runner or None; `deliver` hands an
+    `Executed` to the core and returns when what follows from it is on disk."""
 
     def __init__(
         self,
@@ -28,56 +44,128 @@ class Executions:
         exchange: Exchange,
         jobs: Path,
         runner_for: Callable[[str], Runner | None],
+        deliver: Callable[[Executed], Awaitable[None]],
+        restart_grace_s: int,
     ) -> None:
         self._content = content
         self._exchange = exchange
         self._jobs = jobs
         self._runner_for = runner_for
-        self._cancels: dict[str, trio.Event] = {}
+        self._deliver = deliver
+        self._grace_s = restart_grace_s
+        self._runs: dict[str, _Run] = {}
+        self._found: list[tuple[_Run, JobCard]] = []
+        self._yielding = False
+        self._none_left = trio.Event()
         self._bundle_lock = trio.Lock()
 
     def kill(self, attempt: str) -> None:
         """End a run; `Executed` follows with kind `canceled`."""
-        if attempt in self._cancels:
-            self._cancels[attempt].set()
+        run = self._runs.get(attempt)
+        if run is not None:
+            run.cancel.set()
+            run.fetching.cancel()
 
     @property
     def running(self) -> int:
         """How many runs are executing."""
-        return len(self._cancels)
+        return len(self._runs)
 
-    async def execute(self, effect: Execute) -> Executed:
-        """Run to the end. Never raises but for cancellation: a failure is part of the answer."""
-        cancel = self._cancels[effect.attempt] = trio.Event()
+    async def yield_all(self) -> None:
+        """End all runs and return when the core has stored that they were given up."""
+        self._yielding = True
+        for attempt in list(self._runs):
+            self.kill(attempt)
+        while self._runs:
+            self._none_left = trio.Event()
+            await self._none_left.wait()
+
+    async def execute(self, effect: Execute) -> None:
+        """Run to the end; a failure is part of the answer."""
         # The id is a coordinator's word: never a path.
-        work_dir = self._jobs / hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
-        try:
-            return await self._execute(effect, work_dir, cancel)
-        except (FetchFailed, BlockMissing, UnixfsError, UserError, OSError) as error:
-            return _infra(effect, str(error))
-        finally:
-            del self._cancels[effect.attempt]
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(lambda: shutil.rmtree(work_dir, ignore_errors=True))
+        name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
+        run = self._runs[effect.attempt] = _Run(self._jobs / name)
+        await self._finish(run, effect.attempt, self._execute(effect, run))
 
-    async def _execute(self, effect: Execute, work_dir: Path, cancel: trio.Event) -> Executed:
+    async def _finish(self, run: _Run, attempt: str, work: Awaitable[Executed]) -> None:
+        try:
+            executed = await work
+        except (FetchFailed, BlockMissing, UnixfsError, UserError, OSError) as error:
+            executed = _no_result(attempt, "infra", str(error))
+        await self._deliver(executed)
+        await trio.to_thread.run_sync(remove_tree, run.folder)
+        del self._runs[attempt]
+        self._none_left.set()
+
+    # -- after a restart ------------------------------------------------------------------
+
+    def find(self) -> tuple[tuple[Adopted, ...], Sequence[Path]]:
+        """Look for runs that outlived the last start: what the core is to be told, and folders
+        that nobody needs (`remove`). `adopt` must follow."""
+        adopted, gone = find_jobs(self._jobs)
+        for folder, card in adopted:
+            run = self._runs[card.attempt] = _Run(folder)
+            self._found.append((run, card))
+        return tuple(card.event for _, card in adopted), gone
+
+    async def adopt(self) -> None:
+        """See the found runs to their ends."""
+        async with trio.open_nursery() as nursery:
+            for run, card in self._found:
+                nursery.start_soon(self._finish, run, card.attempt, self._resume(run, card))
+            self._found = []
+
+    async def remove(self, folders: Sequence[Path]) -> None:
+        """Remove folders of runs."""
+        for folder in folders:
+            await trio.to_thread.run_sync(remove_tree, folder)
+
+    async def _resume(self, run: _Run, card: JobCard) -> Executed:
+        runner = self._runner_for("")
+        if runner is None:
+            return _no_result(card.attempt, "infra", "nothing runs jobs here any more")
+        spec = _resumed_spec(run.folder, card, self._grace_s)
+        return await self._executed(card, await runner.resume(spec, run.cancel))
+
+    # -- one run --------------------------------------------------------------------------
+
+    async def _execute(self, effect: Execute, run: _Run) -> Executed:
         runner = self._runner_for(effect.isolation_min)
         if runner is None:
-            return _infra(effect, f"no sandbox of isolation {effect.isolation_min!r} here")
+            reason = f"no sandbox of isolation {effect.isolation_min!r} here"
+            return _no_result(effect.attempt, "infra", reason)
+        spec: RunSpec | Executed | None = None
+        with run.fetching:
+            spec = await self._prepare(effect, run.folder)
+        if spec is None or run.cancel.is_set():
+            return _no_result(effect.attempt, self._given_up, "it was not begun")
+        if isinstance(spec, Executed):
+            return spec
+        card = JobCard.of(effect, runner.name)
+        card.write(run.folder)
+        return await self._executed(card, await runner.run(spec, run.cancel))
+
+    @property
+    def _given_up(self) -> str:
+        return "yield" if self._yielding else "canceled"
+
+    async def _prepare(self, effect: Execute, folder: Path) -> RunSpec | Executed:
+        """Fetch code and inputs."""
         bundle = await self._bundle(effect)
-        work_dir.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700)
         inputs = []
         for number, entry in enumerate(effect.document["inputs"]):
             source = entry["source"]
             if "cid" not in source:
-                return _infra(effect, f"input {entry['name']!r} is a URL, not read here yet")
+                reason = f"input {entry['name']!r} is a URL, not read here yet"
+                return _no_result(effect.attempt, "infra", reason)
             await self._exchange.fetch(source["cid"], effect.holders, limit_bytes=_LIMIT_BYTES)
-            folder = work_dir / "in" / str(number)
-            folder.mkdir(parents=True)
-            path = folder / entry["base_name"]
+            input_folder = folder / "in" / str(number)
+            input_folder.mkdir(parents=True)
+            path = input_folder / entry["base_name"]
             await self._content.export(source["cid"], path)
             inputs.append(RunInput(entry["name"], entry["base_name"], path))
-        spec = RunSpec(
+        return RunSpec(
             attempt=effect.attempt,
             job_id=effect.job,
             service=effect.service,
@@ -93,10 +181,9 @@ class Executions:
             memory_mib=effect.resources.memory_mib,
             gpus=effect.resources.gpus,
             time_ms=effect.resources.time_ms,
-            work_dir=work_dir,
+            work_dir=folder,
+            restart_grace_s=self._grace_s,
         )
-        outcome = await runner.run(spec, cancel)
-        return await self._executed(effect, runner, outcome)
 
     async def _bundle(self, effect: Execute) -> Path:
         """Return the app's folder, exported once and kept."""
@@ -106,35 +193,59 @@ class Executions:
                 await self._exchange.fetch(effect.bundle, effect.holders, limit_bytes=_LIMIT_BYTES)
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 part = path.with_name(f"{path.name}.part")
-                await trio.to_thread.run_sync(lambda: shutil.rmtree(part, ignore_errors=True))
+                await trio.to_thread.run_sync(remove_tree, part)
                 await self._content.export(effect.bundle, part)
                 part.rename(path)
         return path
 
-    async def _executed(self, effect: Execute, runner: Runner, outcome: RunOutcome) -> Executed:
-        names = {o["name"]: o["base_name"] for o in effect.document["outputs"]}
+    async def _executed(self, card: JobCard, outcome: RunOutcome) -> Executed:
+        """Store what a run made."""
+        base_names = dict(card.outputs)
         outputs: dict[str, tuple[str, int, str]] = {}
         try:
             for name, path in outcome.outputs.items():
                 added = await self._content.add_file(path)
-                base = names.get(name, name.rpartition("/")[2])
+                base = base_names.get(name, name.rpartition("/")[2])
                 outputs[name] = (added.cid, added.size_bytes, base)
             console = await self._content.add_bytes(outcome.console)
         except StorageFullError as error:
-            return _infra(effect, error.message)
-        kind = outcome.status if outcome.status in ("infra", "canceled") else ""
+            return _no_result(card.attempt, "infra", error.message)
+        kind = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""
         return Executed(
-            attempt=effect.attempt,
-            kind=kind,
+            attempt=card.attempt,
+            kind=self._given_up if kind == "canceled" else kind,
             status=outcome.status,
             error=outcome.error,
             outputs=outputs,
             console=console.cid,
             usage=outcome.usage,
-            isolation=runner.name,
+            isolation=card.runner,
             limit=outcome.limit,
         )
 
 
-def _infra(effect: Execute, reason: str) -> Executed:
-    return Executed(effect.attempt, "infra", "", reason, {}, "", {}, "")
+def _resumed_spec(folder: Path, card: JobCard, grace_s: int) -> RunSpec:
+    """Return as much of a run's specification as its end needs."""
+    return RunSpec(
+        attempt=card.attempt,
+        job_id="",
+        service=card.service,
+        app="",
+        processor="",
+        executable="",
+        bundle=folder,
+        inputs=(),
+        list_inputs=(),
+        outputs=tuple(RunOutput(name, base) for name, base in card.outputs),
+        parameters=[],
+        cpu_millicores=0,
+        memory_mib=card.memory_mib,
+        gpus=0,
+        time_ms=card.time_ms,
+        work_dir=folder,
+        restart_grace_s=grace_s,
+    )
+
+
+def _no_result(attempt: str, kind: str, reason: str) -> Executed:
+    return Executed(attempt, kind, "", reason, {}, "", {}, "")

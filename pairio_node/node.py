@@ -20,7 +20,7 @@ from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.home import Home
-from pairio_node.runner import BwrapRunner, ProcessRunner, Runner
+from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.store import CommitRows, Store, StoreError, Writer
 from pairio_node.transport import (
     CHANNEL_CONTROL,
@@ -56,6 +56,12 @@ __all__ = ["Node", "run_node"]
 
 _CHANNELS = {"control": CHANNEL_CONTROL, "sync": CHANNEL_SYNC}
 _TOPIC_PREFIX = "/pairio/1/"
+#: How long a node that stops waits for its jobs to be ended and given up.
+_YIELD_S = 4.0
+#: How long it then goes on, so that those who wait for the jobs hear of it.
+_FAREWELL_S = 0.1
+#: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
+_SECOND_SIGNAL_S = 1.0
 
 
 def _topic(service: str) -> str:
@@ -81,8 +87,15 @@ class Node:
         self.content = Content(DiskBlockStore(home.path / "blocks", quota))
         self.exchange = Exchange(self.content, self.transport, self._may_read)
         self._runners = runners
+        #: What the status says of earlier starts.
+        self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         self.executions = Executions(
-            self.content, self.exchange, home.path / "jobs", self._runner_for
+            self.content,
+            self.exchange,
+            home.path / "jobs",
+            self._runner_for,
+            lambda executed: self.driver.post_stored(executed),
+            config.restart_grace_s,
         )
         self._store = store
         self.writer: Writer | None = None
@@ -120,10 +133,14 @@ class Node:
         self._nursery = nursery
         self.writer = Writer(self._store)
         snapshot = self._store.load()
-        self.driver.post(
-            ev.Restored(snapshot.services, snapshot.changes, snapshot.segments, snapshot.answers)
+        adopted, gone = self.executions.find()
+        restored = ev.Restored(
+            snapshot.services, snapshot.changes, snapshot.segments, snapshot.answers, adopted
         )
+        self.driver.post(restored)
         nursery.start_soon(self.driver.run)
+        nursery.start_soon(self.executions.adopt)
+        nursery.start_soon(self.executions.remove, gone)
         for peer, addresses in snapshot.peers:
             self.transport.keep_connected(peer, addresses)
         for address in self.config.bootstrap:
@@ -183,7 +200,7 @@ class Node:
                     _topic(service), lambda _, data: self.core.accepts_gossip(service, data)
                 )
             case ef.Execute():
-                self._nursery.start_soon(self._execute, effect)
+                self._nursery.start_soon(self.executions.execute, effect)
             case ef.Kill():
                 self.executions.kill(effect.attempt)
             case ef.FetchBlocks():
@@ -206,8 +223,12 @@ class Node:
         rows = CommitRows(services, commit.changes, tuple(segments), commit.answers)
         self.writer.submit(rows, on_done)
 
-    async def _execute(self, effect: ef.Execute) -> None:
-        self.driver.post(await self.executions.execute(effect))
+    async def leave_jobs(self) -> None:
+        """Leave running jobs to their supervisors, or give them up where nothing is to be left."""
+        if self.config.restart_grace_s == 0 and self.executions.running:
+            with trio.move_on_after(_YIELD_S):
+                await self.executions.yield_all()
+                await trio.sleep(_FAREWELL_S)
 
     async def _fetch(self, effect: ef.FetchBlocks) -> None:
         try:
@@ -491,6 +512,7 @@ class Node:
             },
             "isolation": core.ctx.config.isolation,
             "runners": [r.name for r in self._runners],
+            **self.crashes,
             "running": self.executions.running,
             "accepted": len(core.worker.tasks),
             "peers": sorted(self.transport.connected()),
@@ -522,16 +544,16 @@ def _version() -> str:
         return "unknown"
 
 
-async def _choose_runners(config: NodeConfig) -> tuple[list[Runner], str]:
+async def _choose_runners(config: NodeConfig, launcher: Launcher) -> tuple[list[Runner], str]:
     """Return usable runners, strongest first, and a line to say when the sandbox is missing."""
-    bwrap = BwrapRunner()
+    bwrap = BwrapRunner(launcher)
     probe = await bwrap.probe()
     if probe.ok:
         return [bwrap], ""
     allowed = ", ".join(config.allow_process)
     note = f"no sandbox: {probe.why}. {probe.hint}."
     note += f" Runs without one: {allowed}" if allowed else " Jobs are not run here."
-    return [ProcessRunner()], note
+    return [ProcessRunner(launcher)], note
 
 
 def _libp2p(home: Home, config: NodeConfig) -> Transport:
@@ -544,8 +566,9 @@ async def run_node(
     config: NodeConfig,
     ready: Callable[[dict[str, Any]], None],
     say: Callable[[str], None] = lambda _: None,
+    crashes: dict[str, Any] | None = None,
 ) -> None:
-    """Run a node until SIGINT or SIGTERM.
+    """Run a node until SIGINT or SIGTERM. `crashes` is what the status says of earlier ones.
 
     Raises:
         UserError: a port is taken, the home is in use or corrupt; nothing was changed.
@@ -554,14 +577,16 @@ async def run_node(
     stop = trio.Event()
     store = Store.open(home.path / "node.db")
     try:
-        async with trio.open_nursery() as top:
-            await top.start(_watch_signals, stop)
-            runners, note = await _choose_runners(config)
-            if note and config.compute:
-                say(note)
-            node = Node(home, config, store, runners, _libp2p(home, config))
-            await _serve(node, ready, stop)
-            top.cancel_scope.cancel()
+        with Launcher(home.path / "node.alive") as launcher:
+            async with trio.open_nursery() as top:
+                await top.start(_watch_signals, stop)
+                runners, note = await _choose_runners(config, launcher)
+                if note and config.compute:
+                    say(note)
+                node = Node(home, config, store, runners, _libp2p(home, config))
+                node.crashes |= crashes or {}
+                await _serve(node, ready, stop)
+                top.cancel_scope.cancel()
     finally:
         store.close()
         home.unlock()
@@ -595,6 +620,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                         }
                     )
                 home.remove_api()
+                await node.leave_jobs()
                 nursery.cancel_scope.cancel()
         finally:
             if node.writer is not None:
@@ -604,7 +630,10 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
 async def _watch_signals(stop: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as numbers:
         task_status.started()
+        first_s = 0.0
         async for _ in numbers:
-            if stop.is_set():
+            if not stop.is_set():
+                first_s = trio.current_time()
+                stop.set()
+            elif trio.current_time() - first_s > _SECOND_SIGNAL_S:
                 os._exit(1)  # the second one means it
-            stop.set()

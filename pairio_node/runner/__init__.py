@@ -2,10 +2,12 @@
 
 from pairio_node.runner.base import RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.bwrap import BwrapRunner
+from pairio_node.runner.launch import Launcher
 from pairio_node.runner.process import ProcessRunner
 
 __all__ = [
     "BwrapRunner",
+    "Launcher",
     "ProcessRunner",
     "RunInput",
     "RunOutcome",

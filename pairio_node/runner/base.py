@@ -46,15 +46,18 @@ class RunSpec:
     gpus: int
     time_ms: int
     work_dir: Path
+    #: How long the job goes on without a node; 0: it ends with whoever runs it.
+    restart_grace_s: int = 0
     #: More variables for the job; used to make an app write its spec.
     environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended. `limit` is `time_ms=...` or `memory_mib=...` when one was reached."""
+    """How a run ended. `limit` is `time_ms=...` or `memory_mib=...` when one was reached; `yield`
+    means that no node was there for longer than the grace."""
 
-    status: Literal["completed", "failed", "canceled", "infra"]
+    status: Literal["completed", "failed", "canceled", "infra", "yield"]
     error: str
     outputs: dict[str, Path]
     console: bytes
@@ -81,4 +84,11 @@ class Runner(Protocol):
         """Really run something that tries to get out."""
 
     async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
-        """Run to the end, a limit, or `cancel`; no process of the job is left afterwards."""
+        """Run to the end, a limit, or `cancel`; no process of the job is left afterwards.
+
+        With a `restart_grace_s` the job goes on when the calling task is cancelled.
+        """
+
+    async def resume(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        """Take up a run that an earlier node began in `spec.work_dir`: wait, or take its outcome.
+        Of the specification only limits, outputs and folder are looked at."""

@@ -16,7 +16,7 @@ import trio
 
 from pairio_node.runner.base import ProbeResult, RunSpec
 from pairio_node.runner.process import ProcessRunner, common_environment, interpreted, sdk_root
-from pairio_node.runner.supervise import supervise
+from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
 
 __all__ = ["BwrapRunner"]
 
@@ -65,16 +65,19 @@ class BwrapRunner(ProcessRunner):
                 str(secret),
                 str(port),
             ]
+            plan = Plan(
+                argv=argv,
+                environment=self._environment(spec),
+                cwd=None,
+                memory_mib=1024,
+                time_ms=20_000,
+                work_dir=work,
+                sandboxed=True,
+            )
             try:
-                ended = await supervise(
-                    argv,
-                    environment=self._environment(spec),
-                    cwd=None,
-                    memory_mib=1024,
-                    time_ms=20_000,
-                    work_dir=work,
-                    cancel=trio.Event(),
-                )
+                ended = await supervise(self._launcher, plan, trio.Event())
+            except (OSError, SupervisorLost) as error:
+                return ProbeResult(False, f"the sandbox cannot be tried: {error}")
             finally:
                 await listener.aclose()
         said = ended.console.decode(errors="replace").strip()

@@ -15,7 +15,8 @@ from typing import Literal
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
-from pairio_node.runner.supervise import Ended, supervise
+from pairio_node.runner.launch import Launcher
+from pairio_node.runner.supervise import Ended, Plan, SupervisorLost, attach, supervise
 
 __all__ = ["ProcessRunner", "common_environment", "interpreted", "sdk_root"]
 
@@ -29,6 +30,9 @@ class ProcessRunner:
 
     name = "process"
     isolation: Literal["none", "medium", "strong"] = "none"
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
 
     async def probe(self) -> ProbeResult:
         """Processes always work."""
@@ -44,19 +48,29 @@ class ProcessRunner:
         except FileNotFoundError as error:
             return _failed(str(error))
         self._write_job(spec, tmp)
+        plan = Plan(
+            argv=argv,
+            environment={**self._environment(spec), **spec.environment},
+            cwd=self._cwd(spec),
+            memory_mib=spec.memory_mib,
+            time_ms=spec.time_ms,
+            work_dir=spec.work_dir,
+            sandboxed=self.isolation != "none",
+            grace_s=spec.restart_grace_s,
+        )
         try:
-            ended = await supervise(
-                argv,
-                environment={**self._environment(spec), **spec.environment},
-                cwd=self._cwd(spec),
-                memory_mib=spec.memory_mib,
-                time_ms=spec.time_ms,
-                work_dir=spec.work_dir,
-                cancel=cancel,
-            )
-        except OSError as error:
-            return RunOutcome("infra", f"cannot start the job: {error}", {}, b"", {})
-        return self._outcome(spec, ended, tmp)
+            ended = await supervise(self._launcher, plan, cancel)
+        except (OSError, SupervisorLost) as error:
+            return _infra(f"cannot run the job: {error}")
+        return self._outcome(spec, ended, cancel)
+
+    async def resume(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        """Take up a run that an earlier node began in `spec.work_dir`."""
+        try:
+            ended = await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0)
+        except SupervisorLost as error:
+            return _infra(str(error))
+        return self._outcome(spec, ended, cancel)
 
     # -- what differs with a sandbox ----------------------------------------------------
 
@@ -126,12 +140,20 @@ class ProcessRunner:
         }
         (tmp / "job.json").write_text(json.dumps(job))
 
-    def _outcome(self, spec: RunSpec, ended: Ended, tmp: Path) -> RunOutcome:
+    def _outcome(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
+        tmp = spec.work_dir / "tmp"
+
         def failed(error: str, limit: str = "") -> RunOutcome:
             return RunOutcome("failed", error, {}, ended.console, ended.usage, limit)
 
+        if ended.why == "start":
+            return _infra(f"cannot start the job: {ended.error}")
+        if ended.why == "canceled" and not cancel.is_set():
+            return _infra("the job's supervisor was told to end, not by this node")
         if ended.why == "canceled":
             return RunOutcome("canceled", "canceled", {}, ended.console, ended.usage)
+        if ended.why == "yield":
+            return RunOutcome("yield", "its node was away too long", {}, b"", ended.usage)
         if ended.why == "time":
             return failed(
                 f"the time limit of {spec.time_ms / 1000:g} s was reached",
@@ -202,6 +224,10 @@ def common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
         "PROCESSOR_EXECUTABLE": spec.executable,
         "TMPDIR": f"{tmp}/working/tmp",
     }
+
+
+def _infra(error: str) -> RunOutcome:
+    return RunOutcome("infra", error, {}, b"", {})
 
 
 def _failed(error: str) -> RunOutcome:

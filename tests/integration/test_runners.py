@@ -3,15 +3,37 @@
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from pairio_node.runner import BwrapRunner, ProcessRunner, RunInput, RunOutcome, RunOutput, RunSpec
+from pairio_node.runner import (
+    BwrapRunner,
+    Launcher,
+    ProcessRunner,
+    RunInput,
+    RunOutcome,
+    RunOutput,
+    RunSpec,
+)
 
 pytestmark = pytest.mark.integration
-RUNNERS = [ProcessRunner(), BwrapRunner()]
+RUNNERS = [ProcessRunner, BwrapRunner]
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    with Launcher(tmp_path / "alive") as made:
+        yield made
+
+
+@pytest.fixture(params=RUNNERS, ids=lambda kind: kind.name)
+def runner(request: pytest.FixtureRequest, launcher: Launcher) -> ProcessRunner:
+    made = request.param(launcher)
+    assert isinstance(made, ProcessRunner)
+    return made
 
 
 def _spec(tmp_path: Path, script: str, **changes: object) -> RunSpec:
@@ -50,10 +72,6 @@ async def _run(runner: ProcessRunner, spec: RunSpec) -> RunOutcome:
     return await runner.run(spec, trio.Event())
 
 
-each_runner = pytest.mark.parametrize("runner", RUNNERS, ids=lambda r: r.name)
-
-
-@each_runner
 async def test_a_job_reads_its_input_and_writes_its_output(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -72,7 +90,6 @@ async def test_a_job_reads_its_input_and_writes_its_output(
         assert outcome.console.split() == [b"/tmp/working", b"main.sh"]
 
 
-@each_runner
 async def test_an_exit_code_is_a_failure_with_the_last_line(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -80,14 +97,12 @@ async def test_an_exit_code_is_a_failure_with_the_last_line(
     assert (outcome.status, outcome.error) == ("failed", "the job exited with code 3: it broke")
 
 
-@each_runner
 async def test_a_missing_output_is_a_failure_by_name(runner: ProcessRunner, tmp_path: Path) -> None:
     spec = _spec(tmp_path, "true", outputs=(RunOutput("report", "r.txt"),))
     outcome = await _run(runner, spec)
     assert "output 'report' was not made" in outcome.error
 
 
-@each_runner
 async def test_a_link_as_output_is_refused(runner: ProcessRunner, tmp_path: Path) -> None:
     script = 'ln -s /etc/passwd "$PAIRIO_JOB_WORKING_DIR/../out/0"'
     outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
@@ -95,7 +110,6 @@ async def test_a_link_as_output_is_refused(runner: ProcessRunner, tmp_path: Path
     assert "no regular file" in outcome.error
 
 
-@each_runner
 async def test_the_time_limit_ends_a_job_that_ignores_signals(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -105,7 +119,6 @@ async def test_the_time_limit_ends_a_job_that_ignores_signals(
     assert "time limit of 0.5 s" in outcome.error
 
 
-@each_runner
 async def test_the_memory_limit_is_named_with_its_value(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -115,7 +128,6 @@ async def test_the_memory_limit_is_named_with_its_value(
     assert "memory limit of 100 MiB" in outcome.error
 
 
-@each_runner
 async def test_a_child_that_holds_the_console_open_is_not_waited_for(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -125,7 +137,6 @@ async def test_a_child_that_holds_the_console_open_is_not_waited_for(
     assert b"over" in outcome.console
 
 
-@each_runner
 async def test_a_long_console_keeps_head_and_tail(runner: ProcessRunner, tmp_path: Path) -> None:
     outcome = await _run(runner, _spec(tmp_path, "echo first; seq 1 400000; echo last"))
     assert outcome.console.startswith(b"first")
@@ -134,7 +145,6 @@ async def test_a_long_console_keeps_head_and_tail(runner: ProcessRunner, tmp_pat
     assert len(outcome.console) < 1_100_000
 
 
-@each_runner
 async def test_cancel_ends_a_job(runner: ProcessRunner, tmp_path: Path) -> None:
     cancel = trio.Event()
     cancel.set()
@@ -143,7 +153,6 @@ async def test_cancel_ends_a_job(runner: ProcessRunner, tmp_path: Path) -> None:
     assert outcome.status == "canceled"
 
 
-@each_runner
 async def test_an_executable_outside_the_bundle_is_refused(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -152,7 +161,7 @@ async def test_an_executable_outside_the_bundle_is_refused(
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-async def test_the_sandbox_keeps_a_job_from_the_host(tmp_path: Path) -> None:
+async def test_the_sandbox_keeps_a_job_from_the_host(launcher: Launcher, tmp_path: Path) -> None:
     secret = tmp_path / "node.key"
     secret.write_text("secret")
     secret.chmod(stat.S_IRUSR)
@@ -161,13 +170,13 @@ async def test_the_sandbox_keeps_a_job_from_the_host(tmp_path: Path) -> None:
         " touch /usr/x /app/x /in/x 2>/dev/null && echo LEAK;"
         " cat /proc/net/route | tail -n +2 | grep . && echo LEAK; ls /proc | grep -c '^[0-9]'"
     )
-    outcome = await _run(BwrapRunner(), _spec(tmp_path, script))
+    outcome = await _run(BwrapRunner(launcher), _spec(tmp_path, script))
     assert b"LEAK" not in outcome.console, outcome.console
-    assert (await BwrapRunner().probe()).ok
+    assert (await BwrapRunner(launcher).probe()).ok
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-async def test_a_job_outlives_the_idle_threads_of_trio(tmp_path: Path) -> None:
+async def test_a_job_outlives_the_idle_threads_of_trio(launcher: Launcher, tmp_path: Path) -> None:
     # The parent-death signal fires when the thread that forked ends: trio's do after 10 s.
-    outcome = await _run(BwrapRunner(), _spec(tmp_path, "sleep 12; echo alive"))
+    outcome = await _run(BwrapRunner(launcher), _spec(tmp_path, "sleep 12; echo alive"))
     assert outcome.console.strip() == b"alive"

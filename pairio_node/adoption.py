@@ -1,0 +1,117 @@
+"""What lies beside a running job, so that the next start of the node can take it up.
+
+The card is written before the job starts. A folder is adopted when it has a card and a supervisor
+that lives, or an outcome; whatever else lies among the jobs is removed.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pairio_node.runner.supervise import ask_to_end, has_outcome, is_supervised
+from pairio_protocol.effects import Execute
+from pairio_protocol.events import Adopted
+
+__all__ = ["JobCard", "find_jobs"]
+
+_CARD_FILE = "card.json"
+_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class JobCard:
+    """A run as its node began it. `outputs` are (name, base name); `runner` names the isolation
+    that it got."""
+
+    service: str
+    attempt: str
+    request: str
+    run: str
+    upstream: tuple[str, ...]
+    coordinators: tuple[str, ...]
+    lease_ms: int
+    started_unix_ms: int
+    outputs: tuple[tuple[str, str], ...]
+    memory_mib: int
+    time_ms: int
+    runner: str
+    #: After a crash of the machine an outcome may be there whose outputs never reached the disk.
+    machine_boot: str
+
+    @staticmethod
+    def of(effect: Execute, runner: str) -> "JobCard":
+        """Return the card of a run that is about to begin."""
+        return JobCard(
+            service=effect.service,
+            attempt=effect.attempt,
+            request=effect.request,
+            run=effect.run,
+            upstream=effect.upstream,
+            coordinators=effect.coordinators,
+            lease_ms=effect.lease_ms,
+            started_unix_ms=effect.started_unix_ms,
+            outputs=tuple((o["name"], o["base_name"]) for o in effect.document["outputs"]),
+            memory_mib=effect.resources.memory_mib,
+            time_ms=effect.resources.time_ms,
+            runner=runner,
+            machine_boot=_machine_boot(),
+        )
+
+    @property
+    def event(self) -> Adopted:
+        """What the core is told."""
+        return Adopted(
+            self.service,
+            self.attempt,
+            self.request,
+            self.run,
+            self.upstream,
+            self.coordinators,
+            self.lease_ms,
+            self.started_unix_ms,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Put the card into the job's folder."""
+        part = folder / f"{_CARD_FILE}.part"
+        part.write_text(json.dumps(asdict(self)))
+        part.rename(folder / _CARD_FILE)
+
+    @staticmethod
+    def read(folder: Path) -> "JobCard | None":
+        """Return the card of a folder; None when there is none that can be read."""
+        try:
+            raw: dict[str, Any] = json.loads((folder / _CARD_FILE).read_text())
+            for name in ("upstream", "coordinators"):
+                raw[name] = tuple(raw[name])
+            raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
+            return JobCard(**raw)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
+    """Return the folders to adopt with their cards, and those to remove, which were renamed so
+    that no new run meets them."""
+    adopted: list[tuple[Path, JobCard]] = []
+    removed: list[Path] = []
+    for folder in sorted(jobs.iterdir()):
+        card = JobCard.read(folder)
+        same_boot = card is not None and card.machine_boot == _machine_boot()
+        if card is not None and same_boot and (is_supervised(folder) or has_outcome(folder)):
+            adopted.append((folder, card))
+            continue
+        ask_to_end(folder)
+        if folder.name.startswith(".gone-"):
+            removed.append(folder)
+        else:
+            removed.append(folder.rename(jobs / f".gone-{secrets.token_hex(8)}"))
+    return adopted, removed
+
+
+def _machine_boot() -> str:
+    """Return what is another after each start of the machine."""
+    return _BOOT_ID_FILE.read_text().strip()

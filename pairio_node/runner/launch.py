@@ -1,0 +1,109 @@
+"""The node's side of the launcher: starts it, asks it for supervisors, gives the sign of life."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import trio
+
+__all__ = ["Launcher"]
+
+_ANSWER_S = 20.0
+_MAIN = "import sys; sys.path.append(sys.argv[1]); from supervisor.launcher import main; main()"
+
+
+class Launcher:
+    """The helper process. `alive` names a pipe in the node's home that this process holds open
+    for writing: when it goes, whichever way, supervisors read the pipe's end."""
+
+    def __init__(self, alive: Path) -> None:
+        """Raises OSError when there can be no pipe at `alive`."""
+        self.alive = alive
+        if not alive.exists() or not stat.S_ISFIFO(alive.lstat().st_mode):
+            alive.unlink(missing_ok=True)
+            os.mkfifo(alive, 0o600)
+        self._alive_fd = os.open(alive, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._lock = trio.Lock()
+
+    def __enter__(self) -> "Launcher":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the helper. From now on supervisors count as left alone."""
+        self._end_helper()
+        os.close(self._alive_fd)
+
+    async def start(self, plan: dict[str, Any]) -> int:
+        """Start a supervisor (see `supervisor.job.Supervisor`); returns its process id.
+
+        Raises:
+            OSError: no process can be started, the folder is not there.
+        """
+        line = json.dumps({**plan, "alive": str(self.alive)}).encode() + b"\n"
+        async with self._lock:
+            with trio.CancelScope(shield=True):  # half a request would garble the next one
+                answer = await self._asked(line) or await self._asked(line)
+        if answer is None:
+            raise OSError("the launcher of jobs does not answer")
+        if "error" in answer:
+            raise OSError(answer["error"])
+        return int(answer["pid"])
+
+    async def _asked(self, line: bytes) -> dict[str, Any] | None:
+        """Return the helper's answer; None when it is gone, and the next one will be another."""
+        channel = self._channel or self._start_helper()
+        answer = b""
+        try:
+            with trio.fail_after(_ANSWER_S):
+                while line:
+                    await trio.lowlevel.wait_writable(channel.fileno())
+                    line = line[channel.send(line) :]
+                while not answer.endswith(b"\n"):
+                    await trio.lowlevel.wait_readable(channel.fileno())
+                    answer += (data := channel.recv(4096))
+                    if not data:
+                        raise BrokenPipeError("it has ended")
+        except (OSError, trio.TooSlowError):
+            self._end_helper()
+            return None
+        return dict(json.loads(answer))
+
+    def _start_helper(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            # Called in the loop's own thread: trio's helpers fork in a worker thread, and a
+            # parent-death signal fires when that thread ends after 10 idle seconds.
+            self._helper = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _MAIN, str(Path(__file__).parent)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env={"LANG": "C.UTF-8"},
+            )
+        self._channel = ours
+        return ours
+
+    def _end_helper(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._helper is not None:
+            self._helper.kill()  # it keeps nothing: supervisors do not depend on it
+            self._helper.wait()
+            self._helper = None

@@ -1,0 +1,74 @@
+"""The console of a job in one bounded file: what came first and what came last.
+
+Layout: 8 bytes (how many bytes the job wrote in all, big-endian), the head, a ring with the tail.
+Readable while the job runs; a reader may see the newest piece half written.
+"""
+
+import os
+from pathlib import Path
+
+__all__ = ["HEAD_BYTES", "TAIL_BYTES", "ConsoleWriter", "read_console"]
+
+HEAD_BYTES = 512 * 1024
+TAIL_BYTES = 512 * 1024
+_COUNT_BYTES = 8
+
+
+class ConsoleWriter:
+    """Writes the file. A full disk loses output, never the job; `lost_bytes` says how much."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._total = 0
+        self.lost_bytes = 0
+        os.pwrite(self._fd, bytes(_COUNT_BYTES), 0)
+
+    def add(self, data: bytes) -> None:
+        """Append what the job wrote."""
+        try:
+            self._put(data)
+            total = self._total + len(data)
+            os.pwrite(self._fd, total.to_bytes(_COUNT_BYTES, "big"), 0)
+        except OSError:
+            self.lost_bytes += len(data)
+        else:
+            self._total = total
+
+    def _put(self, data: bytes) -> None:
+        at = self._total
+        for piece, offset in _pieces(at, at + len(data)):
+            os.pwrite(self._fd, data[piece.start - at : piece.stop - at], _COUNT_BYTES + offset)
+
+
+def _pieces(start: int, stop: int) -> list[tuple[range, int]]:
+    """Return where the bytes [start, stop) of the output lie, without those that the ring has
+    overwritten by `stop`: (range of the output, offset behind the count)."""
+    found = []
+    if start < HEAD_BYTES:
+        found.append((range(start, min(stop, HEAD_BYTES)), start))
+    at = max(start, HEAD_BYTES, stop - TAIL_BYTES)
+    while at < stop:
+        offset = (at - HEAD_BYTES) % TAIL_BYTES
+        end = min(stop, at + TAIL_BYTES - offset)
+        found.append((range(at, end), HEAD_BYTES + offset))
+        at = end
+    return found
+
+
+def read_console(path: Path) -> bytes:
+    """Return head and tail, with a line between them that says how much was left out."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        total = int.from_bytes(os.pread(fd, _COUNT_BYTES, 0), "big")
+        parts, known = [], 0
+        for piece, offset in _pieces(0, total):
+            if piece.start > known:
+                parts.append(f"\n[{piece.start - known} bytes left out]\n".encode())
+            parts.append(os.pread(fd, len(piece), _COUNT_BYTES + offset))
+            known = piece.stop
+        return b"".join(parts)
+    finally:
+        os.close(fd)
