@@ -181,7 +181,9 @@ def submit(
     memory_gb: float = 1,
     time_sec: float = 3600,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds to wait at most, with --wait.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     skip_cache: Annotated[bool, typer.Option("--skip-cache", help="Run anew.")] = False,
     rerun_failing: Annotated[
@@ -192,6 +194,8 @@ def submit(
     """Submit a job. Example: pairio submit hello_world/hello_world_1 -p name=Ada --wait"""
     from pairio_cli.submit import Wish, submit_wish
 
+    if timeout is not None and not wait:
+        fail("--timeout is given without --wait", "add --wait", 2)
     wish = Wish(
         name=name,
         service=service,
@@ -351,9 +355,9 @@ def _seconds(text: str | None) -> int | None:
     if text is None:
         return None
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    if unit is None or not text[:-1].isdigit() or int(text[:-1]) < 1:
+    if unit is None or not text[:-1].isdecimal() or len(text) > 10 or int(text[:-1]) < 1:
         fail(f"--expires is {text!r}", "use a number and s, m, h or d: 30m, 12h, 7d", 2)
-    return int(text[:-1]) * (unit or 1)
+    return int(text[:-1]) * unit
 
 
 @app.command()

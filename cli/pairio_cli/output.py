@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from pairio.errors import PairioError
+import click
 
 __all__ = ["as_json", "data", "fail", "guarded", "note", "short", "table"]
+
+#: HTTP: the node failed, a gateway failed, nobody reachable has it, too late.
+_NOT_THE_USERS = (500, 502, 503, 504)
 
 
 def data(text: str) -> None:
@@ -43,34 +46,53 @@ def table(headers: list[str], rows: list[list[str]]) -> None:
         )
 
 
-def guarded(main: Callable[[], None]) -> None:
-    """Run a command line: a user's mistake never shows a traceback."""
+def guarded(run: Callable[..., Any]) -> None:
+    """Run a typer app to its end: no mistake of a user shows a traceback."""
+    from pairio_cli.leftover import refuse_leftover
+
+    refuse_leftover()  # before anything of the package `pairio` is imported
     try:
-        main()
-    except KeyboardInterrupt:
+        code = run(standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
         note("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except PairioError as error:
-        fail(str(error), error.hint, 1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        note(error.format_message())
+        sys.exit(2)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "pairio"
+        fail(error.format_message(), f"{command} --help", 2)
     except Exception as error:
-        user_message = getattr(error, "message", None)
-        if user_message is not None:  # pairio_node.errors.UserError, not imported here
-            fail(user_message, getattr(error, "hint", None), 1)
-        if os.environ.get("PAIRIO_DEBUG"):
-            raise
-        fail(
-            f"a bug in pairio: {type(error).__name__}: {error}",
-            "run again with PAIRIO_DEBUG=1 and report what it prints",
-            3,
-        )
+        _fail_with(error)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(message: str, hint: str | None, code: int) -> None:
-    """Print an error and leave with `code`."""
+def _fail_with(error: Exception) -> None:
+    """Leave with the words of an error; a bug says how to report it."""
+    message = getattr(error, "message", None)  # pairio_node.errors.UserError
+    from pairio.errors import PairioError
+
+    if isinstance(error, PairioError):
+        status = getattr(error, "status", 0)
+        fail(str(error), error.hint, 3 if status in _NOT_THE_USERS else 1)
+    if message is not None:
+        fail(message, getattr(error, "hint", None), 1)
+    if os.environ.get("PAIRIO_DEBUG"):
+        raise error
+    fail(
+        f"a bug in pairio: {type(error).__name__}: {error}",
+        "run again with PAIRIO_DEBUG=1 and report what it prints",
+        3,
+    )
+
+
+def fail(message: str, hint: str | None, code: int) -> NoReturn:
+    """Print an error and what to do, and leave with `code`."""
+    program = os.path.basename(sys.argv[0])
     note(f"error: {message}")
-    if hint:
-        note(f"\nhint: {hint}")
+    note(f"\nhint: {hint or f'{program} --help shows the commands and what they take'}")
     sys.exit(code)

@@ -53,12 +53,11 @@ class Api:
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         found_url, found_token = (url, token or "") if url else find_api()
-        parts = urlsplit(found_url or "")
-        if parts.scheme != "http" or not parts.hostname:
+        self._host, self._port = _host_and_port(found_url)
+        if not (found_token.isascii() and found_token.isprintable()):
             raise NodeNotRunning(
-                f"PAIRIO_API_URL is {found_url!r}", "use one such as http://127.0.0.1:7777"
+                "PAIRIO_API_KEY holds characters that no token has", "pairio token create NAME"
             )
-        self._host, self._port = parts.hostname, parts.port or 80
         self._token = found_token
         self._connection: Any = None
 
@@ -79,28 +78,44 @@ class Api:
         Raises:
             NodeNotRunning, RequestRefused.
         """
-        response = self._send(method, _target(path, query), body)
-        data = response.read()
-        if response.status >= 400:
-            raise _refusal(response.status, data)
-        return json.loads(data)
+        return self._json(self._send(method, _target(path, query), body))
 
     def stream(self, path: str, query: dict[str, Any] | None = None) -> Iterable[bytes]:
         """Yield the bytes of an answer."""
         response = self._send("GET", _target(path, query), None)
-        if response.status >= 400:
-            raise _refusal(response.status, response.read())
-        while chunk := response.read(256 * 1024):
+        if response.status >= 300:
+            raise _refusal(response.status, self._read(response))
+        while chunk := self._read(response, 256 * 1024):
             yield chunk
 
     def upload(self, file: BinaryIO) -> Any:
         """Add a file's bytes to the node; returns `{cid, size}`."""
         size = os.fstat(file.fileno()).st_size
-        response = self._send("POST", "/api/v1/content", file, size)
-        data = response.read()
-        if response.status >= 400:
+        return self._json(self._send("POST", "/api/v1/content", file, size))
+
+    def _json(self, response: Any) -> Any:
+        data = self._read(response)
+        if response.status >= 300:
             raise _refusal(response.status, data)
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise NodeNotRunning(
+                f"what answers at http://{self._host}:{self._port} is no pairio node",
+                "look at PAIRIO_API_URL, or unset it to use the node of this machine",
+            ) from None
+
+    def _read(self, response: Any, size: int | None = None) -> bytes:
+        import http.client
+
+        try:
+            return response.read(size)  # type: ignore[no-any-return]
+        except (http.client.HTTPException, OSError) as error:
+            self.close()
+            raise NodeNotRunning(
+                f"the node stopped in the middle of its answer ({error})",
+                "look whether it runs: pairio-node status",
+            ) from None
 
     def _send(self, method: str, target: str, body: Any, size: int | None = None) -> Any:
         import http.client
@@ -111,35 +126,61 @@ class Api:
         elif body is not None:
             body = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        for attempt in (1, 2):
-            if self._connection is None:
-                self._connection = http.client.HTTPConnection(
-                    self._host, self._port, timeout=_TIMEOUT_S
-                )
-            try:
-                self._connection.request(method, target, body, headers)
-                return self._connection.getresponse()
-            except (ConnectionError, http.client.HTTPException, OSError) as error:
-                self._connection.close()
-                self._connection = None
-                # A kept connection may have been closed while idle; a job is content-addressed,
-                # so a submit sent twice is one job.
-                if attempt == 2 or size is not None or isinstance(error, ConnectionRefusedError):
-                    raise NodeNotRunning(
-                        f"no node answers at http://{self._host}:{self._port} ({error})",
-                        "start it: pairio-node run",
-                    ) from None
-        raise AssertionError("unreachable")
+        kept = self._connection is not None
+        try:
+            return self._exchange(method, target, body, headers)
+        except (http.client.HTTPException, OSError) as error:
+            self.close()
+            if not kept or isinstance(error, TimeoutError):
+                raise self._silent(error) from None
+        # A kept connection may have been closed while it was idle: once more on a new one.
+        if size is not None:
+            body.seek(0)
+        try:
+            return self._exchange(method, target, body, headers)
+        except (http.client.HTTPException, OSError) as error:
+            self.close()
+            raise self._silent(error) from None
+
+    def _exchange(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:
+        import http.client
+
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(
+                self._host, self._port, timeout=_TIMEOUT_S
+            )
+        self._connection.request(method, target, body, headers)
+        return self._connection.getresponse()
+
+    def _silent(self, error: Exception) -> NodeNotRunning:
+        return NodeNotRunning(
+            f"no node answers at http://{self._host}:{self._port} ({error})",
+            "start it: pairio-node run",
+        )
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme != "http" or not host:
+        raise NodeNotRunning(
+            f"PAIRIO_API_URL is {url!r}",
+            "use one such as http://127.0.0.1:7777, or unset it to use the node of this machine",
+        )
+    return host, port or 80
 
 
 def _target(path: str, query: dict[str, Any] | None) -> str:
     given = {k: v for k, v in (query or {}).items() if v is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+    return f"{path}?{urlencode(given, errors='surrogateescape')}" if given else path
 
 
 def part(text: str) -> str:
     """Return text as one part of a path."""
-    return quote(text, safe="")
+    return quote(text, safe="", errors="surrogateescape") or "%20"  # nothing is another path
 
 
 def _refusal(status: int, data: bytes) -> RequestRefused:
