@@ -99,6 +99,7 @@ class Node:
         self.honest = True
         self.slow = 1.0
         self.disk_fails = False
+        self.disk_failed_ms = -1000
         self.clock_offset_ms = index * 7_777
         self.wall_offset_ms = 0
         self.content: set[str] = set()
@@ -234,7 +235,7 @@ class World:
 
     def _seal(self, node: Node) -> None:
         core = node.core
-        if core is None:
+        if core is None or self.now_ms - node.disk_failed_ms < 1000:
             return
         sealed: Sealed | None = core.seal(self._clock(node), self._unix(node))
         if sealed is None:
@@ -256,6 +257,7 @@ class World:
             return
         if node.disk_fails:
             self.counts["fault: commit failed"] += 1
+            node.disk_failed_ms = self.now_ms
             self.after(1000, lambda: self._reseal(node, boot))
             self.give(node, ev.CommitFailed(commit.ticket, "the disk is full"))
             return
