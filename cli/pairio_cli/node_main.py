@@ -2,12 +2,14 @@
 
 import json as json_module
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pairio_cli.output import as_json, data, guarded, note
+from pairio_cli.watchdog import last_words, watch, watched
 
 __all__ = ["main"]
 
@@ -51,27 +53,42 @@ def run(
         typer.Option(help="Service or app that may run here without a sandbox."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="The ready line as JSON.")] = False,
+    yield_jobs: Annotated[
+        bool, typer.Option("--yield-jobs", help="Jobs end with the node; nothing is left behind.")
+    ] = False,
+    watchdog: Annotated[
+        bool, typer.Option("--watchdog/--no-watchdog", help="Start the node again after a crash.")
+    ] = True,
 ) -> None:
     """Run the node until Ctrl-C. Example: pairio-node run --bootstrap /ip4/.../p2p/12D3Koo..."""
+    crashes = watched()
+    if watchdog and crashes is None:
+        from pairio._http import default_home
+
+        raise typer.Exit(watch(default_home(), sys.argv[1:]))
+    settings = {
+        "listen": listen,
+        "bootstrap": bootstrap,
+        "compute": compute,
+        "cpus": cpus,
+        "memory_gb": memory_gb,
+        "gpus": gpus,
+        "api_port": api_port,
+        "allow_process": allow_process,
+        "restart_grace_s": 0 if yield_jobs else None,
+    }
+    _run_here(settings, json, crashes)
+
+
+def _run_here(settings: dict[str, Any], json: bool, crashes: dict[str, Any] | None) -> None:
+    """Run the node in this process; `crashes` is what the watchdog tells of earlier starts."""
     import trio
 
     from pairio_node.config import load_config
     from pairio_node.node import run_node
 
     home = _home(None)
-    config = load_config(
-        home.path / "node.toml",
-        {
-            "listen": listen,
-            "bootstrap": bootstrap,
-            "compute": compute,
-            "cpus": cpus,
-            "memory_gb": memory_gb,
-            "gpus": gpus,
-            "api_port": api_port,
-            "allow_process": allow_process,
-        },
-    )
+    config = load_config(home.path / "node.toml", settings)
 
     def ready(info: dict[str, Any]) -> None:
         if json:
@@ -79,12 +96,12 @@ def run(
         else:
             line = f"ready {info['peerId']} {' '.join(info['addresses'])} {info['apiUrl']}"
             print(line, flush=True)
-        sys.stdout.flush()
 
-    try:
-        trio.run(run_node, home, config, ready, note)
-    except BaseExceptionGroup as group:
-        raise _first(group) from None
+    with nullcontext() if crashes is None else last_words(home.path):
+        try:
+            trio.run(run_node, home, config, ready, note, crashes)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -119,6 +136,9 @@ def status(
         f" {capacity['numGpus']} GPUs; isolation {found['isolation']}"
     )
     data(f"running    {found['running']}")
+    crash = found["lastCrash"]
+    told = f"; the last crash was at {crash['time']}: {crash['reason']}" if crash else ""
+    data(f"restarts   {found['restarts']}{told}")
     for name, count in sorted(found["counters"].items()):
         data(f"  {name}: {count}")
 

@@ -90,8 +90,10 @@ class Launcher:
         with theirs:
             # Called in the loop's own thread: trio's helpers fork in a worker thread, and a
             # parent-death signal fires when that thread ends after 10 idle seconds.
+            # The pipe's name is for people who look at the process list: whose is this?
+            folder = str(Path(__file__).parent)
             self._helper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _MAIN, str(Path(__file__).parent)],
+                [sys.executable, "-I", "-S", "-c", _MAIN, folder, str(self.alive)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"LANG": "C.UTF-8"},
