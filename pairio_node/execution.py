@@ -138,7 +138,7 @@ class Executions:
         with run.fetching:
             spec = await self._prepare(effect, run.folder)
         if spec is None or run.cancel.is_set():
-            return _no_result(effect.attempt, self._given_up, "it was not begun")
+            return _no_result(effect.attempt, *self._given_up)
         if isinstance(spec, Executed):
             return spec
         card = JobCard.of(effect, runner.name)
@@ -146,8 +146,9 @@ class Executions:
         return await self._executed(card, await runner.run(spec, run.cancel))
 
     @property
-    def _given_up(self) -> str:
-        return "yield" if self._yielding else "canceled"
+    def _given_up(self) -> tuple[str, str]:
+        """Kind and reason of the end of a run that was told to end."""
+        return ("yield", "its node stops") if self._yielding else ("canceled", "canceled")
 
     async def _prepare(self, effect: Execute, folder: Path) -> RunSpec | Executed:
         """Fetch code and inputs."""
@@ -210,12 +211,15 @@ class Executions:
             console = await self._content.add_bytes(outcome.console)
         except StorageFullError as error:
             return _no_result(card.attempt, "infra", error.message)
-        kind = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""
+        kind: str = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""
+        reason = outcome.error
+        if kind == "canceled":
+            kind, reason = self._given_up
         return Executed(
             attempt=card.attempt,
-            kind=self._given_up if kind == "canceled" else kind,
+            kind=kind,
             status=outcome.status,
-            error=outcome.error,
+            error=reason,
             outputs=outputs,
             console=console.cid,
             usage=outcome.usage,

@@ -150,6 +150,13 @@ class Home:
         """Tell local clients where the API is (api.json, 0600)."""
         self._write("api.json", json.dumps(info))
 
+    def last_addresses(self) -> list[str]:
+        """Return where the node was reached before it crashed; empty after a clean end."""
+        try:
+            return [str(a) for a in json.loads((self.path / "api.json").read_text())["addresses"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
     def remove_api(self) -> None:
         """The API is gone."""
         (self.path / "api.json").unlink(missing_ok=True)

@@ -556,9 +556,19 @@ async def _choose_runners(config: NodeConfig, launcher: Launcher) -> tuple[list[
     return [ProcessRunner(launcher)], note
 
 
-def _libp2p(home: Home, config: NodeConfig) -> Transport:
+def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
     listen = config.listen or (f"/ip4/0.0.0.0/tcp/{home.ports().listen}",)
+    if again and len(listen) == 1:
+        listen = (_same_port(listen[0], home.last_addresses()),)
     return Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
+
+
+def _same_port(listen: str, before: list[str]) -> str:
+    """After a crash, the port that the system chose then: others know it."""
+    if not listen.endswith("/tcp/0") or not before:
+        return listen
+    port = before[0].partition("/tcp/")[2].partition("/")[0]
+    return f"{listen.removesuffix('0')}{port}"
 
 
 async def run_node(
@@ -583,7 +593,13 @@ async def run_node(
                 runners, note = await _choose_runners(config, launcher)
                 if note and config.compute:
                     say(note)
-                node = Node(home, config, store, runners, _libp2p(home, config))
+                node = Node(
+                    home,
+                    config,
+                    store,
+                    runners,
+                    _libp2p(home, config, bool(crashes and crashes["restarts"])),
+                )
                 node.crashes |= crashes or {}
                 await _serve(node, ready, stop)
                 top.cancel_scope.cancel()
@@ -610,15 +626,11 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                     await api.start(
                         partial(serve_api, node, auth, node.links, api_port, gateway_port, stop)
                     )
+                    addresses = list(node.transport.addresses())
                     info = {"url": node.api_url, "token": token, "pid": os.getpid()}
-                    home.write_api({**info, "gatewayUrl": f"http://127.0.0.1:{gateway_port}"})
-                    ready(
-                        {
-                            "peerId": node.peer_id,
-                            "addresses": list(node.transport.addresses()),
-                            "apiUrl": node.api_url,
-                        }
-                    )
+                    gateway_url = f"http://127.0.0.1:{gateway_port}"
+                    home.write_api({**info, "gatewayUrl": gateway_url, "addresses": addresses})
+                    ready({"peerId": node.peer_id, "addresses": addresses, "apiUrl": node.api_url})
                 home.remove_api()
                 await node.leave_jobs()
                 nursery.cancel_scope.cancel()

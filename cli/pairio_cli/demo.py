@@ -133,6 +133,7 @@ def _spawn(folder: Path, name: str, *arguments: str) -> "tuple[str, Path, subpro
     log = (folder / f"{name}.log").open("w")
     # The demo's owner installs the demo's app himself, so it may run without a sandbox if need be.
     argv = [sys.executable, "-m", "pairio_cli.node_entry", "run", "--json"]
+    argv += ["--no-watchdog", "--yield-jobs"]  # nothing is left behind
     argv += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cpus", "2", "--memory-gb", "4"]
     argv += ["--allow-process", "hello_world", *arguments]
     with log:
