@@ -21,7 +21,7 @@ from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.home import Home
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
-from pairio_node.store import CommitRows, Store, StoreError, Writer
+from pairio_node.store import CommitRows, Store, Writer
 from pairio_node.transport import (
     CHANNEL_CONTROL,
     CHANNEL_SYNC,
@@ -141,10 +141,10 @@ class Node:
         nursery.start_soon(self.driver.run)
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
+        for address in self.config.bootstrap:  # first: connections are bounded
+            self.transport.keep_connected(peer_in(address), (address,))
         for peer, addresses in snapshot.peers:
             self.transport.keep_connected(peer, addresses)
-        for address in self.config.bootstrap:
-            self.transport.keep_connected(peer_in(address), (address,))
 
     # -- transport -> core ----------------------------------------------------------------
 
@@ -165,12 +165,16 @@ class Node:
             await trio.sleep(0.05)  # back-pressure: the stream is not read meanwhile
 
     def _remember(self, peer: str, addresses: tuple[str, ...]) -> None:
-        if not addresses:
+        """Store where a member was found; with the next transaction, as the loop never waits."""
+        if not addresses or self.writer is None:
             return
-        try:
-            self._store.save_peer(peer, addresses, self.clock.unix_ms())
-        except StoreError:
-            self.core.ctx.counters["peers not remembered"] += 1
+
+        def on_done(error: Exception | None) -> None:
+            if error is not None:
+                self.core.ctx.counters["peers not remembered"] += 1
+
+        row = (peer, " ".join(addresses), self.clock.unix_ms())
+        self.writer.submit(CommitRows(peers=(row,)), on_done)
 
     def _may_read(self, peer: str, cid: str) -> bool:
         """Blocks go to members of a service that is taken up here."""

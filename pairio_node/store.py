@@ -3,6 +3,7 @@
 A commit is one transaction; `Writer` puts everything that waits into the next one (group commit).
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class CommitRows:
     changes: tuple[tuple[str, str, int, bytes], ...] = ()
     segments: tuple[tuple[bytes, str, str, bytes, int, bytes, int], ...] = ()
     answers: tuple[tuple[str, str, str], ...] = ()
+    peers: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,22 @@ class Store:
             UserError: corrupt, made by a newer version, or not writable; nothing is changed then.
         """
         try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            path.chmod(0o600)  # before its companions are made, which get the same mode
             db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            db.execute("pragma journal_mode = wal")
-            db.execute("pragma synchronous = full")
-            db.execute("pragma busy_timeout = 5000")
-            version = db.execute("pragma user_version").fetchone()[0]
-            if db.execute("pragma quick_check(1)").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("the integrity check failed")
-        except sqlite3.DatabaseError as error:
+            try:
+                _prepare(db, path)
+            except BaseException:
+                db.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"the database {path} cannot be used: {error}",
-                hint="move it away and start again: members send what they still have",
+                f"the database {path} cannot be used: {reason}",
+                hint="if the disk is full or not writable, mend that; else move it away and start"
+                " again: members send what they still have",
                 code="corrupt_home",
             ) from None
-        if version > len(_MIGRATIONS):
-            raise UserError(
-                f"the database {path} was made by a newer pairio (schema {version};"
-                f" this one knows {len(_MIGRATIONS)})",
-                hint="update pairio",
-            )
-        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-            db.executescript(f"begin; {script} pragma user_version = {number}; commit;")
-        path.chmod(0o600)
         return Store(db)
 
     def load(self) -> Snapshot:
@@ -128,25 +124,34 @@ class Store:
                 "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?)", rows.segments
             )
             db.executemany("insert or ignore into answers values (?, ?, ?)", rows.answers)
+            db.executemany("insert or replace into known_peers values (?, ?, ?)", rows.peers)
             db.execute("commit")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:  # full; values it cannot hold
             if db.in_transaction:
                 db.execute("rollback")
-            raise StoreError(str(error)) from None
-
-    def save_peer(self, peer: str, addresses: tuple[str, ...], unix_ms: int) -> None:
-        """Remember where a member was found."""
-        try:
-            self._db.execute(
-                "insert or replace into known_peers values (?, ?, ?)",
-                (peer, " ".join(addresses), unix_ms),
-            )
-        except sqlite3.Error as error:
             raise StoreError(str(error)) from None
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Check the database and bring it to this version's schema."""
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = full")
+    db.execute("pragma busy_timeout = 5000")
+    version = db.execute("pragma user_version").fetchone()[0]
+    if db.execute("pragma quick_check(1)").fetchone()[0] != "ok":
+        raise sqlite3.DatabaseError("the integrity check failed")
+    if version > len(_MIGRATIONS):
+        raise UserError(
+            f"the database {path} was made by a newer pairio (schema {version};"
+            f" this one knows {len(_MIGRATIONS)})",
+            hint="update pairio",
+        )
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        db.executescript(f"begin; {script} pragma user_version = {number}; commit;")
 
 
 _Job = tuple[CommitRows, Callable[[Exception | None], None]]
@@ -191,6 +196,7 @@ class Writer:
             tuple(row for job, _ in jobs for row in job.changes),
             tuple(row for job, _ in jobs for row in job.segments),
             tuple(row for job, _ in jobs for row in job.answers),
+            tuple(row for job, _ in jobs for row in job.peers),
         )
         error: Exception | None = None
         try:

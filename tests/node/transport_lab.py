@@ -87,8 +87,8 @@ class Lab(Protocol):
 
 
 class MemoryLab:
-    def __init__(self) -> None:
-        self.network = MemoryNetwork(seed=1)
+    def __init__(self, seed: int = 1) -> None:
+        self.network = MemoryNetwork(seed)
 
     def make(self, name: str, address: str = "") -> Transport:
         return MemoryTransport(self.network, _seed(name), address)
