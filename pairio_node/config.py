@@ -6,6 +6,7 @@ Every setting is described in docs/reference/settings.md (a test holds the two t
 import os
 import tomllib
 from dataclasses import dataclass, fields, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _check(config: NodeConfig) -> None:
+    for address in config.listen:
+        _check_listen(address)
     for address in config.bootstrap:
         peer_in(address)
     for peer in config.trust:
@@ -129,6 +132,21 @@ def _check(config: NodeConfig) -> None:
             raise UserError(
                 f"setting {name} is {getattr(config, name)}", hint=f"use {low} to {high}"
             )
+
+
+def _check_listen(address: str) -> None:
+    nothing, kind, host, tcp, port = [*address.split("/"), "", "", "", ""][:5]
+    try:
+        ip_address(host)
+        right = (nothing, tcp) == ("", "tcp") and address.count("/") == 4
+        right = right and kind == ("ip6" if ":" in host else "ip4") and 0 <= int(port) < 65536
+    except ValueError:
+        right = False
+    if not right:
+        raise UserError(
+            f"listen address {address!r} is not one to listen on",
+            hint="use one such as /ip4/0.0.0.0/tcp/4001 (port 0: any free one)",
+        )
 
 
 def _check_peer(peer: str, where: str) -> None:

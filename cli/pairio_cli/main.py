@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
@@ -32,7 +33,9 @@ ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id
 def _api() -> Any:
     from pairio._http import Api
 
-    return Api()
+    api = Api()
+    click.get_current_context().call_on_close(api.close)
+    return api
 
 
 def _part(text: str) -> str:

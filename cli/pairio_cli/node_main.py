@@ -2,7 +2,7 @@
 
 import json as json_module
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +120,8 @@ def status(
     """Show the node that runs on the home. Example: pairio-node status"""
     from pairio._http import Api
 
-    found = Api().call("GET", "/api/v1/status")
+    with closing(Api()) as api:
+        found = api.call("GET", "/api/v1/status")
     if json:
         as_json(found)
         return

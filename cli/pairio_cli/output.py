@@ -73,13 +73,16 @@ def guarded(run: Callable[..., Any]) -> None:
 
 def _fail_with(error: Exception) -> None:
     """Leave with the words of an error; a bug says how to report it."""
-    message = getattr(error, "message", None)  # pairio_node.errors.UserError
     from pairio.errors import PairioError
+
+    message = None  # of a pairio_node.errors.UserError, which is not imported here
+    if not isinstance(error, BaseExceptionGroup):
+        message = getattr(error, "message", None)
 
     if isinstance(error, PairioError):
         status = getattr(error, "status", 0)
         fail(str(error), error.hint, 3 if status in _NOT_THE_USERS else 1)
-    if message is not None:
+    if isinstance(message, str):
         fail(message, getattr(error, "hint", None), 1)
     if os.environ.get("PAIRIO_DEBUG"):
         raise error
@@ -92,7 +95,7 @@ def _fail_with(error: Exception) -> None:
 
 def fail(message: str, hint: str | None, code: int) -> NoReturn:
     """Print an error and what to do, and leave with `code`."""
-    program = os.path.basename(sys.argv[0])
+    program = "pairio-node" if "node" in os.path.basename(sys.argv[0]) else "pairio"
     note(f"error: {message}")
     note(f"\nhint: {hint or f'{program} --help shows the commands and what they take'}")
     sys.exit(code)

@@ -35,7 +35,7 @@ def find_api() -> tuple[str, str]:
     """
     url = os.environ.get("PAIRIO_API_URL")
     if url:
-        return url.rstrip("/"), os.environ.get("PAIRIO_API_KEY", "")
+        return url, os.environ.get("PAIRIO_API_KEY", "")
     path = default_home() / "api.json"
     try:
         info = json.loads(path.read_text())
@@ -109,7 +109,10 @@ class Api:
         import http.client
 
         try:
-            return response.read(size)  # type: ignore[no-any-return]
+            data: bytes = response.read(size)
+            if not data and response.length:  # read(size) does not say that something is missing
+                raise http.client.IncompleteRead(data, response.length)
+            return data
         except (http.client.HTTPException, OSError) as error:
             self.close()
             raise NodeNotRunning(
