@@ -78,11 +78,15 @@ class Home:
     def _write(self, name: str, text: str) -> None:
         """Write a file 0600, whole or not at all."""
         temporary = self.path / f".{name}.{secrets.token_hex(4)}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / name)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self.path / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def seed(self) -> bytes:
         """Return the 32 secret bytes of the node's key."""
@@ -108,11 +112,14 @@ class Home:
         path = self.path / "ports.json"
         try:
             raw = json.loads(path.read_text())
-            return Ports(int(raw["api"]), int(raw["gateway"]), int(raw["listen"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            ports = Ports(int(raw["api"]), int(raw["gateway"]), int(raw["listen"]))
+            if not all(0 < port < 65536 for port in (ports.api, ports.gateway, ports.listen)):
+                raise ValueError(ports)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise UserError(
                 f"{path} is corrupt", hint="move it away: the node chooses new ports"
             ) from None
+        return ports
 
     def secret(self, name: str) -> bytes:
         """Return 32 secret bytes kept in a file of this name (0600), made at first use."""
@@ -120,9 +127,12 @@ class Home:
         if not path.exists():
             self._write(name, secrets.token_hex(32))
         try:
-            return bytes.fromhex(path.read_text().strip())
+            secret = bytes.fromhex(path.read_text())
+            if len(secret) != 32:  # an empty one would let anybody make what it is to prove
+                raise ValueError(len(secret))
         except (OSError, ValueError):
             raise UserError(f"{path} is corrupt", hint="move it away: a new one is made") from None
+        return secret
 
     def lock(self) -> None:
         """Take the home for this process, or raise ConflictError naming who has it."""
