@@ -3,6 +3,7 @@
 Every setting is described in docs/reference/settings.md (a test holds the two together).
 """
 
+import math
 import os
 import tomllib
 from dataclasses import dataclass, fields, replace
@@ -56,12 +57,12 @@ class NodeConfig:
     @property
     def cpu_millicores(self) -> int:
         """CPUs for jobs in thousandths."""
-        return int(self.cpus * 1000) or (os.cpu_count() or 1) * 1000
+        return math.ceil(self.cpus * 1000) or (os.cpu_count() or 1) * 1000
 
     @property
     def memory_mib(self) -> int:
         """Memory for jobs; by default four fifths of what the machine has."""
-        return int(self.memory_gb * 1024) or int(psutil.virtual_memory().total * 0.8) // 2**20
+        return math.ceil(self.memory_gb * 1024) or int(psutil.virtual_memory().total * 0.8) // 2**20
 
     def quota_for(self, path: Path) -> int:
         """Return the block quota for a store on `path`."""
@@ -104,10 +105,20 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     elif kind is bool or kind is str:
         if isinstance(value, kind):
             return value
-    elif not isinstance(value, bool) and isinstance(value, int | float):
+    elif _is_number(value, whole=kind is int):
         return kind(value)
-    shown = getattr(kind, "__name__", str(kind))
-    raise UserError(f"setting {name} is {value!r}", hint=f"give it a {shown}")
+    raise UserError(f"setting {name} is {value!r}", hint=f"give it {_in_words(kind)}")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not whole or value == value // 1  # not so for infinity and NaN
+
+
+def _in_words(kind: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    return words.get(kind, 'a list of texts, such as ["a", "b"]')
 
 
 def _check(config: NodeConfig) -> None:
@@ -123,6 +134,7 @@ def _check(config: NodeConfig) -> None:
         ("gpus", 0, 1024),
         ("api_port", 0, 65535),
         ("gateway_port", 0, 65535),
+        ("quota_bytes", 0, 2**60),
         ("lease_ms", 1000, 3_600_000),
         ("replicas", 0, 16),
         ("restart_grace_s", 0, 86_400),
