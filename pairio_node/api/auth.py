@@ -17,6 +17,8 @@ COOKIE = "pairio_session"
 _LINK_S = 60
 _SESSION_S = 30 * 24 * 3600
 _TOKENS_MAX = 1000
+_LINKS_MAX = 1000
+_SESSIONS_MAX = 1000
 
 
 def _digest(secret: str) -> str:
@@ -48,7 +50,9 @@ class Auth:
         """Return a new token; it is shown this once only."""
         tokens = self._tokens()
         if len(tokens) >= _TOKENS_MAX:
-            raise UserError(f"there are {_TOKENS_MAX} tokens already")
+            raise UserError(
+                f"there are {_TOKENS_MAX} tokens already", hint=f"take some out of {self._path}"
+            )
         token = secrets.token_urlsafe(32)
         expires = None if expires_s is None else time.time() + expires_s
         tokens.append(
@@ -60,19 +64,33 @@ class Auth:
         temporary.rename(self._path)
         return token
 
-    def may(self, authorization: str | None, method: str) -> bool:
-        """Say whether a bearer token allows a method; compared in constant time."""
-        if not authorization or not authorization.lower().startswith("bearer"):
-            return False
-        given = _digest(authorization.split(" ", 1)[-1].strip())
+    def check_token(self, authorization: str | None, method: str) -> None:
+        """Refuse a call whose bearer token does not allow it; compared in constant time.
+
+        Raises:
+            UserError: no token, an unknown or an expired one (401).
+            ForbiddenError: a read-only one for something else than reading.
+        """
+        scheme, _, secret = (authorization or "").partition(" ")
+        given = _digest(secret.strip()) if scheme.rstrip(":").lower() == "bearer" else ""
         if hmac.compare_digest(given, self._main):
-            return True
-        allowed = False
+            return
+        found: dict[str, Any] | None = None
         for token in self._tokens():
-            if hmac.compare_digest(given, str(token["hash"])):
-                alive = token["expires"] is None or time.time() < token["expires"]
-                allowed = alive and (not token["read_only"] or method in ("GET", "HEAD"))
-        return allowed
+            if hmac.compare_digest(given, str(token.get("hash"))):
+                found = token
+        expires = found.get("expires") if found else 0
+        if found is None or (expires is not None and time.time() >= expires):
+            raise UserError(
+                "no token that allows this" if found is None else "this token has expired",
+                hint="use the token in api.json of the node's home, or pairio token create",
+                code="unauthorized",
+                http_status=401,
+            )
+        if found.get("read_only", True) and method not in ("GET", "HEAD"):
+            raise ForbiddenError(
+                "this token only reads", hint="pairio token create NAME, without --read-only"
+            )
 
     def check_origin(self, host: str | None, origin: str | None) -> None:
         """Refuse other sites' pages (Origin) and other names for this machine (Host).
@@ -94,6 +112,8 @@ class Auth:
             raise UserError(f"path {path!r} is not of this node", hint="use one such as /job/ID")
         now = time.monotonic()
         self._links = {c: v for c, v in self._links.items() if v[1] > now}
+        if len(self._links) >= _LINKS_MAX:
+            raise UserError(f"{_LINKS_MAX} links wait to be opened", hint="wait a minute")
         code = secrets.token_urlsafe(24)
         self._links[code] = (path, now + _LINK_S)
         return code
@@ -105,6 +125,8 @@ class Auth:
             return None
         session = secrets.token_urlsafe(32)
         self._sessions[_digest(session)] = time.monotonic() + _SESSION_S
+        while len(self._sessions) > _SESSIONS_MAX:
+            del self._sessions[next(iter(self._sessions))]  # the oldest browser opens anew
         return path, session
 
     def has_session(self, cookie: str | None) -> bool:

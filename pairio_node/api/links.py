@@ -29,4 +29,4 @@ class Links:
 
     def is_valid(self, cid: str, name: str, key: str) -> bool:
         """Say whether a capability is one of ours (constant time)."""
-        return hmac.compare_digest(self._mac(cid, name), key)
+        return hmac.compare_digest(self._mac(cid, name).encode(), key.encode(errors="replace"))
