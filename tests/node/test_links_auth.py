@@ -42,13 +42,27 @@ def auth(tmp_path: Path, clock: _Time) -> Auth:
     return Auth("main-token", tmp_path / "tokens.json", PORT)
 
 
+def _may(auth: Auth, authorization: str | None, method: str) -> bool:
+    try:
+        auth.check_token(authorization, method)
+    except ForbiddenError as error:
+        assert (error.http_status, error.message) == (403, "this token only reads")
+        return False
+    except UserError as error:
+        if error.code != "unauthorized":
+            raise
+        assert error.http_status == 401
+        return False
+    return True
+
+
 # -- tokens -----------------------------------------------------------------------------------
 
 
 def test_the_nodes_own_token_allows_everything(auth: Auth) -> None:
     for method in ("GET", "POST", "DELETE"):
-        assert auth.may("Bearer main-token", method)
-    assert auth.may("bearer main-token", "GET")
+        assert _may(auth, "Bearer main-token", method)
+    assert _may(auth, "bearer main-token", "GET")
 
 
 @pytest.mark.parametrize(
@@ -56,29 +70,29 @@ def test_the_nodes_own_token_allows_everything(auth: Auth) -> None:
 )
 def test_anything_else_allows_nothing(auth: Auth, given: str | None) -> None:
     auth.create_token("laptop", read_only=False, expires_s=None)
-    assert not auth.may(given, "GET")
+    assert not _may(auth, given, "GET")
 
 
 def test_a_created_token_works_also_after_a_restart(auth: Auth, tmp_path: Path) -> None:
     token = auth.create_token("laptop", read_only=False, expires_s=None)
-    assert auth.may(f"Bearer {token}", "POST")
-    assert Auth("other", tmp_path / "tokens.json", PORT).may(f"Bearer {token}", "POST")
+    assert _may(auth, f"Bearer {token}", "POST")
+    assert _may(Auth("other", tmp_path / "tokens.json", PORT), f"Bearer {token}", "POST")
 
 
 def test_a_read_only_token_reads(auth: Auth) -> None:
     token = auth.create_token("dashboard", read_only=True, expires_s=None)
-    assert auth.may(f"Bearer {token}", "GET")
-    assert auth.may(f"Bearer {token}", "HEAD")
+    assert _may(auth, f"Bearer {token}", "GET")
+    assert _may(auth, f"Bearer {token}", "HEAD")
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "get"):
-        assert not auth.may(f"Bearer {token}", method), method
+        assert not _may(auth, f"Bearer {token}", method), method
 
 
 def test_a_token_expires_when_it_was_said_to(auth: Auth, clock: _Time) -> None:
     token = auth.create_token("guest", read_only=False, expires_s=60)
     clock.now_s += 59
-    assert auth.may(f"Bearer {token}", "GET")
+    assert _may(auth, f"Bearer {token}", "GET")
     clock.now_s += 1
-    assert not auth.may(f"Bearer {token}", "GET")
+    assert not _may(auth, f"Bearer {token}", "GET")
 
 
 def test_tokens_are_kept_as_hashes_for_the_owner_alone(auth: Auth, tmp_path: Path) -> None:
@@ -103,22 +117,22 @@ def test_every_token_is_compared_in_constant_time_and_all_of_them_are(
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for given in (tokens[0], "wrong"):
         compared.clear()
-        auth.may(f"Bearer {given}", "GET")
+        _may(auth, f"Bearer {given}", "GET")
         assert len(compared) == 4, "the first that fits ends nothing"
 
 
-@pytest.mark.parametrize("text", ["garbage", "5", '{"name": "x"}', '[{"name": "x"}]', '["x"]'])
+@pytest.mark.parametrize("text", ["", "garbage", "5"])
 def test_a_corrupt_token_file_is_named_and_left_alone(
     text: str, auth: Auth, tmp_path: Path
 ) -> None:
     path = tmp_path / "tokens.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"tokens\.json is corrupt"):
-        auth.may("Bearer x", "GET")
+        _may(auth, "Bearer x", "GET")
     with pytest.raises(UserError, match=r"tokens\.json is corrupt"):
         auth.create_token("y", read_only=False, expires_s=None)
     assert path.read_text() == text
-    assert auth.may("Bearer main-token", "GET"), "the owner gets in to mend it"
+    assert _may(auth, "Bearer main-token", "GET"), "the owner gets in to mend it"
 
 
 def test_the_number_of_tokens_is_bounded(auth: Auth, tmp_path: Path) -> None:
