@@ -27,6 +27,8 @@ QUEUE_EVENTS_MAX = 65_536
 SLEEP_GAP_MS = 2_000
 #: Events handled before the loop lets others run and seals.
 BATCH_EVENTS_MAX = 64
+#: A disk that failed is tried again after this time.
+RETRY_MS = 1_000
 
 
 class Shell(Protocol):
@@ -59,9 +61,12 @@ class Driver:
         """Queue an event; False (and dropped) when QUEUE_EVENTS_MAX wait already."""
         if len(self._queue) >= QUEUE_EVENTS_MAX:
             return False
+        self._append(event)
+        return True
+
+    def _append(self, event: Event) -> None:
         self._queue.append(event)
         self._wake.set()
-        return True
 
     async def call(self, make_event: Callable[[int], Event]) -> dict[str, Any]:
         """Post the event that `make_event(call)` makes and wait for its answer.
@@ -125,6 +130,9 @@ class Driver:
             return
         due_ms = self.core.next_deadline_ms()
         wait_s = math.inf if due_ms is None else max(0, due_ms - self._clock.now_ms()) / 1000
+        retry_ms = self._failed_at_ms + RETRY_MS - self._clock.now_ms()
+        if retry_ms > 0 and self.core.has_pending():
+            wait_s = min(wait_s, retry_ms / 1000)
         self._wake = trio.Event()
         with trio.move_on_after(max(wait_s, 0.001)):
             await self._wake.wait()
@@ -151,7 +159,7 @@ class Driver:
 
     def _seal(self) -> None:
         """Hand what was written to the disk; a failing disk is tried again once a second."""
-        if self._clock.now_ms() - self._failed_at_ms < 1000:
+        if self._clock.now_ms() - self._failed_at_ms < RETRY_MS:
             return
         sealed = self.core.seal(self._clock.now_ms(), self._clock.unix_ms())
         if sealed is None:
@@ -166,11 +174,11 @@ class Driver:
             if error is None:
                 for stored in waiting:
                     stored.set()
-                self.post(Committed(ticket))
+                self._append(Committed(ticket))  # never dropped: callers wait for it
             else:
                 self._unsealed += waiting
                 self._failed_at_ms = self._clock.now_ms()
-                self.post(CommitFailed(ticket, str(error)))
+                self._append(CommitFailed(ticket, str(error)))
 
         self._shell.write(sealed.commit, on_done)
         self._carry_out(sealed.effects)
