@@ -37,8 +37,8 @@ def is_final(core: NodeCore, service: str, state: RequestState) -> bool:
 def is_settled(core: NodeCore, service: str, state: RequestState) -> bool:
     """Say whether somebody who waits for a request should be told now."""
     status = _status(core, service, state)[0]
-    if status == "completed" and state.id in core.replication.copies:
-        return core.replication.is_settled(state.id)
+    if status == "completed" and state.answer is not None:
+        return core.replication.is_settled(state.answer)
     return status in ("completed", "failed", "canceled", "blocked")
 
 
@@ -125,8 +125,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "requestId": state.id,
         "runId": document.run if document else fold.run_of(state, resolution),
         "replicated": core.commands.replicated.get(state.id, 0),
-        "inputsReplicated": inputs_key not in core.replication.copies
-        or core.replication.is_safe(inputs_key),
+        "inputsReplicated": not core.replication.is_copying(inputs_key),
         "canceled": state.canceled,
         "jobUrl": links.job_page(state.job, core.membership.petnames.get(service)),
         "serviceName": core.membership.petnames.get(service, service),
@@ -137,7 +136,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "isRunnable": resolution.job is not None,
         "error": error,
         "cached": state.cached,
-        "safe": core.replication.is_safe(state.id),
+        "safe": result is not None and core.replication.is_safe(result.cid),
         "isSettled": is_settled(core, service, state),
         "computeNodeId": worker,
         "computeClientId": worker,

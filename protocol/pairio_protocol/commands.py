@@ -389,7 +389,7 @@ class Commands:
         self._by_ticket.setdefault(self._core.current_ticket, []).append(submit)
         if submit.local_content:
             self._core.replication.track(
-                f"{state.id}/inputs", service, state.job, submit.local_content, {self._ctx.me}
+                f"{state.id}/inputs", service, state.job, submit.local_content, here=True
             )
 
     def on_committed(self, ticket: int) -> None:

@@ -29,13 +29,14 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.ids import request_id
 from pairio_protocol.limits import (
+    CONNECTIONS_MAX,
     LOOKUP_JOBS_MAX,
     NEWS_FANOUT,
     NEWS_SYNC_MS,
     REQUEST_EXPIRY_MS,
     SYNC_INTERVAL_MS,
 )
-from pairio_protocol.machines import bidder, coordinator, worker
+from pairio_protocol.machines import bidder, coordinator, replication, worker
 from pairio_protocol.machines.bidder import Bidder
 from pairio_protocol.machines.coordinator import Coordinator
 from pairio_protocol.machines.logs import Logs
@@ -91,7 +92,7 @@ class Sealed:
         self.effects = effects
 
 
-class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
+class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks):
     """The whole of a node but for I/O. See the module for how it is driven."""
 
     def __init__(self, key: SigningKey, config: CoreConfig) -> None:
@@ -99,7 +100,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self.membership = Membership(self.ctx)
         self.logs = Logs(self.ctx)
         self.book = PresenceBook(self.ctx, self.membership)
-        self.replication = Replication(self.ctx, self.membership)
+        self.replication = Replication(self.ctx, self.membership, self)
         self.coordinator = Coordinator(self.ctx, self.membership, self)
         self.worker = Worker(self.ctx, self.membership, self)
         self.bidder = Bidder(self.ctx, self.membership, self)
@@ -209,7 +210,10 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         for service, at_ms in list(self.logs.news.items()):
             if self.ctx.now_ms >= at_ms + NEWS_SYNC_MS:
                 del self.logs.news[service]
-                self._sync_some(service, NEWS_FANOUT)
+                # Its author tells everybody: a rumour that each passes on to a few misses some.
+                own = service in self.logs.own_news
+                self.logs.own_news.discard(service)
+                self._sync_some(service, CONNECTIONS_MAX if own else NEWS_FANOUT)
 
     def _news_deadline_ms(self) -> int | None:
         if not self.logs.news or not self.ctx.connected:
@@ -253,6 +257,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
                 self.ctx.connected[event.peer] = event.addresses
                 self._greet(event.peer)
                 self.worker.on_peer_up()
+                self.replication.on_peer_up()
                 self.coordinator.look()
             case ev.PeerDown():
                 self._on_peer_down(event.peer)
@@ -300,6 +305,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
         self.logs.forget_sent(peer)
         self.coordinator.look()
         self.coordinator.on_peer_gone(peer)
+        self.replication.on_peer_down(peer)
         self.commands.on_peers_changed()
 
     def _on_frame(self, event: ev.FrameReceived) -> None:
@@ -535,9 +541,11 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
 
     def _on_committed(self, ticket: int) -> None:
         commit = self._in_flight.pop(ticket, None)
-        for segment_hash in map(_hash_of, commit.segments if commit is not None else ()):
+        stored = [_hash_of(data) for data in commit.segments] if commit is not None else []
+        for segment_hash in stored:
             self._storing.pop(segment_hash, None)
             self.logs.unstored.discard(segment_hash)
+        self.replication.on_stored(stored)
         for effect in self._after_commit.pop(ticket, []):
             self.ctx.emit(effect)
         for peer, hashes in sorted(self._ack_sent.pop(ticket, {}).items()):
@@ -719,11 +727,32 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks):
     def answered(self, state: RequestState, result: ResultInfo, service: str) -> None:
         """One of this node's requests has its answer: make it safe."""
         self._answers.append((service, state.id, result.cid))
+        self._copy(service, result)
+
+    def _copy(self, service: str, result: ResultInfo) -> None:
+        """Make a result safe. Blocks that should be here are looked for too: disks lose things."""
         document = result.document
         cids = (*(cid for cid, _, _ in document.outputs.values()), document.console)
         self.replication.track(
-            state.id, service, state.job, tuple(dict.fromkeys(cids)), {document.worker}
+            result.cid,
+            service,
+            document.job,
+            tuple(dict.fromkeys(cids)),
+            segment=result.segment,
+            prefer=(document.worker,),
         )
+
+    def is_stored(self, segment: bytes) -> bool:
+        """Say whether a segment is on this node's disk."""
+        return self.logs.get(segment) is not None and segment not in self.logs.unstored
+
+    def results_after(self, service: str, cid: str, count: int) -> list[str]:
+        """Return the CIDs of up to `count` results that count, in order, after `cid`."""
+        return sorted(c for c in self.fold(service).results if c > cid)[:count]
+
+    def copy_again(self, service: str, cid: str) -> None:
+        """Track a result's copies anew."""
+        self._copy(service, self.fold(service).results[cid])
 
     @property
     def current_ticket(self) -> int:

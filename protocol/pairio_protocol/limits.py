@@ -73,6 +73,12 @@ HANDLES_MAX: Final = 10_000
 UNSTARTED_MAX: Final = 20_000
 #: Runs accepted by one node, of all submitters.
 TASKS_MAX: Final = 4_096
+#: Results whose copies are being made.
+COPIES_MAX: Final = 20_000
+#: Results known to be safe; of older ones it is found out again.
+SAFE_KNOWN_MAX: Final = 100_000
+#: Copies that this node fetches for others at once.
+HOLDS_SERVED_MAX: Final = 4_096
 
 # -- time (milliseconds of the node's clock) ----------------------------------------------
 #: Presence is said again this often though nothing has changed.
@@ -129,6 +135,9 @@ REQUEST_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
 HOLD_RETRY_MS: Final = 5_000
 #: Whoever waits for a result waits so long for its copies.
 SAFE_WAIT_MS: Final = 10_000
+#: Whether enough members still hold a result is looked at this often, some results at a time.
+REPAIR_INTERVAL_MS: Final = 600_000
+REPAIR_BATCH: Final = 64
 
 # -- attempts -----------------------------------------------------------------------------
 #: Attempts of a request that machines may lose before it is exhausted.

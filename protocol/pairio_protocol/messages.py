@@ -179,18 +179,20 @@ class CancelNow:
 @MESSAGES.wire("hold")
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Asks a member to keep copies of the content below these CIDs. Answered with `held`."""
+    """Asks a member to keep copies of the content below these CIDs, to be had from `holders`, and
+    of the segment with this hash (empty: none), which was pushed before. Answered with `held`."""
 
     service: str
     ticket: str
     cids: tuple[str, ...]
     holders: tuple[str, ...]
+    segment: bytes
 
 
 @MESSAGES.wire("held")
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The content of a `hold` is on the sender's disk (`ok`), or cannot be."""
+    """Content and segment of a `hold` are on the sender's disk (`ok`), or cannot be."""
 
     ticket: str
     ok: bool

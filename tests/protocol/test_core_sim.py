@@ -146,7 +146,7 @@ def test_a_job_is_computed_by_another_node_and_answered() -> None:
     state = fold.requests[answer["request"]]
     assert state.answer is not None
     assert fold.results[state.answer].document.worker != world.peers[0]
-    assert core.replication.is_safe(state.id)
+    assert core.replication.is_safe(state.answer or "")
     assert world.refused == []
 
 

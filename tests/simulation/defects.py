@@ -124,6 +124,11 @@ def _held_at_once(self: Any, peer: str, message: Any) -> None:
     self._ctx.send(peer, Held(message.ticket, True))
 
 
+def _count_me_unstored(self: Any, copies: Any) -> None:
+    if copies.have_blocks:
+        copies.holders.add(self._ctx.me)
+
+
 def _frontier_off_by_one(right: Any) -> Any:
     def wrong(self: Any, peer: str, message: Any) -> None:
         keep = self._send_segments
@@ -211,6 +216,12 @@ DEFECTS = [
         "held before it is",
         {"held is true", "safe is true", "safe results are there"},
         (replication.Replication, "on_hold", _held_at_once),
+    ),
+    Defect(
+        "held acked before outputs and document are on disk",
+        {"held is true", "safe is true", "safe results are there"},
+        (replication.Replication, "_count_me", _count_me_unstored),
+        (core.NodeCore, "is_stored", lambda self, segment: True),
     ),
     Defect(
         "fork counts",

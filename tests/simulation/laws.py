@@ -8,7 +8,7 @@ found out.
 from collections import Counter
 from typing import Any
 
-from world import Node, World
+from world import BUNDLE, Node, World
 
 from pairio_protocol import effects as ef
 from pairio_protocol.errors import DecodeError
@@ -44,6 +44,7 @@ LAWS = {
     "converged": "Healed, all members hold the same changes and logs, and show the same. (5)",
     "every job ends": "Healed, every accepted request has ended. (1)",
     "safe results are there": "Healed, what was said to be safe can be had. (2)",
+    "copies are made again": "Healed, what was safe lies on as many nodes as it should again. (2)",
     "calm": "Healed and done, nodes say little. (6)",
     "calls are answered": "Every call of a client that lives is answered. (1)",
 }
@@ -80,7 +81,9 @@ class Laws:
         self._signed: dict[tuple[str, bytes, int], bytes] = {}
         self._seen: dict[int, dict[tuple[str, Any], int]] = {}
         self._pins: dict[tuple[int, str], tuple[str, int]] = {}
-        self._safe: dict[str, tuple[str, ...]] = {}
+        self._safe: dict[tuple[int, str], tuple[str, ...]] = {}
+        self.emptied: list[Node] = []  # lost its blocks after it said `held`, for all we know
+        self._copies_seen: dict[int, tuple[int, int, int]] = {}
         self._lost_disk: set[int] = set()
         self._taken: set[tuple[int, int, str]] = set()
         self._fold_ids: dict[int, int] = {}
@@ -135,7 +138,7 @@ class Laws:
                 self.need("stored before acked", ok, "an ack of what is not on disk", node.index)
             case Held(ok=True) as message:
                 cids = self._asked_to_hold(world, effect.peer, message.ticket)
-                missing = set(cids) - node.content
+                missing = set() if node in self.emptied else set(cids) - {*node.content, BUNDLE}
                 self.need("held is true", not missing, f"lacks {len(missing)}", node.index)
             case Award() as message:
                 assert node.core is not None
@@ -244,12 +247,39 @@ class Laws:
         self._look_at_takes(node, core)
         tasks = len(core.worker.tasks)
         self.need("bounds hold", tasks <= 4096, f"{tasks} tasks", node.index)
-        for key, copies in core.replication.copies.items():
-            if copies.safe and self._safe.get(f"{node.index}{key}") != copies.cids:
-                self._safe[f"{node.index}{key}"] = copies.cids
-                holders = sum(set(copies.cids) <= other.content for other in world.nodes)
-                ok = holders >= copies.wanted
-                self.need("safe is true", ok, f"{holders} of {copies.wanted}", node.index)
+        self._look_at_copies(world, node, core)
+
+    def _look_at_copies(self, world: World, node: Node, core: Any) -> None:
+        """What has become safe since the last look."""
+        replication = core.replication
+        counts = (len(replication.copies), len(replication._safe), node.boots)
+        if self._copies_seen.get(node.index) == counts:
+            return
+        self._copies_seen[node.index] = counts
+        wanted = 1 + core.ctx.config.replicas
+        for key in replication._safe:
+            if (node.index, key) in self._safe:
+                continue
+            cids, segment = self._of_copies(core, key)
+            if not cids:
+                continue
+            self._safe[node.index, key] = cids
+            holders = [n for n in world.nodes if set(cids) <= n.content or n in self.emptied]
+            if segment:
+                holders = [n for n in holders if segment in n.disk.segments]
+            ok = len(holders) >= wanted or bool(self._lost_disk)
+            self.need("safe is true", ok, f"{len(holders)} of {wanted}", node.index)
+
+    @staticmethod
+    def _of_copies(core: Any, key: str) -> tuple[tuple[str, ...], bytes]:
+        """Return what the copies of a result are: the CIDs, and the hash of its segment."""
+        for fold in core.folds.values():
+            info = fold.results.get(key)
+            if info is not None:
+                cids = [cid for cid, _, _ in info.document.outputs.values()]
+                cids = [c for c in (*cids, info.document.console) if c != BUNDLE]  # all have that
+                return tuple(cids), info.segment
+        return (), b""
 
     def _look_at_logs(self, node: Node, core: Any, service: str, chain: Chain) -> None:
         """New segments since the last look; all of them when the fold was made anew."""

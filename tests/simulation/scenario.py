@@ -13,6 +13,7 @@ from world import BUNDLE, Node, World
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
+from pairio_protocol.limits import REPAIR_INTERVAL_MS
 from pairio_protocol.messages import MESSAGES, Bid, Push, SyncSegments
 from pairio_protocol.records import End, Resources, Result, ResultDocument, Start
 from pairio_protocol.segment import Segment
@@ -195,6 +196,13 @@ class Life:
             node.disk = self.backups.pop(node.index)
             self.laws.restored_from_backup(node)
             self.world.after(1_000, lambda: self._restart(node))
+
+    def fault_emptied(self, node: Node) -> None:
+        """A node loses its block store; once in a seed: what is safe survives any *one* node."""
+        if not self.laws.emptied and node.index and not node.asleep:
+            self.hit("emptied")
+            self.laws.emptied.append(node)
+            node.content.clear()
 
     def fault_sleep(self, node: Node) -> None:
         if node.up and not node.asleep:
@@ -515,9 +523,12 @@ class Life:
         laws.looks["converged"] += 1
         for node in self._members():
             laws.check_order(world, node)
+        enough = 1 if self.laws.emptied else 2
         for cids in laws._safe.values():
-            holders = [n for n in world.nodes if set(cids) <= n.content]
-            laws.need("safe results are there", len(holders) >= 2, f"{len(holders)} holders")
+            holders = self._holders(cids)
+            laws.need("safe results are there", holders >= enough, f"{holders} holders")
+        if self.laws.emptied and len(self._members()) > 2:
+            self._demand_copies()
         for call, (index, boot, _) in sorted(laws.calls.items()):
             node = world.nodes[index]
             if node.boots == boot and node.up:
@@ -528,8 +539,24 @@ class Life:
             said = (world.counts["frames"] - before) / max(1, len(world.nodes)) / 10
             laws.need("calm", said < 40, f"{said:.0f} frames a second and node")
 
+    def _holders(self, cids: tuple[str, ...]) -> int:
+        return sum(set(cids) <= node.content for node in self.world.nodes)
+
+    def _demand_copies(self) -> None:
+        """A node lost its blocks: within two rounds of repair every result has its copies again."""
+        world = self.world
+        known = {cid for node in self._members() for cid in _core(node).fold(self.service).results}
+        owed = [cids for (_, key), cids in sorted(self.laws._safe.items()) if key in known]
+        deadline = world.now_ms + 2 * REPAIR_INTERVAL_MS + 60_000
+        while world.now_ms < deadline and any(self._holders(c) < 2 for c in owed):
+            world.run_for(30_000)
+        for cids in owed:
+            held = self._holders(cids)
+            self.laws.need("copies are made again", held >= 2, f"{held} holders")
+
 
 FAULTS = (
+    "emptied",
     "crash",
     "backup",
     "sleep",

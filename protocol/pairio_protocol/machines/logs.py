@@ -74,6 +74,7 @@ class Logs:
         self._logs: dict[str, dict[LogId, Log]] = {}
         self._turns: dict[str, int] = {}
         self.news: dict[str, int] = {}  # service -> when something came that others may lack
+        self.own_news: set[str] = set()  # services of which some of that is this node's own
         self._pending: dict[str, list[Record]] = {}
         self._pending_bytes: dict[str, int] = {}
         self._sealed: list[Segment] = []
@@ -160,6 +161,7 @@ class Logs:
             return
         self._remember(segment.hash)
         self._note_news(service)
+        self.own_news.add(service)
         self._sealed.append(segment)
         self._keep(segment)
 
