@@ -85,6 +85,8 @@ class Executions:
         # The id is a coordinator's word: never a path.
         name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
         run = self._runs[effect.attempt] = _Run(self._jobs / name)
+        if self._yielding:  # what waited takes the place of what was given up
+            self.kill(effect.attempt)
         await self._finish(run, effect.attempt, self._execute(effect, run))
 
     async def _finish(self, run: _Run, attempt: str, work: Awaitable[Executed]) -> None:

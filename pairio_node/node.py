@@ -615,6 +615,7 @@ async def run_node(
 async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio.Event) -> None:
     """API outermost to innermost: transport, driver, API; stopped the other way round."""
     home, ports = node.home, node.home.ports()
+    home.remove_api()  # of a start that crashed: its token is refused from now on
     api_port = node.config.api_port or ports.api
     gateway_port = node.config.gateway_port or ports.gateway
     token = secrets.token_urlsafe(32)

@@ -94,8 +94,7 @@ class _Watchdog:
             for line in lines:
                 if not self.said:
                     self.said = True
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.buffer.flush()
+                    _pass_on(line)
         return self.child.wait()
 
     def _crashed(self, code: int) -> bool:
@@ -133,6 +132,14 @@ def watch(home: Path, arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, dog.on_signal)
     return dog.run(wake_fd)
+
+
+def _pass_on(line: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever started the node has gone; that is no reason to end it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reason(code: int, words: str) -> str:

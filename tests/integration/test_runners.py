@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 
@@ -17,6 +19,13 @@ from pairio_node.runner import (
     RunOutcome,
     RunOutput,
     RunSpec,
+)
+from pairio_node.runner.supervise import Plan, supervise
+from pairio_node.runner.supervisor.console import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    ConsoleWriter,
+    read_console,
 )
 
 pytestmark = pytest.mark.integration
@@ -180,3 +189,141 @@ async def test_a_job_outlives_the_idle_threads_of_trio(launcher: Launcher, tmp_p
     # The parent-death signal fires when the thread that forked ends: trio's do after 10 s.
     outcome = await _run(BwrapRunner(launcher), _spec(tmp_path, "sleep 12; echo alive"))
     assert outcome.console.strip() == b"alive"
+
+
+async def test_what_a_job_leaves_behind_is_ended_and_its_use_is_counted(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    # A daemon that left session and parent; under bwrap its process id is the sandbox's own.
+    script = "perl -e 'for (1..5000000) {}'; (setsid sh -c 'sleep 77.7 &' &); sleep 0.1"
+    outcome = await _run(runner, _spec(tmp_path, script))
+    assert outcome.status == "completed"
+    assert not _runs("77.7")
+    assert outcome.usage["cpu_ms"] >= 50
+    assert outcome.usage["memory_peak_bytes"] > 2**20
+
+
+async def test_a_killed_supervisor_takes_its_job_along_and_is_nobodys_failure(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    spec = _spec(tmp_path, "echo started; exec sleep 78.8")
+
+    async def kill() -> None:
+        await _until_in(spec.work_dir / "console", b"started")
+        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            outcome = await _run(runner, spec)
+        await _until(lambda: not _runs("78.8"))
+    assert (outcome.status, outcome.error) == (
+        "infra",
+        "cannot run the job: the job's supervisor has ended: it was killed",
+    )
+
+
+async def test_a_launcher_that_was_killed_is_replaced(launcher: Launcher, tmp_path: Path) -> None:
+    runner = ProcessRunner(launcher)
+    assert (await runner.run(_spec(tmp_path, "true"), trio.Event())).status == "completed"
+    (helper,) = psutil.Process().children()
+    helper.kill()
+    assert (await runner.run(_spec(tmp_path, "true"), trio.Event())).status == "completed"
+
+
+async def test_a_job_that_cannot_be_started_says_why(launcher: Launcher, tmp_path: Path) -> None:
+    spec = _spec(tmp_path, "true")
+    (spec.work_dir / "tmp").mkdir(parents=True)
+    plan = Plan(["/no/such/program"], {}, None, 100, 1000, spec.work_dir, sandboxed=False)
+    ended = await supervise(launcher, plan, trio.Event())
+    assert (ended.why, ended.error) == (
+        "start",
+        "[Errno 2] No such file or directory: '/no/such/program'",
+    )
+
+
+async def test_a_job_without_grace_ends_with_its_caller(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    spec = _spec(tmp_path, "echo started; exec sleep 79.9")
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_run, runner, spec)
+            await _until_in(spec.work_dir / "console", b"started")
+            nursery.cancel_scope.cancel()
+        await _until(lambda: not _runs("79.9"))
+
+
+async def test_a_job_that_ignores_signals_is_gone_within_a_second_of_its_cancel(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    spec = _spec(tmp_path, "trap '' TERM; echo started; while :; do sleep 0.1; done")
+    cancel = trio.Event()
+    outcomes = []
+
+    async def run() -> None:
+        outcomes.append(await runner.run(spec, cancel))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await _until_in(spec.work_dir / "console", b"started")
+            cancel.set()
+            began = trio.current_time()
+    assert trio.current_time() - began < 1
+    assert outcomes[0].status == "canceled"
+
+
+async def test_a_job_may_clean_up_when_it_is_canceled(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    spec = _spec(tmp_path, "trap 'echo cleaned; exit 0' TERM; echo started; while :; do :; done")
+    cancel = trio.Event()
+    outcomes = []
+
+    async def run() -> None:
+        outcomes.append(await runner.run(spec, cancel))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await _until_in(spec.work_dir / "console", b"started")
+            cancel.set()
+    assert outcomes[0].console == b"started\ncleaned\n"
+
+
+async def _until_in(path: Path, text: bytes) -> None:
+    await _until(lambda: path.is_file() and text in path.read_bytes())
+
+
+async def _until(look: Callable[[], bool]) -> None:
+    while not look():  # noqa: ASYNC110 - another process
+        await trio.sleep(0.02)
+
+
+def _runs(argument: str) -> bool:
+    """Say whether a process with this argument runs."""
+    return any(argument in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 65536, 700_000])
+def test_the_console_file_keeps_what_came_first_and_last(tmp_path: Path, piece_bytes: int) -> None:
+    path = tmp_path / "console"
+    pieces = min(1_700_000 // piece_bytes, 3000)
+    written = b""
+    writer = ConsoleWriter(path)
+    for number in range(pieces):
+        piece = (str(number).encode() * piece_bytes)[:piece_bytes]
+        writer.add(piece)
+        written += piece
+        if number % (1 + pieces // 7) == 0 or number == pieces - 1:
+            assert read_console(path) == _bounded(written)
+    assert path.stat().st_size <= 8 + HEAD_BYTES + TAIL_BYTES
+
+
+def _bounded(written: bytes) -> bytes:
+    left_out = len(written) - HEAD_BYTES - TAIL_BYTES
+    if left_out <= 0:
+        return written
+    gap = f"\n[{left_out} bytes left out]\n".encode()
+    return written[:HEAD_BYTES] + gap + written[-TAIL_BYTES:]

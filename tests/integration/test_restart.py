@@ -1,0 +1,344 @@
+"""Restarts with real nodes: what a running job, its node and its watchdog do when one of them goes.
+
+Each job writes a line when it starts: a line too many is a job that ran twice.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pairio_cli.watchdog import last_words
+from tests.integration.chaos.nodes import Node, until
+
+pytestmark = pytest.mark.integration
+
+_APP = {
+    "name": "slow",
+    "description": "Says that it starts, and takes its time",
+    "processors": [
+        {
+            "name": "slow",
+            "description": "Says that it starts, and takes its time",
+            "label": "Slow",
+            "image": "",
+            "executable": "/app/job.py",
+            "inputs": [],
+            "outputs": [{"name": "output", "description": "A word"}],
+            "parameters": [
+                {"name": "seconds", "type": "float", "description": "How long"},
+                {"name": "mark", "type": "str", "description": "Where to say so"},
+            ],
+            "attributes": [],
+        }
+    ],
+}
+_JOB = """
+import json, os, time
+job = json.load(open(os.environ["PAIRIO_JOB_FILE"]))
+given = {p["name"]: p["value"] for p in job["parameters"]}
+if os.path.isdir(os.path.dirname(given["mark"])):
+    with open(given["mark"], "a") as file:
+        file.write("started\\n")
+print("it has started", flush=True)
+time.sleep(given["seconds"])
+with open(job["outputs"][0]["path"], "w") as file:
+    file.write("done")
+"""
+
+
+class RestartNode(Node):
+    """A node with one service and the app; without bwrap on the PATH its jobs are processes."""
+
+    def __init__(self, folder: Path, runner: str, **settings: Any) -> None:
+        super().__init__("n", folder)
+        self.folder = folder
+        self.runner = runner
+        self.mark = folder / "mark"
+        self.settings |= settings
+        tools = folder / "bin"
+        tools.mkdir()
+        for name in ("prlimit", "sh", "env"):
+            (tools / name).symlink_to(str(shutil.which(name)))
+        (folder / "app").mkdir()
+        (folder / "app" / "spec.json").write_text(json.dumps(_APP))
+        (folder / "app" / "job.py").write_text(_JOB)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        found = super().environment
+        return {**found, "PATH": str(self.folder / "bin")} if self.runner == "process" else found
+
+    def begin(self) -> None:
+        self.start()
+        self.wait_ready()
+        assert self.call("GET", "status")["runners"] == [self.runner]
+        self.call("POST", "services", {"name": "lab"})
+        self.call("POST", "services/lab/apps", {"source": str(self.folder / "app")})
+
+    def begin_job(self, seconds: float) -> str:
+        """Submit a job and return its request when it runs."""
+        definition = {
+            "appName": "slow",
+            "processorName": "slow",
+            "inputFiles": [],
+            "outputFiles": [{"name": "output", "fileBaseName": "output.txt"}],
+            "parameters": [
+                {"name": "seconds", "value": seconds},
+                {"name": "mark", "value": str(self.mark)},
+            ],
+        }
+        job = self.call("POST", "jobs", {"jobDefinition": definition})
+        until("the job says that it has started", self.console_of_job, 15)
+        return str(job["requestId"])
+
+    def job(self, request: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"jobs/{request}"))
+
+    def finished(self, request: str, timeout_s: float = 20) -> dict[str, Any]:
+        until("the job has ended", lambda: self.job(request)["status"] == "completed", timeout_s)
+        return self.job(request)
+
+    def folders(self) -> list[Path]:
+        return list((self.home / "jobs").iterdir())
+
+    def console_of_job(self) -> bool:
+        return any(b"it has started" in path.read_bytes() for path in self._consoles())
+
+    def _consoles(self) -> list[Path]:
+        return [path for path in (self.home / "jobs").glob("*/console") if path.is_file()]
+
+    @property
+    def watchdog(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None
+        return self._process
+
+    def status_text(self) -> str:
+        code = "from pairio_cli.node_main import main; main()"
+        argv = [sys.executable, "-c", code, "status"]
+        return subprocess.run(argv, env=self.environment, capture_output=True, text=True).stdout
+
+    def ran_once(self, job: dict[str, Any]) -> None:
+        assert [a["ended"] for a in job["attempts"]] == ["completed"], job["attempts"]
+        if self.runner == "process":
+            assert self.mark.read_text() == "started\n"
+
+
+MakeNode = Callable[..., RestartNode]
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[MakeNode]:
+    """Make and begin a node; everything of it is killed with the test."""
+    made: list[RestartNode] = []
+
+    def make(runner: str = "process", **settings: Any) -> RestartNode:
+        node = RestartNode(tmp_path, runner, **settings)
+        made.append(node)
+        node.begin()
+        return node
+
+    yield make
+    for node in made:
+        node.kill()
+
+
+each_runner = pytest.mark.parametrize(
+    "runner",
+    [
+        "process",
+        pytest.param(
+            "bwrap",
+            marks=pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is missing"),
+        ),
+    ],
+)
+
+
+@each_runner
+def test_a_killed_node_is_started_again_and_its_job_goes_on(
+    make_node: MakeNode, runner: str
+) -> None:
+    node = make_node(runner)
+    before = node.call("GET", "status")
+    request = node.begin_job(4)
+    node.crash()
+    until("the node is back", node.answers, 20)
+    after = node.call("GET", "status")
+    assert (before["restarts"], before["lastCrash"]) == (0, None)
+    assert (after["restarts"], after["lastCrash"]["reason"]) == (1, "killed by SIGKILL")
+    assert (after["addresses"], after["apiUrl"]) == (before["addresses"], before["apiUrl"])
+    assert after["counters"]["runs adopted"] == 1
+    node.ran_once(node.finished(request))
+    until("the job's folder is gone", lambda: node.folders() == [], 5)
+    shown = node.status_text()
+    assert "restarts   1; the last crash was at 20" in shown
+    assert "killed by SIGKILL" in (node.home / "crashes.log").read_text()
+    assert len((node.home.parent / "n.out").read_text().splitlines()) == 1
+
+
+@each_runner
+def test_a_stopped_node_takes_its_job_up_when_it_comes_back(
+    make_node: MakeNode, runner: str
+) -> None:
+    node = make_node(runner)
+    request = node.begin_job(4)
+    assert node.stop() == 0
+    assert [p for p in node.processes() if "job.py" in " ".join(p.cmdline())]
+    node.start()
+    node.wait_ready()
+    assert node.job(request)["status"] == "running"
+    node.ran_once(node.finished(request))
+
+
+def test_two_restarts_in_a_row_and_a_job_that_ended_meanwhile(make_node: MakeNode) -> None:
+    node = make_node()
+    request = node.begin_job(9)
+    node.crash()
+    until("the node is back", node.answers, 20)
+    assert node.stop() == 0
+    (folder,) = node.folders()
+    until("the job has ended without a node", (folder / "outcome.json").is_file, 15)
+    until("so has its supervisor", lambda: node.processes() == [], 5)
+    node.start()
+    node.wait_ready()
+    node.ran_once(node.finished(request))
+    until("the job's folder is gone", lambda: node.folders() == [], 5)
+
+
+@each_runner
+def test_a_job_whose_node_does_not_come_back_ends_with_the_grace(
+    make_node: MakeNode, runner: str
+) -> None:
+    node = make_node(runner, restart_grace_s=2)
+    node.begin_job(60)
+    assert node.stop() == 0
+    time.sleep(1)  # house: nothing is to happen meanwhile
+    assert node.processes() != []
+    until("nothing is left", lambda: node.processes() == [] and node.folders() == [], 5)
+
+
+def test_a_killed_watchdog_takes_everything_with_it(make_node: MakeNode) -> None:
+    node = make_node(restart_grace_s=1)
+    node.begin_job(60)
+    pid = node.pid()
+    os.kill(node.watchdog.pid, signal.SIGKILL)
+    node.watchdog.wait(5)
+    until("the node has ended", lambda: not psutil.pid_exists(pid), 2)
+    until("nothing is left", lambda: node.processes() == [] and node.folders() == [], 5)
+
+
+@each_runner
+def test_an_adopted_job_is_canceled_within_a_second(make_node: MakeNode, runner: str) -> None:
+    node = make_node(runner)
+    request = node.begin_job(60)
+    node.crash()
+    until("the node is back", node.answers, 20)
+    (job,) = [p for p in node.processes() if p.cmdline()[-1].endswith("job.py")][-1:]
+    began = time.monotonic()
+    node.call("POST", f"jobs/{request}/cancel")
+    until("the job has ended", lambda: not job.is_running(), 5)
+    assert time.monotonic() - began < 1
+    until("the folder is gone", lambda: node.folders() == [], 5)
+    assert node.job(request)["status"] == "canceled"
+
+
+def test_jobs_that_are_to_yield_end_with_their_node_and_are_run_again(make_node: MakeNode) -> None:
+    node = make_node(restart_grace_s=0)
+    request = node.begin_job(3)
+    began = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - began < 5
+    assert (node.processes(), node.folders()) == ([], [])
+    node.start()
+    node.wait_ready()
+    job = node.finished(request)
+    assert [a["ended"] for a in job["attempts"]] == ["yield", "completed"], job["attempts"]
+    assert job["attempts"][0]["reason"] == "its node stops"
+
+
+def test_ctrl_c_for_the_group_ends_everything_once(make_node: MakeNode) -> None:
+    node = make_node()
+    os.killpg(node.watchdog.pid, signal.SIGINT)
+    assert node.watchdog.wait(10) == 0
+    assert node.processes() == []
+    assert "Traceback" not in node.log_tail(200)
+    assert not (node.home / "crashes.log").exists()
+
+
+# -- the watchdog alone -----------------------------------------------------------------------
+
+
+def _watch(home: Path, script: str) -> "subprocess.Popen[str]":
+    """Start a watchdog whose node is a shell script; `$tries` counts its starts."""
+    home.mkdir()
+    node = home / "node.sh"
+    node.write_text(f"#!/bin/sh\ncd {home}; echo x >> tries; tries=$(wc -l < tries)\n{script}\n")
+    node.chmod(0o755)
+    code = "import sys; from pathlib import Path; from pairio_cli.watchdog import watch\n"
+    code += "sys.executable = sys.argv[2]; sys.exit(watch(Path(sys.argv[1]), ['run']))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(home), str(node)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _tries(home: Path) -> int:
+    return len((home / "tries").read_text().splitlines()) if (home / "tries").exists() else 0
+
+
+def test_a_node_that_always_crashes_is_given_up(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    dog = _watch(home, "echo ready $tries; kill -SEGV $$")
+    out, err = dog.communicate(timeout=30)
+    assert (dog.returncode, _tries(home)) == (3, 5)
+    assert out == "ready 1\n"
+    assert "error: the node crashed 5 times in 10 minutes" in err
+    assert str(home / "crashes.log") in err
+    assert (home / "crashes.log").read_text().count("killed by SIGSEGV") == 5
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_clean_end_and_a_mistake_are_not_tried_again(tmp_path: Path, code: int) -> None:
+    dog = _watch(tmp_path / "home", f"exit {code}")
+    dog.communicate(timeout=10)
+    assert (dog.returncode, _tries(tmp_path / "home")) == (code, 1)
+
+
+def test_a_signal_between_two_starts_ends_the_watchdog(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    dog = _watch(home, "exit 3")
+    until("it waits before the fifth start", lambda: _tries(home) == 4, 10)
+    dog.terminate()
+    dog.communicate(timeout=1)
+    assert (dog.returncode, _tries(home)) == (128 + signal.SIGTERM, 4)
+
+
+def test_the_log_of_crashes_is_bounded_and_names_the_error(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    script = "yes 'a long line of a stack' | head -c 100000 > crash.part;"
+    script += " printf '\\nValueError: boom %s\\n' $tries >> crash.part; exit 3"
+    dog = _watch(home, script)
+    dog.communicate(timeout=30)
+    log = (home / "crashes.log").read_text()
+    assert "Z ValueError: boom 5; it is not started again" in log
+    assert len(log) <= 64 * 1024
+
+
+def test_last_words_are_the_traceback_of_what_nobody_expected(tmp_path: Path) -> None:
+    with pytest.raises(ExceptionGroup), last_words(tmp_path):
+        raise ExceptionGroup("tasks", [ValueError("boom")])
+    lines = (tmp_path / "crash.part").read_text().splitlines()
+    assert lines[-1] == "ValueError: boom"
+    assert any("test_restart.py" in line for line in lines)
