@@ -29,6 +29,10 @@ SLEEP_GAP_MS = 2_000
 BATCH_EVENTS_MAX = 64
 #: A disk that failed is tried again after this time.
 RETRY_MS = 1_000
+#: With this many callers waiting, throughput counts: what they write while a commit is under way
+#: goes into one segment, at most this long. A quiet node seals at once.
+BUSY_CALLS = 8
+HOLD_MS = 20
 
 
 class Shell(Protocol):
@@ -56,6 +60,7 @@ class Driver:
         self._unsealed: list[trio.Event] = []
         self._in_flight: dict[int, list[trio.Event]] = {}  # by ticket
         self._failed_at_ms = -math.inf
+        self._sealed_ms = 0
 
     def post(self, event: Event) -> bool:
         """Queue an event; False (and dropped) when QUEUE_EVENTS_MAX wait already."""
@@ -130,6 +135,8 @@ class Driver:
             return
         due_ms = self.core.next_deadline_ms()
         wait_s = math.inf if due_ms is None else max(0, due_ms - self._clock.now_ms()) / 1000
+        if self._is_held():
+            wait_s = min(wait_s, HOLD_MS / 1000)
         retry_ms = self._failed_at_ms + RETRY_MS - self._clock.now_ms()
         if retry_ms > 0 and self.core.has_pending():
             wait_s = min(wait_s, retry_ms / 1000)
@@ -157,8 +164,19 @@ class Driver:
             waiting[1].append(effect)
             waiting[0].set()
 
+    def _is_held(self) -> bool:
+        """Say whether what was written waits for more (group commit)."""
+        return (
+            len(self._calls) >= BUSY_CALLS
+            and bool(self._in_flight)
+            and 0 < self.core.pending_count() < SEGMENT_RECORDS_MAX
+            and self._clock.now_ms() - self._sealed_ms < HOLD_MS
+        )
+
     def _seal(self) -> None:
         """Hand what was written to the disk; a failing disk is tried again once a second."""
+        if self._is_held():
+            return
         if self._clock.now_ms() - self._failed_at_ms < RETRY_MS:
             return
         sealed = self.core.seal(self._clock.now_ms(), self._clock.unix_ms())
@@ -166,6 +184,7 @@ class Driver:
             if self._unsealed:
                 self._sealed_before()
             return
+        self._sealed_ms = self._clock.now_ms()
         ticket = sealed.commit.ticket
         self._in_flight[ticket], self._unsealed = self._unsealed, []
 
