@@ -159,6 +159,22 @@ async def test_what_comes_together_is_committed_together(autojump_clock: MockClo
         assert len(lab.core.told_of(ev.Committed)) == len(lab.disk.commits)
 
 
+async def test_with_many_callers_what_comes_during_a_commit_is_one_segment_soon(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running() as lab, trio.open_nursery() as nursery:
+        lab.disk.at_once = False
+        began = trio.current_time()
+        for number in range(40):  # one each millisecond, as over HTTP
+            nursery.start_soon(lab.submit, f"name {number}")
+            await trio.sleep_until(began + (number + 1) / 1000)
+        await trio.sleep_until(began + 1)
+        assert lab.disk.requests() == 40  # though no commit has ended
+        assert driver_module.BUSY_CALLS <= len(lab.disk.commits) <= driver_module.BUSY_CALLS + 3
+        assert max(lab.disk.asked_at_s) - began < 0.04 + driver_module.HOLD_MS / 1000 + 0.005
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_alone_is_committed_at_once(autojump_clock: MockClock) -> None:
     async with _running() as lab:
         began = trio.current_time()
