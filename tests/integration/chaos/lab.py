@@ -62,6 +62,8 @@ class Lab:
     loss_percent: int = 0
     wires: Wires | None = None
     small_disks: int = 0
+    #: Whether nodes 1 and up compute.
+    workers: bool = True
     nodes: list[Node] = field(default_factory=list)
     book: list[Accepted] = field(default_factory=list)
     #: What was measured: name -> seconds.
@@ -84,7 +86,7 @@ class Lab:
                 mount_small(self.folder / f"n{number}")
             self.nodes.append(Node(f"n{number}", self.folder, *where))
         for number, node in enumerate(self.nodes):
-            node.settings["compute"] = number > 0
+            node.settings["compute"] = self.workers and number > 0
             node.settings["gossip_loss_percent"] = self.loss_percent
             node.settings["bootstrap"] = [n.address for n in self.nodes if n is not node]
             if self.plant == "long lease":
