@@ -271,6 +271,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
                 self._on_commit_failed(event)
             case ev.Restored():
                 self._on_restored(event)
+            case ev.Draining():
+                self.worker.drain()
             case ev.Woke():
                 for peer in list(self.ctx.connected):
                     self._greet(peer)

@@ -17,6 +17,7 @@ __all__ = [
     "CommitFailed",
     "Committed",
     "CreateService",
+    "Draining",
     "Event",
     "Executed",
     "Fetched",
@@ -219,6 +220,12 @@ class CommitFailed:
 
 
 @dataclass(frozen=True)
+class Draining:
+    """The node is about to stop and leaves no run behind: it takes no more, and gives back what
+    waits. What executes is ended by the shell (`Executed` with kind `yield`)."""
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """Nothing happened but time."""
 
@@ -237,6 +244,7 @@ Event = (
     | CommitFailed
     | Committed
     | CreateService
+    | Draining
     | Executed
     | Fetched
     | FrameReceived

@@ -249,6 +249,7 @@ class Chain:
         self._folds: list[Folded] = []
         self._cuttings: dict[str, list[Cutting]] = {}
         self._mix = bytes(32)
+        self._deepest = -1  # the highest seq of any branch
         #: how often a fork made the past another one: who was what at an epoch
         self.rewrites = 0
 
@@ -280,8 +281,12 @@ class Chain:
     def at(self, epoch: int) -> Folded | None:
         """Return the fold after change `epoch`, None when that is not known here.
 
-        What losing branches took away is taken away here too, until a change signs over them.
+        What losing branches took away is taken away here too, until a change signs over them. Who
+        wrote under a losing branch that is longer than the winning one is judged by the newest
+        change, until there is one with that seq.
         """
+        if len(self._folds) <= epoch <= self._deepest:
+            return self._folds[-1]
         return self._folds[epoch] if 0 <= epoch < len(self._folds) else None
 
     def knows(self, cid: str) -> bool:
@@ -345,6 +350,7 @@ class Chain:
         else:
             self._children.setdefault(prev, []).append(cid)
         self._stir(link)
+        self._deepest = max(self._deepest, seq)
         if self._links and prev == self.head and len(self._known) == len(self._links) + 1:
             self._extend(link)
         else:

@@ -141,7 +141,7 @@ def _frontier_off_by_one(right: Any) -> Any:
     return wrong
 
 
-def _continue_old_log(self: Any, service_id: str) -> Any:
+def _continue_old_log(self: Any, service_id: str, chain: Any) -> Any:
     from pairio_protocol.ids import LogId
 
     self._ctx.config.__dict__["boot"] = self._ctx.me.encode()[-16:]

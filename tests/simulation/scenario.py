@@ -546,7 +546,11 @@ class Life:
         """A node lost its blocks: within two rounds of repair every result has its copies again."""
         world = self.world
         known = {cid for node in self._members() for cid in _core(node).fold(self.service).results}
-        owed = [cids for (_, key), cids in sorted(self.laws._safe.items()) if key in known]
+        owed = [
+            cids
+            for (_, key), cids in sorted(self.laws._safe.items())
+            if key in known and any(set(cids) <= node.content for node in self._members())
+        ]
         deadline = world.now_ms + 2 * REPAIR_INTERVAL_MS + 60_000
         while world.now_ms < deadline and any(self._holders(c) < 2 for c in owed):
             world.run_for(30_000)

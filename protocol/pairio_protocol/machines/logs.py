@@ -97,13 +97,14 @@ class Logs:
         if pending and (full or len(pending) >= SEGMENT_RECORDS_MAX):
             self._seal(service, chain)
             pending = self._pending[service]
-        log_id = self._own_id(service)
+        log_id = self._own_id(service, chain)
         pending.append(record)
         self._pending_bytes[service] = self._pending_bytes.get(service, 0) + size
         return log_id.boot, self._log(service, log_id).held_height + len(pending) - 1
 
-    def _own_id(self, service: str) -> LogId:
-        """Return the log that this node writes to: a new one once the last does not count whole."""
+    def _own_id(self, service: str, chain: Chain) -> LogId:
+        """Return the log that this node writes to: a new one once the last does not count whole,
+        or was written under a branch of changes that has lost."""
         turn = self._turns.get(service, 0)
         boot = self._ctx.config.boot
         while turn:
@@ -111,9 +112,10 @@ class Logs:
             turn -= 1
         log_id = LogId(self._ctx.me, boot, 0)
         log = self._log(service, log_id)
-        if not self._pending.get(service) and not log.is_open:
+        ahead = bool(log.segments) and log.segments[-1].epoch > chain.epoch
+        if not self._pending.get(service) and (ahead or not log.is_open):
             self._turns[service] = self._turns.get(service, 0) + 1
-            return self._own_id(service)
+            return self._own_id(service, chain)
         return log_id
 
     def _log(self, service: str, log_id: LogId) -> Log:
@@ -138,7 +140,7 @@ class Logs:
         return sealed
 
     def _seal(self, service: str, chain: Chain) -> None:
-        log_id = self._own_id(service)
+        log_id = self._own_id(service, chain)
         log = self._log(service, log_id)
         segment = Segment.seal(
             self._ctx.key,

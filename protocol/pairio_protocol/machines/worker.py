@@ -10,7 +10,7 @@ the lease, and on a new connection. The worker does not die with its lease; a ru
 restart of its node is adopted, and keeps its attempt id.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pairio_protocol.apps import code_of, find_processor
@@ -434,6 +434,14 @@ class Worker:
         for task in list(self.tasks.values()):
             if task.award.run == start.run and not task.executing:
                 self._give_back(task, _Refusal("another node executes it", "", author))
+
+    def drain(self) -> None:
+        """Take no more runs, and give back what only waits here: the node is about to stop."""
+        self.ctx.config = replace(self.ctx.config, compute=False)
+        for task in list(self.tasks.values()):
+            if not task.executing:
+                self._give_back(task, _Refusal("the node stops"))
+        self.hooks.load_changed(len(self.tasks))
 
     def _give_back(self, task: Task, why: _Refusal) -> None:
         """Drop a run that only waits here, and say so to those who awarded it."""
