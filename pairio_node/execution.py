@@ -85,7 +85,7 @@ class Executions:
         # The id is a coordinator's word: never a path.
         name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
         run = self._runs[effect.attempt] = _Run(self._jobs / name)
-        if self._yielding:  # what waited takes the place of what was given up
+        if self._yielding:  # begun just before the core was told
             self.kill(effect.attempt)
         await self._finish(run, effect.attempt, self._execute(effect, run))
 

@@ -231,6 +231,7 @@ class Node:
         """Leave running jobs to their supervisors, or give them up where nothing is to be left."""
         if self.config.restart_grace_s == 0 and self.executions.running:
             with trio.move_on_after(_YIELD_S):
+                self.driver.post(ev.Draining())
                 await self.executions.yield_all()
                 await trio.sleep(_FAREWELL_S)
 

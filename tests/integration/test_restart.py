@@ -298,6 +298,11 @@ def _tries(home: Path) -> int:
     return len((home / "tries").read_text().splitlines()) if (home / "tries").exists() else 0
 
 
+def _crashes(home: Path) -> int:
+    log = home / "crashes.log"
+    return log.read_text().count("it is started again") if log.exists() else 0
+
+
 def test_a_node_that_always_crashes_is_given_up(tmp_path: Path) -> None:
     home = tmp_path / "home"
     dog = _watch(home, "echo ready $tries; kill -SEGV $$")
@@ -319,7 +324,7 @@ def test_a_clean_end_and_a_mistake_are_not_tried_again(tmp_path: Path, code: int
 def test_a_signal_between_two_starts_ends_the_watchdog(tmp_path: Path) -> None:
     home = tmp_path / "home"
     dog = _watch(home, "exit 3")
-    until("it waits before the fifth start", lambda: _tries(home) == 4, 10)
+    until("it waits before the fifth start", lambda: _crashes(home) == 4, 10)
     dog.terminate()
     dog.communicate(timeout=1)
     assert (dog.returncode, _tries(home)) == (128 + signal.SIGTERM, 4)
