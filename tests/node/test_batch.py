@@ -1,0 +1,43 @@
+"""Many submits in one call: in order, at once, each with its own answer or error."""
+
+from typing import Any, cast
+
+import trio
+
+from pairio_node.api.batch import submit_all
+from pairio_node.api.facade import NodeFacade
+from pairio_node.errors import ConflictError
+
+
+class _Node:
+    """Answers the last submit first; refuses the job called `bad`."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
+        name = body["jobDefinition"]["processorName"]
+        if name == "bad":
+            raise ConflictError("it is bad", hint="mend it")
+        self.waiting += 1
+        while self.waiting < 3:  # goes on when all three are here
+            await trio.lowlevel.checkpoint()
+        return {"jobId": name}
+
+
+def _job(name: str, **more: Any) -> dict[str, Any]:
+    return {"jobDefinition": {"appName": "a", "processorName": name}, **more}
+
+
+async def test_answers_come_in_order_and_one_failure_is_its_own() -> None:
+    entries = [_job("one"), _job("bad"), _job("two"), _job("x", colour="red"), 7, _job("three")]
+    with trio.fail_after(5):  # each waits for the others: they are submitted at once
+        answers = await submit_all(cast(NodeFacade, _Node()), entries)
+    assert [a.get("jobId") for a in answers] == ["one", None, "two", None, None, "three"]
+    assert answers[1] == {"error": {"message": "it is bad", "hint": "mend it", "code": "conflict"}}
+    assert answers[3]["error"]["message"].startswith("colour: ")
+    assert answers[4]["error"]["code"] == "invalid"
+
+
+async def test_nothing_is_answered_with_nothing() -> None:
+    assert await submit_all(cast(NodeFacade, _Node()), []) == []
