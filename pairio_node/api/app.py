@@ -2,16 +2,17 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import aclosing
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pairio_node.api.auth import COOKIE, Auth
+from pairio_node.api.batch import BatchBody, submit_all
 from pairio_node.api.content import content_response
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.models import (
@@ -19,6 +20,7 @@ from pairio_node.api.models import (
     LinkBody,
     MemberBody,
     NameBody,
+    Status,
     SubmitBody,
     TokenBody,
 )
@@ -42,7 +44,9 @@ def _error(status: int, message: str, hint: str | None, code: str) -> JSONRespon
 
 def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     """Return the ASGI app of API and pages."""
-    app = FastAPI(title="pairio node", version="1", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="pairio node", version="1", docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     _errors(app)
     app.add_middleware(_Guard, auth=auth)
     _job_routes(app, node)
@@ -88,37 +92,45 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(Request(scope))
+        try:
+            refusal = self._refusal(Request(scope))
+        except UserError as error:
+            refusal = _error(error.http_status, error.message, error.hint, error.code)
         await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
         headers, path = request.headers, request.url.path
-        try:
-            self._auth.check_origin(headers.get("host"), headers.get("origin"))
-        except UserError as error:
-            return _error(error.http_status, error.message, error.hint, error.code)
+        self._auth.check_origin(headers.get("host"), headers.get("origin"))
         if path.startswith("/api/"):
-            if not self._auth.may(headers.get("authorization"), request.method):
-                return _error(
-                    401,
-                    "no token that allows this",
-                    "use the token in api.json of the node's home, or pairio token create",
-                    "unauthorized",
-                )
-            size = int(headers.get("content-length") or 0)
-            if path != "/api/v1/content" and (
-                size > _JSON_SIZE_BYTES_MAX or "transfer-encoding" in headers
-            ):
-                return _error(
-                    413, f"a body of {size} bytes", f"at most {_JSON_SIZE_BYTES_MAX}", "size"
-                )
+            self._auth.check_token(headers.get("authorization"), request.method)
+            if path != "/api/v1/content":
+                _check_size(request)
         elif (
             not path.startswith("/open/")
             and path != "/openapi.json"
             and not self._auth.has_session(request.cookies.get(COOKIE))
         ):
-            return HTMLResponse(login_page(path), status_code=401)
+            return _html(login_page(path), 401)
         return None
+
+
+def _check_size(request: Request) -> None:
+    """Refuse a body that is too large, or of a length that is not said, before it is read."""
+    said = request.headers.get("content-length", "0")
+    # HTTP/1.1 without a length has no body, or comes in chunks; later versions may send one.
+    unsaid = "content-length" not in request.headers and (
+        "transfer-encoding" in request.headers
+        or not request.scope.get("http_version", "1.1").startswith("1.")
+    )
+    if unsaid and request.method not in ("GET", "HEAD"):
+        said = "unknown"
+    if not said.isdecimal() or len(said) > 12 or int(said) > _JSON_SIZE_BYTES_MAX:
+        raise UserError(
+            f"a body whose length is {said[:40]}",
+            hint=f"say its length, at most {_JSON_SIZE_BYTES_MAX} bytes; files: /api/v1/content",
+            code="size",
+            http_status=413,
+        )
 
 
 def _job_routes(app: FastAPI, node: NodeFacade) -> None:
@@ -126,12 +138,16 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     async def submit(body: SubmitBody) -> JSONResponse:
         return JSONResponse(await node.submit(body.model_dump()))
 
+    @app.post("/api/v1/jobs/batch")
+    async def submit_batch(body: BatchBody) -> JSONResponse:
+        return JSONResponse({"jobs": await submit_all(node, body.jobs)})
+
     @app.get("/api/v1/jobs")
     async def jobs(
         serviceName: str | None = None,  # noqa: N803
-        status: str | None = None,
+        status: Status | None = None,
         tag: str | None = None,
-        limit: int = 100,
+        limit: Annotated[int, Query(ge=1)] = 100,
     ) -> JSONResponse:
         found = node.jobs(service=serviceName, status=status, tag=tag, limit=min(limit, 1000))
         return JSONResponse({"jobs": found})
@@ -218,7 +234,8 @@ def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
 
     @app.post("/api/v1/content")
     async def add_content(request: Request) -> JSONResponse:
-        cid, size = await node.add_content(_chunks(request))
+        async with aclosing(request.stream()) as chunks:
+            cid, size = await node.add_content(chunks)
         return JSONResponse({"cid": cid, "size": size})
 
     @app.post("/api/v1/tokens")
@@ -232,17 +249,12 @@ def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
         return JSONResponse({"url": f"http://{request.headers['host']}/open/{code}"})
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
-        yield chunk
-
-
 def _page_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
     @app.get("/open/{code}", include_in_schema=False)
     async def open_link(code: str) -> Response:
         used = auth.use_link(code)
         if used is None:
-            return HTMLResponse(login_page("/"), status_code=401)
+            return _html(login_page("/"), 401)
         response = RedirectResponse(used[0], status_code=303)
         response.set_cookie(COOKIE, used[1], httponly=True, samesite="strict", path="/")
         return response
@@ -262,9 +274,10 @@ def _page_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
         return _html(job_page(json.loads(json.dumps(job)), console.decode(errors="replace")))
 
 
-def _html(text: str) -> HTMLResponse:
+def _html(text: str, status: int = 200) -> HTMLResponse:
     policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
     return HTMLResponse(
         text,
+        status,
         headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"},
     )

@@ -25,6 +25,13 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def _is_token(token: Any) -> bool:
+    match token:
+        case {"name": str(), "hash": str(), "read_only": bool(), "expires": None | int() | float()}:
+            return True
+    return False
+
+
 class Auth:
     """Tokens are kept as hashes (0600); links and sessions live as long as the node."""
 
@@ -40,7 +47,9 @@ class Auth:
             return []
         try:
             tokens = json.loads(self._path.read_text())
-            return [t for t in tokens if isinstance(t, dict)]
+            if not all(_is_token(token) for token in tokens):
+                raise ValueError("not tokens")
+            return tokens  # type: ignore[no-any-return]
         except (OSError, ValueError, TypeError):
             raise UserError(
                 f"{self._path} is corrupt", hint="move it away and create the tokens again"
@@ -77,9 +86,9 @@ class Auth:
             return
         found: dict[str, Any] | None = None
         for token in self._tokens():
-            if hmac.compare_digest(given, str(token.get("hash"))):
+            if hmac.compare_digest(given, token["hash"]):
                 found = token
-        expires = found.get("expires") if found else 0
+        expires = found["expires"] if found else 0
         if found is None or (expires is not None and time.time() >= expires):
             raise UserError(
                 "no token that allows this" if found is None else "this token has expired",
@@ -87,7 +96,7 @@ class Auth:
                 code="unauthorized",
                 http_status=401,
             )
-        if found.get("read_only", True) and method not in ("GET", "HEAD"):
+        if found["read_only"] and method not in ("GET", "HEAD"):
             raise ForbiddenError(
                 "this token only reads", hint="pairio token create NAME, without --read-only"
             )

@@ -16,17 +16,22 @@ from pairio_node.errors import UserError
 
 __all__ = ["content_response", "make_gateway"]
 
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return (start, stop) of one range, None for the whole; ValueError: it cannot be met."""
-    match = _RANGE.match(header or "")
+    """Return (start, stop) of one range, None for the whole; ValueError: it cannot be met.
+
+    Several ranges, and what is no range, are answered with the whole, as RFC 9110 allows.
+    """
+    match = _RANGE.fullmatch((header or "").strip())
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
     if first == "":
         start, stop = max(0, size - int(last)), size
+    elif last and int(last) < int(first):
+        return None
     else:
         start, stop = int(first), min(size, int(last) + 1 if last else size)
     if start >= stop:
@@ -55,7 +60,8 @@ def content_response(
     if request.headers.get("if-none-match") in (f'"{cid}"', "*"):
         return Response(status_code=304, headers=headers)
     try:
-        part = _range(request.headers.get("range"), size)
+        is_same = request.headers.get("if-range") in (None, headers["ETag"])
+        part = _range(request.headers.get("range") if is_same else None, size)
     except ValueError as error:
         return Response(status_code=416, headers={**headers, "Content-Range": str(error)})
     start, stop = part or (0, size)
@@ -82,4 +88,6 @@ def make_gateway(node: NodeFacade, links: Links, port: int) -> Starlette:
             return PlainTextResponse(error.message, error.http_status)
         return content_response(node, request, cid, name, size)
 
-    return Starlette(routes=[Route("/ipfs/{cid}/{name:path}", content, methods=["GET", "HEAD"])])
+    app = Starlette(routes=[Route("/ipfs/{cid}/{name:path}", content, methods=["GET", "HEAD"])])
+    app.router.redirect_slashes = False
+    return app

@@ -1,0 +1,677 @@
+"""The HTTP API over a facade that is none, called as ASGI: no network, no node."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from pairio_node.api import auth as auth_module
+from pairio_node.api.app import make_app
+from pairio_node.api.auth import COOKIE, Auth
+from pairio_node.api.content import make_gateway
+from pairio_node.api.links import Links
+from pairio_node.errors import NotFoundError, StorageFullError
+
+PORT, GATEWAY_PORT = 7777, 7778
+CID = "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"
+CONTENT = b"0123456789"
+JOB = {
+    "jobId": "bafyjob",
+    "status": "completed",
+    "cached": False,
+    "safe": True,
+    "serviceName": "<lab>",
+    "computeNodeId": "12D3KooW",
+    "error": None,
+    "jobDefinition": {"appName": "a", "processorName": "<script>alert(1)</script>"},
+    "outputFileResults": [
+        {
+            "name": "o",
+            "fileBaseName": "o.txt",
+            "url": "http://127.0.0.1:1/'x",
+            "cid": CID,
+            "size": 3,
+        }
+    ],
+}
+
+
+class FakeFacade:
+    """Answers as a node would, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def status(self) -> dict[str, Any]:
+        return {"peerId": "12D3KooWme", "services": ["lab"]}
+
+    async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(("submit", body))
+        return JOB
+
+    def job(self, job_id: str, service: str | None) -> dict[str, Any]:
+        if job_id != "bafyjob":
+            raise NotFoundError(f"no job {job_id!r} on this node", hint="pairio job ls")
+        return JOB
+
+    def jobs(self, **filters: Any) -> list[dict[str, Any]]:
+        self.asked.append(("jobs", filters))
+        return [JOB]
+
+    def why(self, job_id: str, service: str | None) -> dict[str, Any]:
+        return {"jobId": self.job(job_id, service)["jobId"]}
+
+    async def cancel(self, job_id: str, service: str | None) -> dict[str, Any]:
+        return self.job(job_id, service)
+
+    async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(("wait", timeout_s))
+        return self.job(job_id, service)
+
+    async def console(self, job_id: str, service: str | None) -> AsyncIterator[bytes]:
+        yield b"<b>line</b>\n"
+
+    async def output_cid(
+        self, job_id: str, service: str | None, output: str
+    ) -> tuple[str, str, int]:
+        self.job(job_id, service)
+        if output != "o":
+            raise NotFoundError(f"job {job_id} has no output {output!r}", hint="outputs: o")
+        return CID, "o.html", len(CONTENT)
+
+    async def read_content(
+        self, cid: str, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[bytes]:
+        yield CONTENT[start:stop]
+
+    async def content_size(self, cid: str) -> int:
+        if cid != CID:
+            raise NotFoundError(f"nobody has {cid}")
+        return len(CONTENT)
+
+    async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        size = 0
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > 10 * 2**20:
+                raise StorageFullError("the quota is full", hint="raise quota_bytes")
+        return CID, size
+
+    def services(self) -> list[dict[str, Any]]:
+        return [{"serviceName": "lab"}]
+
+    def service(self, name: str) -> dict[str, Any]:
+        if name != "lab":
+            raise NotFoundError(f"no service {name!r} on this node", hint="services here: lab")
+        return {"serviceName": name}
+
+    def offers(self) -> list[dict[str, Any]]:
+        return []
+
+    async def create_service(self, name: str) -> dict[str, Any]:
+        self.asked.append(("create", name))
+        return {"serviceName": name}
+
+    async def add_member(
+        self, service: str, peer_id: str, roles: list[str], name: str | None
+    ) -> dict[str, Any]:
+        return self.service(service)
+
+    async def remove_member(self, service: str, member: str) -> dict[str, Any]:
+        return self.service(service)
+
+    async def accept(self, name: str) -> dict[str, Any]:
+        return self.service(name)
+
+    def apps(self, service: str) -> list[dict[str, Any]]:
+        return [self.service(service)]
+
+    async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
+        return {"appName": source, **self.service(service)}
+
+
+@dataclass
+class Answer:
+    """What a call was answered with; `was_read` says whether its body was asked for."""
+
+    status: int = 0
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    was_read: bool = False
+
+    def header(self, name: str) -> str:
+        return dict(self.headers).get(name, "")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error in the one form that errors have."""
+        error = self.json["error"]
+        assert set(self.json) == {"error"}
+        assert set(error) == {"message", "hint", "code"}
+        return error  # type: ignore[no-any-return]
+
+
+async def call(
+    app: Any,
+    method: str,
+    target: str,
+    headers: dict[str, str],
+    body: bytes = b"",
+    answer: Answer | None = None,
+) -> Answer:
+    """Make one HTTP request of an ASGI app; `answer` is filled also when the app raises."""
+    parts, answer = urlsplit(target), answer or Answer()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": headers.pop(":version", "1.1"),
+        "method": method,
+        "scheme": "http",
+        "path": parts.path,
+        "raw_path": parts.path.encode(),
+        "query_string": parts.query.encode(),
+        "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()],
+        "server": ("127.0.0.1", PORT),
+        "client": ("127.0.0.1", 50000),
+    }
+
+    async def receive() -> dict[str, Any]:
+        if answer.was_read:
+            await trio.sleep_forever()  # no more comes, and nobody goes away
+        answer.was_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = message["status"]
+            answer.headers = [(k.decode(), v.decode("latin-1")) for k, v in message["headers"]]
+        else:
+            answer.body += message.get("body", b"")
+
+    await app(scope, receive, send)
+    return answer
+
+
+class Client:
+    """Calls the API as the node's owner would, unless told otherwise."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.facade = FakeFacade()
+        self.auth = Auth("main", tmp_path / "tokens.json", PORT)
+        self.app: FastAPI = make_app(self.facade, self.auth)
+        self.last = Answer()
+
+    async def __call__(
+        self, method: str, target: str, body: Any = None, **headers: str | None
+    ) -> Answer:
+        data = (
+            body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        )
+        given: dict[str, str | None] = {
+            "host": f"127.0.0.1:{PORT}",
+            "authorization": "Bearer main",
+            "content-type": "application/json",
+            "content-length": str(len(data)),
+            **{key.replace("_", "-"): value for key, value in headers.items()},
+        }
+        if given.get("-version"):
+            given[":version"] = given.pop("-version")
+        sent = {key: value for key, value in given.items() if value is not None}
+        self.last = Answer()
+        return await call(self.app, method, target, sent, data, self.last)
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Client:
+    return Client(tmp_path)
+
+
+def _routes(app: FastAPI) -> list[tuple[str, str]]:
+    return [
+        (method, route.path)
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods or ())
+    ]
+
+
+def _filled(path: str) -> str:
+    return path.replace("{name:path}", "o").replace("{job_id}", "bafyjob").replace("{name}", "lab")
+
+
+# -- tokens ----------------------------------------------------------------------------------
+
+
+async def test_a_call_needs_the_main_token_or_one_that_was_made(api: Client) -> None:
+    assert (await api("GET", "/api/v1/status")).status == 200
+    for wrong in (None, "", "Bearer", "Bearer wrong", "Basic main", "main", "Bearer Bearer main"):
+        refused = await api("GET", "/api/v1/status", authorization=wrong)
+        assert refused.status == 401
+        assert "pairio token create" in refused.error["hint"]
+    made = await api("POST", "/api/v1/tokens", {"name": "notebook"})
+    token = made.json["token"]
+    assert (await api("GET", "/api/v1/status", authorization=f"Bearer {token}")).status == 200
+    assert (await api("GET", "/api/v1/status", authorization=f"Bearer: {token}")).status == 200
+
+
+async def test_tokens_are_kept_as_hashes_that_only_the_owner_reads(
+    api: Client, tmp_path: Path
+) -> None:
+    token = (await api("POST", "/api/v1/tokens", {"name": "n"})).json["token"]
+    file = tmp_path / "tokens.json"
+    assert token not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.json"]
+
+
+async def test_a_read_only_token_reads_and_does_nothing_else(api: Client) -> None:
+    made = await api("POST", "/api/v1/tokens", {"name": "n", "readOnly": True})
+    reader = f"Bearer {made.json['token']}"
+    for method, path in _routes(api.app):
+        if not path.startswith("/api/"):
+            continue
+        answer = await api(method, _filled(path), {}, authorization=reader)
+        if method == "GET":
+            assert answer.status == 200, path
+        else:
+            assert (answer.status, answer.error["code"]) == (403, "forbidden"), path
+            assert "only reads" in answer.error["message"]
+            assert not answer.was_read
+
+
+async def test_a_token_ends_when_it_expires(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await api("POST", "/api/v1/tokens", {"name": "n", "expiresSec": 60})
+    bearer = f"Bearer {made.json['token']}"
+    assert (await api("GET", "/api/v1/status", authorization=bearer)).status == 200
+    later = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: later)
+    expired = await api("GET", "/api/v1/status", authorization=bearer)
+    assert (expired.status, "expired" in expired.error["message"]) == (401, True)
+
+
+@pytest.mark.parametrize("text", ["garbage", "{}x", '[{"name": "n"}]', "[1]", "7"])
+async def test_a_corrupt_file_of_tokens_is_said_and_the_owner_still_gets_in(
+    text: str, api: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens.json").write_text(text)
+    assert (await api("GET", "/api/v1/status")).status == 200
+    other = await api("GET", "/api/v1/status", authorization="Bearer other")
+    assert other.status == 400
+    assert "tokens.json is corrupt" in other.error["message"]
+
+
+# -- Host and Origin -------------------------------------------------------------------------
+
+
+async def test_host_and_origin_are_checked_on_every_route_and_method(api: Client) -> None:
+    routes = [*_routes(api.app), ("GET", "/openapi.json"), ("OPTIONS", "/api/v1/jobs")]
+    routes += [("PUT", "/api/v1/status"), ("HEAD", "/"), ("GET", "/nowhere")]
+    assert len(routes) > 20
+    for method, path in routes:
+        for wrong in (
+            {"host": "evil.example"},
+            {"host": f"evil.example:{PORT}"},
+            {"host": "127.0.0.1:1"},
+            {"host": None},
+            {"origin": "http://evil.example"},
+            {"origin": f"http://127.0.0.1:{GATEWAY_PORT}"},
+            {"origin": "null"},
+            {"origin": f"https://127.0.0.1:{PORT}"},
+        ):
+            refused = await api(method, _filled(path), {}, **wrong)
+            assert (refused.status, refused.error["code"]) == (403, "forbidden"), (method, path)
+            assert not refused.was_read
+    assert api.facade.asked == []
+
+
+async def test_this_machines_names_and_pages_are_taken(api: Client) -> None:
+    for name in ("127.0.0.1", "localhost", "[::1]"):
+        own = await api(
+            "GET", "/api/v1/status", host=f"{name}:{PORT}", origin=f"http://{name}:{PORT}"
+        )
+        assert own.status == 200
+
+
+# -- pages: one-time link, cookie --------------------------------------------------------------
+
+
+async def _open(api: Client, path: str) -> tuple[str, Answer]:
+    made = await api("POST", "/api/v1/links", {"path": path})
+    target = urlsplit(made.json["url"]).path
+    return target, await api("GET", target, authorization=None)
+
+
+async def test_a_link_opens_once_and_leaves_a_cookie_that_scripts_and_sites_do_not_get(
+    api: Client,
+) -> None:
+    target, opened = await _open(api, "/job/bafyjob")
+    assert (opened.status, opened.header("location")) == (303, "/job/bafyjob")
+    cookie = opened.header("set-cookie")
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    again = await api("GET", target, authorization=None)
+    assert (again.status, again.header("set-cookie")) == (401, "")
+
+
+async def test_a_link_is_good_for_a_minute(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await api("POST", "/api/v1/links", {"path": "/"})
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    opened = await api("GET", urlsplit(made.json["url"]).path, authorization=None)
+    assert (opened.status, opened.header("set-cookie")) == (401, "")
+
+
+@pytest.mark.parametrize("path", ["http://evil.example", "//evil.example", "/\\evil", "job", ""])
+async def test_a_link_leads_to_this_node_only(path: str, api: Client) -> None:
+    refused = await api("POST", "/api/v1/links", {"path": path})
+    assert (refused.status, "not of this node" in refused.error["message"]) == (400, True)
+
+
+async def test_links_and_sessions_are_bounded(api: Client) -> None:
+    _, first = await _open(api, "/")
+    for _ in range(auth_module._SESSIONS_MAX):
+        api.auth.use_link(api.auth.make_link("/"))
+    cookie = first.header("set-cookie").split(";")[0]
+    assert (await api("GET", "/", cookie=cookie)).status == 401
+    for _ in range(auth_module._LINKS_MAX):
+        api.auth.make_link("/")
+    assert (await api("POST", "/api/v1/links", {"path": "/"})).status == 400
+
+
+async def test_a_page_without_a_cookie_says_what_to_run(api: Client) -> None:
+    for cookie in (None, f"{COOKIE}=wrong"):
+        refused = await api("GET", "/job/<b>x", cookie=cookie)
+        assert refused.status == 401
+        assert b"pairio open &lt;b&gt;x" in refused.body
+        assert "default-src 'none'" in refused.header("content-security-policy")
+
+
+async def test_a_page_shows_the_job_with_everything_escaped(api: Client) -> None:
+    _, opened = await _open(api, "/job/bafyjob")
+    cookie = opened.header("set-cookie").split(";")[0]
+    page = await api("GET", "/job/bafyjob", cookie=cookie, authorization=None)
+    assert page.status == 200
+    assert b"<script" not in page.body
+    assert b"&lt;script&gt;" in page.body
+    assert b"&lt;b&gt;line" in page.body
+    assert b"&lt;lab&gt;" in page.body
+    assert b"href='http://127.0.0.1:1/&#x27;x'" in page.body
+    assert page.header("x-content-type-options") == "nosniff"
+
+
+async def test_a_cookie_is_no_token_and_a_token_no_cookie(api: Client) -> None:
+    _, opened = await _open(api, "/")
+    cookie = opened.header("set-cookie").split(";")[0]
+    assert (await api("GET", "/", cookie=cookie, authorization=None)).status == 200
+    for method, path in _routes(api.app):
+        if path.startswith("/api/"):
+            refused = await api(method, _filled(path), cookie=cookie, authorization=None)
+            assert refused.status == 401, path
+    assert (await api("GET", "/")).status == 401
+
+
+# -- bodies and errors -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content_length": str(9 * 2**20)},
+        {"content_length": "9" * 30},
+        {"content_length": "-1"},
+        {"content_length": "x"},
+        {"content_length": None, "transfer_encoding": "chunked"},
+        {"content_length": None, "_version": "2"},
+    ],
+    ids=str,
+)
+async def test_a_body_too_large_or_of_no_length_is_refused_before_it_is_read(
+    headers: dict[str, str | None], api: Client
+) -> None:
+    for path in ("/api/v1/jobs", "/api/v1/services", "/api/v1/tokens", "/api/v1/links"):
+        refused = await api("POST", path, b"{}", **headers)
+        assert (refused.status, refused.error["code"]) == (413, "size")
+        assert not refused.was_read
+    assert api.facade.asked == []
+
+
+async def test_content_is_read_as_it_comes_up_to_the_quota(api: Client) -> None:
+    added = await api("POST", "/api/v1/content", b"x" * 9 * 2**20)
+    assert added.json == {"cid": CID, "size": 9 * 2**20}
+    full = await api("POST", "/api/v1/content", b"x" * 11 * 2**20)
+    assert (full.status, full.error["code"]) == (507, "storage_full")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "says"),
+    [
+        ("GET", "/api/v1/jobs/bafygone", None, 404, "no job 'bafygone'"),
+        ("GET", "/api/v1/jobs/bafygone/wait", None, 404, "no job 'bafygone'"),
+        ("GET", "/api/v1/jobs/bafygone/why", None, 404, "no job 'bafygone'"),
+        ("GET", "/api/v1/jobs/bafygone/console", None, 404, "no job 'bafygone'"),
+        ("GET", "/api/v1/jobs/bafygone/outputs/o", None, 404, "no job 'bafygone'"),
+        ("GET", "/api/v1/jobs/bafyjob/outputs/nix", None, 404, "no output 'nix'"),
+        ("POST", "/api/v1/jobs/bafygone/cancel", None, 404, "no job 'bafygone'"),
+        ("GET", "/api/v1/services/nix", None, 404, "no service 'nix'"),
+        ("GET", "/api/v1/services/nix/apps", None, 404, "no service 'nix'"),
+        ("POST", "/api/v1/services/nix/accept", None, 404, "no service 'nix'"),
+        ("GET", "/api/v1/nix", None, 404, "GET /api/v1/nix"),
+        ("GET", "/api/v1/jobs/", None, 404, "GET /api/v1/jobs/"),
+        ("PUT", "/api/v1/jobs", None, 405, "PUT /api/v1/jobs"),
+        ("GET", "/api/v1/jobs?limit=x", None, 422, "limit"),
+        ("GET", "/api/v1/jobs?limit=0", None, 422, "limit"),
+        ("GET", "/api/v1/jobs?status=lost", None, 422, "status"),
+        ("POST", "/api/v1/services", {}, 422, "name"),
+        ("POST", "/api/v1/services", {"name": 1}, 422, "name"),
+        ("POST", "/api/v1/services", {"name": "a", "more": 1}, 422, "more"),
+        ("POST", "/api/v1/services", b"{", 422, "JSON"),
+        ("POST", "/api/v1/services", b"\xff", 400, "body"),
+        ("POST", "/api/v1/services", b"[" * 100_000, 400, "body"),
+        ("POST", "/api/v1/services", b"", 422, "body"),
+        ("POST", "/api/v1/services", b'{"name": "\\ud800"}', 422, "name"),
+        ("POST", "/api/v1/tokens", {"name": "n", "expiresSec": 10**20}, 422, "expiresSec"),
+        ("POST", "/api/v1/jobs", {}, 422, "jobDefinition"),
+    ],
+)
+async def test_what_cannot_be_done_is_said_in_one_form(
+    method: str, path: str, body: Any, status: int, says: str, api: Client
+) -> None:
+    refused = await api(method, path, body)
+    assert refused.status == status
+    assert says in refused.error["message"]
+    assert refused.error["hint"]
+
+
+def _wish(**changed: Any) -> dict[str, Any]:
+    return {"jobDefinition": {"appName": "a", "processorName": "p"}, **changed}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"requiredResources": {"numCpus": 0}},
+        {"requiredResources": {"numGpus": 1.5}},
+        {"requiredResources": {"memoryGb": "much"}},
+        {"requiredResources": {"timeSec": 1e300}},
+        {"requiredResources": {"ram": 1}},
+        {"tags": "t"},
+        {"tags": ["t"] * 65},
+        {"tags": ["t" * 201]},
+        {"tags": ["\ud800"]},
+        {"batchId": "b" * 201},
+        {"targetComputeClientIds": ["p"] * 65},
+        {"jobDefinition": {"appName": "a", "processorName": "p", "parameters": [{"value": 1}]}},
+        {"jobDefinition": {"appName": "a", "processorName": "p", "inputFiles": [{"name": "i"}]}},
+        {"skip_cache": True},
+    ],
+    ids=str,
+)
+async def test_a_wish_that_is_none_is_refused(changed: dict[str, Any], api: Client) -> None:
+    assert (await api("POST", "/api/v1/jobs", _wish())).status == 200
+    refused = await api("POST", "/api/v1/jobs", _wish(**changed))
+    assert (refused.status, refused.error["code"]) == (422, "invalid")
+    assert len(api.facade.asked) == 1
+
+
+async def test_not_a_number_as_a_resource_is_refused(api: Client) -> None:
+    body = b'{"jobDefinition": {"appName": "a", "processorName": "p"},'
+    refused = await api("POST", "/api/v1/jobs", body + b'"requiredResources": {"numCpus": NaN}}')
+    assert refused.status == 422
+
+
+async def test_a_bug_is_said_without_its_insides(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("secret insides")
+
+    monkeypatch.setattr(api.facade, "status", broken)
+    with pytest.raises(RuntimeError):  # for the server's log; the caller has got an answer
+        await api("GET", "/api/v1/status")
+    assert (api.last.status, api.last.error["code"]) == (500, "bug")
+    assert b"secret insides" not in api.last.body
+
+
+async def test_waits_are_bounded(api: Client) -> None:
+    for given, waited in (("5", 5.0), ("1e9", 60.0), ("-1", 0.0), ("nan", 0.0)):
+        await api("GET", f"/api/v1/jobs/bafyjob/wait?timeoutSec={given}")
+        assert api.facade.asked[-1] == ("wait", waited)
+    await api("GET", "/api/v1/jobs?limit=100000")
+    assert api.facade.asked[-1][1]["limit"] == 1000
+
+
+async def test_openapi_lists_every_route_and_needs_no_token(api: Client) -> None:
+    listed = await api("GET", "/openapi.json", authorization=None)
+    assert listed.status == 200
+    paths = listed.json["paths"]
+    for method, path in _routes(api.app):
+        if path.startswith("/api/"):
+            assert method.lower() in paths[path.replace(":path", "")], path
+    assert all(path.startswith("/api/v1/") for path in paths)
+
+
+# -- ranges and capabilities ---------------------------------------------------------------------
+
+Range = tuple[str | None, int, bytes, str]
+RANGES: list[Range] = [
+    (None, 200, CONTENT, ""),
+    ("bytes=0-3", 206, b"0123", "bytes 0-3/10"),
+    ("bytes=4-", 206, b"456789", "bytes 4-9/10"),
+    ("bytes=-3", 206, b"789", "bytes 7-9/10"),
+    ("bytes=-99", 206, CONTENT, "bytes 0-9/10"),
+    ("bytes=9-99", 206, b"9", "bytes 9-9/10"),
+    ("bytes=10-", 416, b"", "bytes */10"),
+    ("bytes=-0", 416, b"", "bytes */10"),
+    ("bytes=999999999999999999-", 416, b"", "bytes */10"),
+    ("bytes=5-3", 200, CONTENT, ""),
+    ("bytes=0-1,3-4", 200, CONTENT, ""),
+    ("bytes=" + "9" * 5000 + "-", 200, CONTENT, ""),
+    ("bytes=x-y", 200, CONTENT, ""),
+    ("lines=0-1", 200, CONTENT, ""),
+]
+
+
+@pytest.mark.parametrize(("asked", "status", "body", "said"), RANGES, ids=lambda v: str(v)[:20])
+async def test_a_range_of_an_output(
+    asked: str | None, status: int, body: bytes, said: str, api: Client
+) -> None:
+    got = await api("GET", "/api/v1/jobs/bafyjob/outputs/o", range=asked)
+    assert (got.status, got.body, got.header("content-range")) == (status, body, said)
+    if status != 416:
+        assert got.header("content-length") == str(len(body))
+
+
+async def test_an_output_is_known_by_its_cid(api: Client) -> None:
+    path = "/api/v1/jobs/bafyjob/outputs/o"
+    same = await api("GET", path, if_none_match=f'"{CID}"')
+    assert (same.status, same.body) == (304, b"")
+    part = await api("GET", path, range="bytes=0-1", if_range=f'"{CID}"')
+    assert part.status == 206
+    other = await api("GET", path, range="bytes=0-1", if_range='"other"')
+    assert (other.status, other.body) == (200, CONTENT)
+
+
+Gateway = Callable[..., Any]
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    links = Links(PORT, GATEWAY_PORT, b"key")
+    app = make_gateway(FakeFacade(), links, GATEWAY_PORT)
+
+    async def get(target: str | None = None, method: str = "GET", **headers: str) -> Answer:
+        parts = urlsplit(links.content(CID, "o.html"))
+        given = {"host": f"127.0.0.1:{GATEWAY_PORT}", **headers}
+        return await call(app, method, target or f"{parts.path}?{parts.query}", given)
+
+    return get
+
+
+async def test_a_capability_opens_its_content_and_nothing_else(gateway: Gateway) -> None:
+    links = Links(PORT, GATEWAY_PORT, b"key")
+    parts = urlsplit(links.content(CID, "o.html"))
+    assert parts.netloc == f"127.0.0.1:{GATEWAY_PORT}"
+    assert (await gateway()).body == CONTENT
+    other_cid = CID[:-1] + "a"
+    for target in (
+        parts.path,
+        f"{parts.path}?k=",
+        f"{parts.path}?k={'0' * 32}",
+        f"{parts.path}?k=%C3%A9",
+        f"/ipfs/{CID}/other.html?{parts.query}",
+        f"/ipfs/{other_cid}/o.html?{parts.query}",
+    ):
+        refused = await gateway(target)
+        assert (refused.status, CONTENT in refused.body) == (403, False), target
+    key = Links(PORT, GATEWAY_PORT, b"another node's key").content(CID, "o.html")
+    assert (await gateway(key.removeprefix(f"http://127.0.0.1:{GATEWAY_PORT}"))).status == 403
+    for target in ("/", "/api/v1/status", f"/ipfs/{CID}", "/openapi.json"):
+        assert (await gateway(target)).status == 404
+
+
+async def test_content_that_nobody_has_is_404(gateway: Gateway) -> None:
+    links = Links(PORT, GATEWAY_PORT, b"key")
+    parts = urlsplit(links.content("bafygone", "x"))
+    assert (await gateway(f"{parts.path}?{parts.query}")).status == 404
+
+
+async def test_content_cannot_act_as_a_page_of_the_node(gateway: Gateway) -> None:
+    got = await gateway()
+    assert got.header("content-type").startswith("text/html")
+    assert got.header("content-security-policy").startswith("sandbox;")
+    assert got.header("x-content-type-options") == "nosniff"
+
+
+async def test_the_gateway_checks_host_and_only_reads(gateway: Gateway) -> None:
+    for host in ("evil.example", f"127.0.0.1:{PORT}", ""):
+        assert (await gateway(host=host)).status == 403
+    for method in ("POST", "PUT", "DELETE"):
+        assert (await gateway(method=method)).status == 405
+    head = await gateway(method="HEAD")
+    assert (head.status, head.body, head.header("content-length")) == (200, b"", "10")
+
+
+async def test_the_gateway_serves_ranges(gateway: Gateway) -> None:
+    got = await gateway(range="bytes=2-3")
+    assert (got.status, got.body) == (206, b"23")
+
+
+def test_a_name_with_odd_characters_has_a_working_link() -> None:
+    links = Links(PORT, GATEWAY_PORT, b"key")
+    for name in ("é ü.txt", "a/b?c#d&e", "%41", "x" * 255):
+        parts = urlsplit(links.content(CID, name))
+        assert parts.path.startswith(f"/ipfs/{CID}/")
+        assert links.is_valid(CID, name, parts.query.removeprefix("k="))
+        assert not links.is_valid(CID, name + "x", parts.query.removeprefix("k="))
