@@ -23,6 +23,7 @@ from pairio_protocol.limits import (
     REQUEST_EXPIRY_MS,
     SEALED_MS,
     STORED_ACK_MS,
+    STORED_ASKED,
 )
 from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import Ack, Lookup
@@ -382,8 +383,10 @@ class Commands:
         submit.segment = state.segment
         self._by_segment.setdefault(state.segment, []).append(submit)
         self._due.set(submit.request, self._ctx.now_ms + STORED_ACK_MS)
-        peers = self._core.membership.connected_members(service)
-        for peer in peers[:2]:
+        membership = self._core.membership
+        peers = membership.connected_members(service)
+        homes = [p for p in membership.home_nodes(service, state.job) if p in peers]
+        for peer in [*homes, *(p for p in peers if p not in homes)][:STORED_ASKED]:
             self._core.logs.push(peer, state.segment, ack=True)
             submit.asked = True
         self._by_ticket.setdefault(self._core.current_ticket, []).append(submit)

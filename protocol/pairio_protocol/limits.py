@@ -123,12 +123,16 @@ NEWS_SYNC_MS: Final = 300
 NEWS_FANOUT: Final = 3
 #: A submit waits so long for another member to have stored it.
 STORED_ACK_MS: Final = 1_000
+#: Members asked to store a request; the home nodes of its job first, so that they know what it is.
+STORED_ASKED: Final = 3
 #: A request that is in no segment after this time never will be.
 SEALED_MS: Final = 5_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
 #: Jobs in one look-up.
 LOOKUP_JOBS_MAX: Final = 512
+#: Members, first by rendezvous(job, peer), who are sent the results of a job.
+HOME_NODES: Final = 3
 #: A request that says nothing else is given up after this time.
 REQUEST_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
 #: A member that did not answer `hold` is asked again, or another.

@@ -6,13 +6,20 @@ Nobody is made a member against their will: an offered service is kept, shown, a
 happens for it. Clock: none; changes have no time.
 """
 
+import heapq
 from collections.abc import Iterable
 from typing import Any
 
 from pairio_protocol.context import Context
 from pairio_protocol.effects import JoinTopic
 from pairio_protocol.errors import DecodeError, DefinitionError
-from pairio_protocol.limits import CHANGES_PER_REPLY_MAX, FRAME_SIZE_BYTES_MAX, OFFERS_MAX
+from pairio_protocol.ids import rendezvous
+from pairio_protocol.limits import (
+    CHANGES_PER_REPLY_MAX,
+    FRAME_SIZE_BYTES_MAX,
+    HOME_NODES,
+    OFFERS_MAX,
+)
 from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
 from pairio_protocol.service import Chain, ChangeGap, Cut, Folded, SignedChange
 
@@ -256,6 +263,11 @@ class Membership:
             for peer in sorted(self._ctx.connected):
                 if peer != source and (chain.now.member_of(peer) or chain.cuttings(peer)):
                     self._ctx.send(peer, Changes(service, (change.encode(),), False))
+
+    def home_nodes(self, service: str, job: str) -> list[str]:
+        """Return the first HOME_NODES members by rendezvous(job, peer), connected or not."""
+        peers = self.chains[service].now.peers()
+        return heapq.nlargest(HOME_NODES, peers, key=lambda peer: rendezvous(job, peer))
 
     def members(self, service: str) -> Iterable[str]:
         """Return every key on the newest list."""

@@ -23,5 +23,8 @@ class MembershipView(Protocol):
     def shared_with(self, peer: str) -> list[str]:
         """Return the services in which `peer` has a role."""
 
+    def home_nodes(self, service: str, job: str) -> list[str]:
+        """Return the members to whom results of a job are sent, and who are asked for it first."""
+
     def connected_members(self, service: str) -> list[str]:
         """Return the connected peers with a role, sorted."""

@@ -381,14 +381,16 @@ class Worker:
         self._results_to_push.append((award.service, award.run, task.coordinators))
 
     def on_sealed(self) -> None:
-        """Send the segments of new results to those who wait for them, before any gossip."""
+        """Send the segments of new results to those who wait for them, and to the home nodes of
+        their jobs, before any gossip."""
         pushes, self._results_to_push = self._results_to_push, []
         for service, run, coordinators in pushes:
             fold = self.hooks.fold(service)
             for cid in sorted(fold.run(run).results):
                 info = fold.results[cid]
                 if info.document.worker == self.ctx.me:
-                    for peer in sorted(coordinators - {self.ctx.me}):
+                    homes = self.membership.home_nodes(service, info.document.job)
+                    for peer in sorted({*coordinators, *homes} - {self.ctx.me}):
                         self.hooks.push(peer, info.segment)
 
     # -- ending what is not wanted --------------------------------------------------------
