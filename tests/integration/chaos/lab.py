@@ -19,7 +19,7 @@ from tests.integration.chaos.disks import mount_small, unmount
 from tests.integration.chaos.nodes import Node, Refused, Unreachable, until
 from tests.integration.chaos.wires import Wires
 
-__all__ = ["COST_S_MAX", "ENDS_S", "PLANT", "Accepted", "Broken", "Lab"]
+__all__ = ["COST_S_MAX", "ENDS_S", "LONG_LEASE", "PLANT", "Accepted", "Broken", "Lab"]
 
 SERVICE = "chaos"
 SLEEPER = Path(__file__).parent / "sleeper"
@@ -30,6 +30,8 @@ COST_S_MAX = LEASE_S + DETECTION_S + 1.0
 ENDS_S = 45.0
 #: A fault planted on purpose, to show that the harness notices it; read here and nowhere else.
 PLANT = "PAIRIO_CHAOS_PLANT"
+#: The planted fault that is a setting: losing a machine costs far too long.
+LONG_LEASE = "long lease"
 
 
 class Broken(AssertionError):
@@ -89,7 +91,7 @@ class Lab:
             node.settings["compute"] = self.workers and number > 0
             node.settings["gossip_loss_percent"] = self.loss_percent
             node.settings["bootstrap"] = [n.address for n in self.nodes if n is not node]
-            if self.plant == "long lease":
+            if self.plant == LONG_LEASE:
                 node.settings["lease_ms"] = 60_000
             node.start()
         for node in self.nodes:

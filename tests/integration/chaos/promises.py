@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.integration.chaos.lab import SERVICE, Accepted, Broken, Lab
 from tests.integration.chaos.nodes import Node, Refused, Unreachable, until
+from tests.integration.chaos.plants import plant_at
 
 __all__ = ["ENDS", "SAFE", "SAME", "STORY", "check_all", "check_safe"]
 
@@ -14,17 +15,19 @@ SAFE = "no safe result is lost: its outputs can be read from another node"
 SAME = "all nodes show the same state, and nothing runs for nobody"
 STORY = "`pairio job show` tells the story: attempts with times and reasons"
 
-_SAME_S = 20.0
+_READ_S, _SAME_S = 10.0, 20.0
 
 
 def check_all(lab: Lab) -> None:
     """Check every promise; what was killed is started again on the way. Raises Broken."""
-    _plant(lab)
+    plant_at("begin", lab)
     for job in lab.book:
         for node in lab.alive:
             lab.wait_end(job, node)
+    plant_at("ended", lab)
     check_safe(lab)
     lab.revive()
+    plant_at("revived", lab)
     _check_same(lab)
     for job in lab.book:
         _check_story(lab, job)
@@ -39,10 +42,10 @@ def check_safe(lab: Lab) -> None:
         worker = views[0]["computeNodeId"]
         readers = [node for node in lab.alive if node.peer != worker]
         for node in readers:
-            _check_output(node, job)
+            _check_output(node, job, min(_READ_S, lab.ends_s))
 
 
-def _check_output(node: Node, job: Accepted) -> None:
+def _check_output(node: Node, job: Accepted, limit_s: float) -> None:
     path = f"jobs/{job.request}/outputs/output?serviceName={SERVICE}"
     answers: list[str] = []
 
@@ -58,7 +61,7 @@ def _check_output(node: Node, job: Accepted) -> None:
         return status == 200
 
     try:
-        until("readable", is_there, 10)
+        until("readable", is_there, limit_s)
     except TimeoutError:
         raise Broken(SAFE, f"{job.job[-8:]} from {node}: {answers[-1]}") from None
 
@@ -74,7 +77,7 @@ def _check_same(lab: Lab) -> None:
 
     began = time.monotonic()
     try:
-        until("the same", agree, _SAME_S)
+        until("the same", agree, min(_SAME_S, lab.ends_s))
     except TimeoutError:
         raise Broken(SAME, _difference(shown)) from None
     lab.measured["same_s"] = time.monotonic() - began
@@ -156,21 +159,3 @@ def _check_story(lab: Lab, job: Accepted) -> None:
     given_up = [a for a in attempts if a["ended"] in ("infra", "completed") and a["reason"]]
     if job.lost and not given_up:
         raise Broken(STORY, f"nothing tells of the attempt that was lost: {where}")
-
-
-def _plant(lab: Lab) -> None:
-    """Do what a planted fault asks for, so that a promise has to be found broken."""
-    if lab.plant == "nobody computes":
-        for node in lab.nodes[1:]:
-            node.kill()
-    elif lab.plant == "blocks are gone":
-        for job in lab.book:
-            lab.wait_end(job, lab.alive[0])
-        for node in lab.alive:
-            for path in (node.home / "blocks").rglob("*"):
-                if path.is_file():
-                    path.unlink()
-    elif lab.plant == "a node is frozen":
-        lab.alive[-1].freeze()
-    elif lab.plant not in ("", "long lease"):
-        raise ValueError(f"no planted fault {lab.plant!r}")

@@ -14,7 +14,7 @@ from tests.integration.chaos.nodes import Node, Refused, until
 from tests.integration.chaos.promises import check_safe
 from tests.integration.chaos.wires import why_no_wires
 
-__all__ = ["SCENARIOS", "Scenario"]
+__all__ = ["QUIET", "SCENARIOS", "Scenario"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,11 @@ def two_partitions(lab: Lab, rng: random.Random) -> None:
             lab.wait_end(job, node)
 
 
+def nothing_happens(lab: Lab, rng: random.Random) -> None:
+    """Without trouble every promise holds; with a planted fault one is found broken."""
+    lab.submit(lab.nodes[0], 1.0)
+
+
 # -- what they share ----------------------------------------------------------------------
 
 
@@ -218,6 +223,9 @@ def _try_submit(lab: Lab, node: Node) -> Accepted | None:
     except Refused:
         return None
 
+
+#: For tests of the harness itself.
+QUIET = Scenario(nothing_happens, nodes=2)
 
 #: By name. The order is the deck of `make chaos`: the seed says which one a round plays.
 SCENARIOS = {
