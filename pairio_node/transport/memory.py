@@ -76,18 +76,17 @@ class MemoryNetwork:
         self._last_number += 1
         return f"/memory/{self._last_number}/p2p/{peer}"
 
-    def due_s(self, last_due_s: float) -> float:
-        """Return when something that is sent now arrives: not before what was sent before it."""
-        return max(last_due_s, trio.current_time() + self.random.uniform(*self.delay_s))
+    def due_s(self) -> float:
+        """Return when something that is sent now is there; queues keep the order."""
+        return trio.current_time() + self.random.uniform(*self.delay_s)
 
 
 class _Queue:
-    """Frames under way to one peer on one channel, with the time when each is there."""
+    """Frames under way to one peer on one channel, with the earliest time of each arrival."""
 
     def __init__(self) -> None:
         self.frames: deque[tuple[float, bytes]] = deque()
         self.wake = trio.Event()
-        self.last_due_s = 0.0
 
 
 class _Link:
@@ -245,8 +244,7 @@ class MemoryTransport:
             return False
         if not 0 < len(frame) <= FRAME_SIZE_BYTES_MAX:
             raise ValueError(f"a frame of {len(frame)} bytes; 1 to {FRAME_SIZE_BYTES_MAX}")
-        queue.last_due_s = self._network.due_s(queue.last_due_s)
-        queue.frames.append((queue.last_due_s, frame))
+        queue.frames.append((self._network.due_s(), frame))
         queue.wake.set()
         self._counters["frames_sent"] += 1
         return True
@@ -338,8 +336,7 @@ class MemoryTransport:
                 continue
             if self._network.random.random() < self._network.gossip_loss:
                 continue
-            due_s = self._network.due_s(other._inbox[-1][0] if other._inbox else 0.0)
-            other._inbox.append((due_s, topic, self.peer_id, data))
+            other._inbox.append((self._network.due_s(), topic, self.peer_id, data))
             other._inbox_wake.set()
 
     async def _gossip_in(self) -> None:

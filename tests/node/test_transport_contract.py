@@ -155,23 +155,46 @@ def _greets(one: Side, other: Side):  # type: ignore[no-untyped-def]
     return greet
 
 
-async def test_the_end_of_a_connection_is_told_before_the_next_begins(lab: Lab) -> None:
-    async with line(lab, "a", "b") as (a, b):
-        heard: list[TransportEvent] = []
-        go_on = trio.Event()
+class _SlowEar:
+    """Holds a side back when it is told something of one kind."""
 
-        async def slow(event: TransportEvent) -> None:
-            heard.append(event)
-            if isinstance(event, PeerDown):
-                await go_on.wait()
+    def __init__(self, side: Side, kind: type[TransportEvent]) -> None:
+        self.heard: list[type[TransportEvent]] = []
+        self.go_on = trio.Event()
+        self._kind = kind
+        side.on_event = self._hear
 
-        a.on_event = slow
-        await lab.lose(a, b)
-        await b.until_down(a)
+    async def _hear(self, event: TransportEvent) -> None:
+        self.heard.append(type(event))
+        if isinstance(event, self._kind):
+            await self.go_on.wait()
+
+
+async def test_frames_wait_until_their_peer_is_told_to_be_up(lab: Lab) -> None:
+    async with sides(lab, "a", "b") as (a, b):
+        ear = _SlowEar(b, PeerUp)
+        a.keep(b)
+        await a.until_up(b)
+        assert a.transport.send(b.id, CHANNEL_CONTROL, b"x")
+        assert a.transport.send(b.id, CHANNEL_SYNC, b"y")
         await a_moment()
-        assert [type(event) for event in heard] == [PeerDown]
-        go_on.set()
-        await a.until_up(b, 2)
+        assert ear.heard == [PeerUp]
+        ear.go_on.set()
+        await b.until(lambda: b.frames(CHANNEL_CONTROL) + b.frames(CHANNEL_SYNC) == [b"x", b"y"])
+
+
+@pytest.mark.parametrize("slow", ["who dials", "who is dialed"])
+async def test_the_end_of_a_connection_is_told_before_the_next_begins(lab: Lab, slow: str) -> None:
+    async with line(lab, "a", "b") as (a, b):
+        one, other = (a, b) if slow == "who dials" else (b, a)
+        ear = _SlowEar(one, PeerDown)
+        await lab.lose(one, other)
+        await other.until_down(one)
+        await a_moment()
+        assert ear.heard == [PeerDown]
+        ear.go_on.set()
+        await one.until_up(other, 2)
+        await other.until_up(one, 2)
 
 
 # -- frames -----------------------------------------------------------------------------------
