@@ -49,23 +49,41 @@ def find_api() -> tuple[str, str]:
 
 
 class Api:
-    """Calls of one node. Not for use by several threads at once."""
+    """Calls of one node. Every thread has a connection of its own, and so has a forked child."""
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
-        found_url, found_token = (url, token or "") if url else find_api()
+        import threading
+
+        self._is_found = url is None
+        self._local = threading.local()
+        self._point_at(*((url, token or "") if url else find_api()))
+
+    def _point_at(self, found_url: str, found_token: str) -> None:
         self._host, self._port = _host_and_port(found_url)
         if not (found_token.isascii() and found_token.isprintable()):
             raise NodeNotRunning(
                 "PAIRIO_API_KEY holds characters that no token has", "pairio token create NAME"
             )
         self._token = found_token
-        self._connection: Any = None
+
+    def _has_moved(self) -> bool:
+        """Look the node up again: after a restart it has another token, maybe another port."""
+        before = (self._host, self._port, self._token)
+        if self._is_found:
+            self._point_at(*find_api())
+        return before != (self._host, self._port, self._token)
+
+    @property
+    def _connection(self) -> Any:
+        pid, connection = getattr(self._local, "kept", (0, None))
+        return connection if pid == os.getpid() else None
 
     def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close this thread's connection; the next call opens another."""
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+            self._local.kept = (0, None)
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -121,45 +139,47 @@ class Api:
             ) from None
 
     def _send(self, method: str, target: str, body: Any, size: int | None = None) -> Any:
-        import http.client
-
-        headers = self._headers()
-        if size is not None:
-            headers["Content-Length"] = str(size)
-        elif body is not None:
+        headers = {"Content-Length": str(size)} if size is not None else {}
+        if size is None and body is not None:
             body = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        kept = self._connection is not None
         try:
-            return self._exchange(method, target, body, headers)
-        except (http.client.HTTPException, OSError) as error:
-            self.close()
-            if not kept or isinstance(error, TimeoutError):
-                raise self._silent(error) from None
-        # A kept connection may have been closed while it was idle: once more on a new one.
-        if size is not None:
-            body.seek(0)
-        try:
-            return self._exchange(method, target, body, headers)
-        except (http.client.HTTPException, OSError) as error:
-            self.close()
-            raise self._silent(error) from None
+            response = self._sent(method, target, body, headers)
+            if response.status != 401 or not self._has_moved():
+                return response
+        except NodeNotRunning:
+            if not self._has_moved():
+                raise
+        self.close()
+        return self._sent(method, target, body, headers)
+
+    def _sent(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:
+        """Send once, or once more when a kept connection was closed while it was idle."""
+        import http.client
+
+        for kept in (self._connection is not None, False):
+            if hasattr(body, "seek"):
+                body.seek(0)
+            try:
+                return self._exchange(method, target, body, {**headers, **self._headers()})
+            except (http.client.HTTPException, OSError) as error:
+                self.close()
+                if not kept or isinstance(error, TimeoutError):
+                    raise NodeNotRunning(
+                        f"no node answers at http://{self._host}:{self._port} ({error})",
+                        "start it: pairio-node run",
+                    ) from None
+        raise AssertionError("unreachable")
 
     def _exchange(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:
         import http.client
 
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(
-                self._host, self._port, timeout=_TIMEOUT_S
-            )
-        self._connection.request(method, target, body, headers)
-        return self._connection.getresponse()
-
-    def _silent(self, error: Exception) -> NodeNotRunning:
-        return NodeNotRunning(
-            f"no node answers at http://{self._host}:{self._port} ({error})",
-            "start it: pairio-node run",
-        )
+        connection = self._connection
+        if connection is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
+            self._local.kept = (os.getpid(), connection)
+        connection.request(method, target, body, headers)
+        return connection.getresponse()
 
 
 def _host_and_port(url: str) -> tuple[str, int]:

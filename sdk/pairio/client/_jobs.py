@@ -22,6 +22,28 @@ def _shared_api() -> Api:
     return _api
 
 
+class _Entry(dict[str, Any]):
+    """A part of a job's answer: `entry["name"]` as in JSON, `entry.name` as in the original."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name!r} here: {', '.join(self)}") from None
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Entry({key: _entry(item) for key, item in value.items()})
+    if isinstance(value, list):
+        return [_entry(item) for item in value]
+    return value
+
+
+#: Attributes of the original's jobs that say nothing here.
+_ORIGINALS_ONLY = ("jobPrivateKey", "secrets", "imageUri", "resourceUtilizationLogUrl")
+
+
 @dataclass(frozen=True)
 class SpecialJobOutput:
     """An output of a job, usable as the `url` of another job's input before it exists."""
@@ -65,10 +87,14 @@ class PairioJob:
         self._data = data
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_data"][name]
-        except KeyError:
-            raise AttributeError(f"a job has no attribute {name!r}") from None
+        data = self.__dict__.get("_data", {})
+        if name in data:
+            return _entry(data[name])
+        if name == "computeClientName":
+            return data["computeClientId"]
+        if name in _ORIGINALS_ONLY:
+            return None
+        raise AttributeError(f"a job has no attribute {name!r}; it has {', '.join(sorted(data))}")
 
     def __repr__(self) -> str:
         return f"PairioJob({self.jobId[-8:]}, {self.status})"
@@ -77,6 +103,16 @@ class PairioJob:
     def job_url(self) -> str:
         """The job's page on this machine's node."""
         return str(self._data["jobUrl"])
+
+    @property
+    def inputFileUrlList(self) -> list[str]:  # noqa: N802 - the original's name
+        """The sources of the inputs, as in the original."""
+        return [str(entry["url"]) for entry in self._data["jobDefinition"]["inputFiles"]]
+
+    @property
+    def outputFileUrlList(self) -> list[str]:  # noqa: N802
+        """URLs of the outputs that exist, as in the original."""
+        return [str(r["url"]) for r in self._data["outputFileResults"] if r["url"]]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that the node says of the job."""
@@ -173,7 +209,7 @@ def submit_job(
 def find_job(job_id: str, *, service_name: str | None = None) -> PairioJob:
     """Return a job by id. Raises RequestRefused when the node knows none."""
     api = _shared_api()
-    query = {"serviceName": service_name}
+    query = {"serviceName": service_name or os.environ.get("PAIRIO_SERVICE_NAME")}
     return PairioJob(api, api.call("GET", f"/api/v1/jobs/{part(job_id)}", None, query))
 
 
@@ -186,6 +222,7 @@ def find_jobs(
 ) -> list[PairioJob]:
     """Return the newest jobs that the node knows, newest first."""
     api = _shared_api()
-    query = {"serviceName": service_name, "status": status, "tag": tag, "limit": limit}
+    service = service_name or os.environ.get("PAIRIO_SERVICE_NAME")
+    query = {"serviceName": service, "status": status, "tag": tag, "limit": limit}
     answer = api.call("GET", "/api/v1/jobs", None, query)
     return [PairioJob(api, data) for data in answer["jobs"]]

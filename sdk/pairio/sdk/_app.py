@@ -17,7 +17,7 @@ from pairio.sdk._files import InputFile, OutputFile
 __all__ = ["App", "ProcessorBase"]
 
 _SCALARS = {str: "str", int: "int", float: "float", bool: "bool"}
-_LIST_INDEX = re.compile(r"^(.*)\[(\d+)\]$")
+_LIST_INDEX = re.compile(r"^(.*)\[(0|[1-9][0-9]{0,3})\]$")
 
 
 class ProcessorBase:
@@ -173,11 +173,36 @@ def _parameter_spec(entry: dict[str, Any], kind: Any, field: Any) -> dict[str, A
     if not field.is_required():
         default = field.get_default(call_default_factory=True)
         if default is not None:
+            _check_fits(default, parameter, "default")
             parameter["defaultValue"] = default
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "options" in extra:
+        if not isinstance(extra["options"], list | tuple):
+            raise TypeError(f"options of {entry['name']} are no list")
+        for option in extra["options"]:
+            _check_fits(option, parameter, "option")
         parameter["options"] = list(extra["options"])
     return parameter
+
+
+def _check_fits(value: Any, parameter: dict[str, Any], what: str) -> None:
+    """Refuse a default or an option that no submitter could give (TypeError)."""
+    kind = parameter["type"].removeprefix("Optional[").removesuffix("]")
+    if kind.startswith("List["):
+        fits = isinstance(value, list) and all(_is_a(item, kind[len("List[") :]) for item in value)
+    else:
+        fits = _is_a(value, kind)
+    if not fits:
+        raise TypeError(
+            f"the {what} of {parameter['name']} is {value!r}, which is no {parameter['type']}"
+        )
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind.startswith("bool")
+    types_of = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    return isinstance(value, types_of[kind.rstrip("]")])  # type: ignore[arg-type]
 
 
 def _type_name(kind: Any, name: str) -> str:

@@ -1,10 +1,11 @@
-"""The files of a job as an app sees them. Standard library only: this runs inside jobs."""
+"""The files of a job as an app sees them. Standard library only: this runs inside jobs.
+
+What costs milliseconds (shutil, tempfile) is imported when it is used.
+"""
 
 import json
 import os
 import re
-import shutil
-import tempfile
 from typing import Any
 
 __all__ = ["InputFile", "OutputFile", "upload_additional_job_output"]
@@ -28,7 +29,7 @@ class InputFile(_Schema):
 
     def __init__(self, name: str, path: str, file_base_name: str, url: str = "") -> None:
         self.name = name
-        self.url = url or f"file://{path}"
+        self.url = url or _file_url(path)
         self.file_base_name = file_base_name
         self.local_file_name: str | None = path
 
@@ -46,6 +47,9 @@ class InputFile(_Schema):
 
     def download(self, dest_file_path: str | None = None) -> str:
         """Copy the content to `dest_file_path` (or a temporary file) and return that path."""
+        import shutil
+        import tempfile
+
         if self.local_file_name is None:
             raise FileNotFoundError(f"input {self.name} has no content here")
         if dest_file_path is None:
@@ -71,12 +75,26 @@ class OutputFile(_Schema):
         Raises:
             FileNotFoundError: there is no such file; the output stays without content.
         """
+        import shutil
+
+        if not os.path.isfile(local_file_name):
+            raise FileNotFoundError(
+                f"output {self.name!r}: there is no file {local_file_name!r} to upload"
+            )
         self.size = os.path.getsize(local_file_name)
         if delete_local_file:
             shutil.move(local_file_name, self._path)
         else:
             shutil.copyfile(local_file_name, self._path)
         self.was_uploaded = True
+
+
+def _file_url(path: str) -> str:
+    if not any(c in path for c in "%#? "):
+        return f"file://{path}"
+    from urllib.parse import quote
+
+    return f"file://{quote(path)}"
 
 
 def upload_additional_job_output(local_file_name: str, remote_fname: str) -> str:
@@ -87,6 +105,8 @@ def upload_additional_job_output(local_file_name: str, remote_fname: str) -> str
     Raises:
         ValueError: the name or the size is not allowed; nothing was kept.
     """
+    import shutil
+
     parts = remote_fname.split("/")
     if not 1 <= len(parts) <= 6 or not all(_PART.match(part) for part in parts):
         raise ValueError(f"{remote_fname!r} is no name for an output; use parts such as a-b/c.txt")
