@@ -15,6 +15,7 @@ from pairio_node.api.server import serve_api
 from pairio_node.appdir import find_app, is_left_out, load_spec
 from pairio_node.blocks import Content, DiskBlockStore, Exchange, FetchFailed
 from pairio_node.clock import Clock
+from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
 from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
@@ -105,6 +106,7 @@ class Node:
         self._changed = trio.Event()
         self.core: NodeCore
         self.driver: Driver
+        self.code: CodeKeeper
 
     def begin(self) -> None:
         """Make core and driver; the transport must be listening."""
@@ -127,6 +129,7 @@ class Node:
         )
         self.core = NodeCore(self.home.key(), core_config)
         self.driver = Driver(self.core, self.clock, self)
+        self.code = CodeKeeper(self.core, self.exchange, self.transport.connected)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Take what the disk holds, start the loop, dial."""
@@ -141,6 +144,7 @@ class Node:
         nursery.start_soon(self.driver.run)
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
+        nursery.start_soon(self.code.run)
         for address in self.config.bootstrap:  # first: connections are bounded
             self.transport.keep_connected(peer_in(address), (address,))
         for peer, addresses in snapshot.peers:
@@ -523,6 +527,7 @@ class Node:
             "peers": sorted(self.transport.connected()),
             "services": [core.membership.petnames[s] for s in sorted(core.membership.taken_up)],
             "offers": len(core.membership.offers()),
+            "codeMissing": self.code.missing,
             "blocks": {"usedBytes": self.content.store.used_bytes, **self.exchange.counters},
             "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
         }

@@ -80,7 +80,8 @@ class Lab:
     # -- life -----------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make the homes, start all nodes, found the service, wait until all are in it."""
+        """Make the homes, start all nodes, found the service, wait until all are in it with the
+        code of its app: work has to go on wherever a cut falls."""
         for number in range(self.count):
             side = number * 2 // self.count
             where = (self.wires.sides[side], self.wires.hosts[side]) if self.wires else ()
@@ -107,8 +108,9 @@ class Lab:
 
     def _is_in(self, node: Node) -> bool:
         services = node.call("GET", "services")["services"]
-        peers = node.call("GET", "status")["peers"]
-        return bool(services and services[0]["apps"]) and len(peers) == self.count - 1
+        status = node.call("GET", "status")
+        ready = bool(services and services[0]["apps"]) and not status["codeMissing"]
+        return ready and len(status["peers"]) == self.count - 1
 
     def end(self, keep: bool = False) -> None:
         """Kill everything and leave nothing behind, unless the folder is to be kept."""

@@ -1,0 +1,61 @@
+"""Keeps the code of apps here before a job asks for it.
+
+A job has to be able to run where nobody reaches the node that installed its app: when that node
+is dead, or on the other side of a cut. So a computing node fetches the bundle of every app of the
+services that it computes for, as soon as it is connected to a member that has it.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from pairio_node.blocks import Exchange, FetchFailed
+from pairio_node.errors import UserError
+from pairio_protocol.core import NodeCore
+
+__all__ = ["CodeKeeper"]
+
+LOOK_S = 1.0
+RETRY_S = 10.0
+
+
+class CodeKeeper:
+    """Fetches bundles in the background, one after the other; `core` is asked when looking."""
+
+    def __init__(self, core: NodeCore, exchange: Exchange, connected: Callable[[], frozenset[str]]):
+        self._core = core
+        self._exchange = exchange
+        self._connected = connected
+        self._here: set[str] = set()
+        self._tried: dict[str, tuple[float, frozenset[str]]] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """The bundles that are wanted here and not known to be here."""
+        core = self._core
+        wanted: set[str] = set()
+        for service in core.membership.taken_up:
+            folded = core.membership.folded(service)
+            if core.ctx.config.compute and "compute" in folded.roles_of(core.ctx.me):
+                wanted |= {app["bundle"] for app in folded.apps.values()}
+        return sorted(wanted - self._here)
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        while True:
+            for bundle in self.missing:
+                await self._fetch(bundle)
+            await trio.sleep(LOOK_S)
+
+    async def _fetch(self, bundle: str) -> None:
+        """Fetch one bundle; again after RETRY_S, or as soon as other members are connected."""
+        holders = self._connected()
+        tried_s, tried = self._tried.get(bundle, (-RETRY_S, None))
+        if holders == tried and trio.current_time() - tried_s < RETRY_S:
+            return
+        try:
+            await self._exchange.fetch(bundle, sorted(holders))
+        except (FetchFailed, UserError):  # the job that needs it will say so
+            self._tried[bundle] = trio.current_time(), holders
+        else:
+            self._here.add(bundle)

@@ -1,0 +1,67 @@
+"""Code comes before jobs do: to computing nodes, as soon as somebody who has it is connected."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from pairio_node.blocks import Exchange, FetchFailed
+from pairio_node.code import RETRY_S, CodeKeeper
+from pairio_protocol.core import NodeCore
+
+
+class _Service:
+    """A service with one app, and a node in it; `holders` have the code."""
+
+    def __init__(self, roles: tuple[str, ...] = ("compute",), compute: bool = True) -> None:
+        self.apps: dict[str, dict[str, str]] = {"greeter": {"bundle": "code-1"}}
+        folded = SimpleNamespace(roles_of=lambda _: roles, apps=self.apps)
+        membership = SimpleNamespace(taken_up={"s"}, folded=lambda _: folded)
+        ctx = SimpleNamespace(me="me", config=SimpleNamespace(compute=compute))
+        core = cast(NodeCore, SimpleNamespace(membership=membership, ctx=ctx))
+        self.holders: set[str] = set()
+        self.connected: frozenset[str] = frozenset()
+        self.asked: list[tuple[str, float]] = []
+        self.keeper = CodeKeeper(core, cast(Exchange, self), lambda: self.connected)
+
+    async def fetch(self, cid: str, holders: Any) -> int:
+        self.asked.append((cid, trio.current_time()))
+        if not self.holders & set(holders):
+            raise FetchFailed("nobody has it")
+        return 1
+
+
+async def test_code_is_fetched_when_a_holder_connects_and_once(autojump_clock: MockClock) -> None:
+    service = _Service()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.keeper.run)
+        await trio.sleep_until(trio.current_time() + 3)
+        assert service.keeper.missing == ["code-1"]
+        service.connected, service.holders = frozenset({"a"}), {"a"}
+        await trio.sleep_until(trio.current_time() + 1.5)
+        assert service.keeper.missing == []
+        asked = len(service.asked)
+        service.apps["greeter"] = {"bundle": "code-2"}  # the app is updated
+        await trio.sleep_until(trio.current_time() + 1.5)
+        assert service.keeper.missing == []
+        assert len(service.asked) == asked + 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_those_who_do_not_have_it_are_not_asked_all_the_time(
+    autojump_clock: MockClock,
+) -> None:
+    service = _Service()
+    service.connected = frozenset({"a"})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.keeper.run)
+        await trio.sleep_until(trio.current_time() + 5 * RETRY_S - 1)
+        assert len(service.asked) == 5
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("roles", "compute"), [(("submit",), True), (("compute",), False)])
+def test_who_does_not_compute_keeps_no_code(roles: tuple[str, ...], compute: bool) -> None:
+    assert _Service(roles, compute).keeper.missing == []
