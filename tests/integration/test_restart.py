@@ -168,7 +168,7 @@ each_runner = pytest.mark.parametrize(
 def test_a_killed_node_is_started_again_and_its_job_goes_on(
     make_node: MakeNode, runner: str
 ) -> None:
-    node = make_node(runner)
+    node = make_node(runner, listen=["/ip4/127.0.0.1/tcp/0"])
     before = node.call("GET", "status")
     request = node.begin_job(4)
     node.crash()

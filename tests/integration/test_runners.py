@@ -277,7 +277,9 @@ async def test_a_job_that_ignores_signals_is_gone_within_a_second_of_its_cancel(
 async def test_a_job_may_clean_up_when_it_is_canceled(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    spec = _spec(tmp_path, "trap 'echo cleaned; exit 0' TERM; echo started; while :; do :; done")
+    spec = _spec(
+        tmp_path, "trap 'sleep 0.2; echo cleaned; exit 0' TERM; echo started; while :; do :; done"
+    )
     cancel = trio.Event()
     outcomes = []
 
