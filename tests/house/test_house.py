@@ -73,6 +73,12 @@ def test_every_limit_is_documented() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_the_tables_of_the_specification_are_those_of_the_code() -> None:
+    script = ROOT / "scripts" / "gen_spec_tables"
+    run = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_every_setting_is_documented() -> None:
     from pairio_node.config import NodeConfig
 
