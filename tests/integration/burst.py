@@ -2,7 +2,7 @@
 
 Ten node processes over libp2p on this machine. Node 0 submits; none computes, so that what is
 measured is news alone (`--compute`: nodes 1 to 9 do, and jobs run meanwhile). Each request is one
-HTTP call; as many connections as `--connections` post at the same time.
+HTTP call, over `--connections` at the same time; then the same again as one batch call.
 
 When a node knew a request is read from its own database: the arrival time of the segment that
 carries it, written as the node takes it. So looking costs the nodes nothing.
@@ -31,7 +31,7 @@ from pairio_protocol.segment import Segment
 from tests.integration.chaos.lab import SERVICE, Lab
 from tests.integration.chaos.nodes import Node, until
 
-__all__ = ["Burst", "Watch", "post_all", "run_burst"]
+__all__ = ["Burst", "Watch", "post_all", "post_batch", "run_burst"]
 
 NODES = 10
 #: The promise: this many, known everywhere within this time, with gossip at its worst.
@@ -78,6 +78,7 @@ class Burst:
     count: int
     loss_percent: int
     computing: bool
+    calls: int
     answered_s: float = 0.0
     converged_s: float = 0.0
     half_s: float = 0.0
@@ -105,41 +106,60 @@ def _definition(tag: str) -> dict[str, Any]:
     }
 
 
-def post_all(
-    node: Node, tags: list[str], connections: int
-) -> list[tuple[int, dict[str, Any], float]]:
-    """Post a job per tag over kept connections at the same time.
+Answer = tuple[int, dict[str, Any], float]
 
-    Returns (HTTP status, answer, seconds) of every call; status 0 is a call that got no answer.
-    """
-    info = json.loads((node.home / "api.json").read_text())
-    port = int(info["url"].rpartition(":")[2])
-    headers = {"Authorization": f"Bearer {info['token']}", "Content-Type": "application/json"}
+
+class _Client:
+    """A kept connection to a node's API."""
+
+    def __init__(self, node: Node) -> None:
+        info = json.loads((node.home / "api.json").read_text())
+        port = int(info["url"].rpartition(":")[2])
+        self._headers = {
+            "Authorization": f"Bearer {info['token']}",
+            "Content-Type": "application/json",
+        }
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LIMIT_S)
+
+    def post(self, path: str, body: Any) -> Answer:
+        """Return (HTTP status, answer, seconds); status 0 when no answer came."""
+        began = time.monotonic()
+        try:
+            self._connection.request("POST", path, json.dumps(body), self._headers)
+            response = self._connection.getresponse()
+            status, answer = response.status, json.loads(response.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            self._connection.close()
+            status, answer = 0, {"error": {"message": repr(error)}}
+        return status, answer, time.monotonic() - began
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _body(tag: str) -> dict[str, Any]:
+    return {
+        "serviceName": SERVICE,
+        "jobDefinition": _definition(tag),
+        "requiredResources": {"numCpus": 1, "memoryGb": 0.25, "timeSec": 300},
+    }
+
+
+def post_all(node: Node, tags: list[str], connections: int) -> list[Answer]:
+    """Post a job per tag, one call each, over kept connections at the same time."""
     left, answers, lock = list(reversed(tags)), [], threading.Lock()
 
     def work() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LIMIT_S)
+        client = _Client(node)
         while True:
             with lock:
                 if not left:
                     break
                 tag = left.pop()
-            body = {
-                "serviceName": SERVICE,
-                "jobDefinition": _definition(tag),
-                "requiredResources": {"numCpus": 1, "memoryGb": 0.25, "timeSec": 300},
-            }
-            began = time.monotonic()
-            try:
-                connection.request("POST", "/api/v1/jobs", json.dumps(body), headers)
-                response = connection.getresponse()
-                status, answer = response.status, json.loads(response.read())
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                connection.close()
-                status, answer = 0, {"error": {"message": repr(error)}}
+            answer = client.post("/api/v1/jobs", _body(tag))
             with lock:
-                answers.append((status, answer, time.monotonic() - began))
-        connection.close()
+                answers.append(answer)
+        client.close()
 
     threads = [threading.Thread(target=work) for _ in range(min(connections, len(tags)))]
     for thread in threads:
@@ -149,16 +169,26 @@ def post_all(
     return answers
 
 
+def post_batch(node: Node, tags: list[str]) -> list[Answer]:
+    """Post all jobs in one call; returns an answer for each job."""
+    client = _Client(node)
+    status, answer, took_s = client.post("/api/v1/jobs/batch", {"jobs": list(map(_body, tags))})
+    client.close()
+    if status != 200:
+        return [(status, answer, took_s) for _ in tags]
+    return [(200 if "requestId" in job else 400, job, took_s) for job in answer["jobs"]]
+
+
 def run_burst(lab: Lab, count: int, connections: int) -> Burst:
-    """Submit `count` jobs at node 0 and wait until every node knows them all."""
+    """Submit `count` jobs at node 0 (0 connections: in one call); wait until all know them all."""
     first = lab.nodes[0]
-    burst = Burst(count, lab.loss_percent, lab.workers)
+    burst = Burst(count, lab.loss_percent, lab.workers, count if connections else 1)
     watches = [Watch(node, first.peer) for node in lab.nodes]
     before = [watch.look() for watch in watches]
     cpu, frames = [_cpu_s(node) for node in lab.nodes], _frames(lab)
     tags = [f"burst-{lab.rng.getrandbits(64):016x}" for _ in range(count)]
     began_unix_ms, began = time.time() * 1000, time.monotonic()
-    answers = post_all(first, tags, connections)
+    answers = post_all(first, tags, connections) if connections else post_batch(first, tags)
     burst.answered_s = time.monotonic() - began
     burst.statuses = Counter(status for status, _, _ in answers)
     accepted = {answer["requestId"] for status, answer, _ in answers if status == 200}
@@ -196,7 +226,7 @@ def _frames(lab: Lab) -> int:
 def _row(burst: Burst) -> str:
     whole = "all" if burst.whole else f"{burst.lost} missing, {dict(burst.statuses)}"
     return (
-        f"| {burst.count} | {burst.loss_percent} % | {burst.converged_s:.2f} | {burst.half_s:.2f}"
+        f"| {burst.count} | {burst.calls} | {burst.loss_percent} % | {burst.converged_s:.2f} | {burst.half_s:.2f}"
         f" | {burst.answered_s:.2f} | {burst.call_p50_s * 1000:.0f} / {burst.call_p99_s * 1000:.0f}"
         f" | {burst.submitter_cpu_s:.1f} / {burst.other_cpu_s:.1f}"
         f" | {burst.frames / burst.count:.0f} | {whole} |"
@@ -204,9 +234,9 @@ def _row(burst: Burst) -> str:
 
 
 _HEAD = """\
-| requests | gossip lost | all 10 know all, s | half of them, s | all calls answered, s \
+| requests | HTTP calls | gossip lost | all 10 know all, s | half of them, s | all calls answered, s \
 | call p50 / p99, ms | CPU of submitter / each other, s | frames per request | known everywhere |
-|---|---|---|---|---|---|---|---|---|"""
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> int:
@@ -215,7 +245,7 @@ def main() -> int:
     parser.add_argument("--counts", default="200,2000")
     parser.add_argument("--losses", default="0,50,90,100")
     parser.add_argument("--nodes", type=int, default=NODES)
-    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--connections", type=int, default=200)
     parser.add_argument("--compute", action="store_true")
     parser.add_argument("--write", action="store_true", help=f"put the table into {_PAGE.name}")
     options = parser.parse_args()
@@ -225,9 +255,10 @@ def main() -> int:
         lab = Lab(random.Random(loss), options.nodes, loss, workers=options.compute)
         try:
             lab.begin()
-            for count in map(int, options.counts.split(",")):
-                bursts.append(run_burst(lab, count, options.connections))
-                print(_row(bursts[-1]), flush=True)
+            for connections in (options.connections, 0):
+                for count in map(int, options.counts.split(",")):
+                    bursts.append(run_burst(lab, count, connections))
+                    print(_row(bursts[-1]), flush=True)
         finally:
             lab.end()
     if options.write:

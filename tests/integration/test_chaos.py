@@ -35,7 +35,7 @@ def test_promises_hold(name: str, seed: int) -> None:
     [("nobody computes", ENDS), ("blocks are gone", SAFE), ("a node forgets", SAME)],
 )
 def test_a_planted_fault_is_found(plant: str, promise: str) -> None:
-    outcome = play(QUIET, 3, ends_s=6.0, plant=plant)
+    outcome = play(QUIET, 3, ends_s=4.0, plant=plant)
     assert outcome.broken == promise, outcome.details
 
 

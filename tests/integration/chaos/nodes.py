@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from pairio_node.home import Home
+from pairio_node.home import Home, Ports
 from tests.integration.chaos.wires import connect
 
 __all__ = ["Node", "Refused", "Unreachable", "until"]
@@ -62,6 +62,9 @@ class Node:
         self._log = folder / f"{name}.log"
         self._namespace = namespace
         opened = Home.open(self.home)
+        while not _take_ports(opened.ports()):  # another home, not started yet, has one of them
+            (self.home / "ports.json").unlink()
+            Home.open(self.home)
         self.peer = opened.key().peer
         self.address = f"/ip4/{host}/tcp/{opened.ports().listen}/p2p/{self.peer}"
         self.settings: dict[str, Any] = {
@@ -237,6 +240,18 @@ class Node:
         """Return the last lines that the node logged."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return "\n".join([f"-- log of {self}:", *text.splitlines()[-lines:]])
+
+
+_ports: set[int] = set()
+
+
+def _take_ports(ports: Ports) -> bool:
+    """Note the ports of a home; False when this process has given one of them to another."""
+    wanted = {ports.api, ports.gateway, ports.listen}
+    if _ports & wanted:
+        return False
+    _ports.update(wanted)
+    return True
 
 
 def _signal(processes: list[psutil.Process], number: int) -> None:
