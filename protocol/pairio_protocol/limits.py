@@ -31,6 +31,8 @@ CUTS_PER_CHANGE_MAX: Final = 128
 DEFINITION_SIZE_BYTES_MAX: Final = 40 * 1024
 #: Names of services, members, apps, processors, parameters, files.
 NAME_LENGTH_MAX: Final = 200
+#: An Ed25519 signature, in a segment, change or presence.
+SIGNATURE_SIZE_BYTES: Final = 64
 #: Any other text in a record, message or definition.
 TEXT_LENGTH_MAX: Final = 16 * 1024
 #: The URL of an input.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
+from pairio_protocol.limits import NAME_LENGTH_MAX, SIGNATURE_SIZE_BYTES
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 from pairio_protocol.wire import Registry
 
@@ -336,8 +337,10 @@ class Presence:
     def decode(data: bytes) -> "Presence":
         """Return a signed entry; DecodeError when its peer did not sign it."""
         match unpack(data):
-            case [bytes(body), bytes(signature)]:
+            case [bytes(body), bytes(signature)] if len(signature) == SIGNATURE_SIZE_BYTES:
                 entry: Presence = _PRESENCE.decode(body)
+                if len(entry.service) > NAME_LENGTH_MAX:
+                    raise DecodeError("presence in a service that is none")
                 message = signing_input("presence", entry.service, sha256(body))
                 if not verify(entry.peer, message, signature):
                     raise DecodeError("presence that its peer did not sign")

@@ -11,7 +11,12 @@ from typing import Any
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId
-from pairio_protocol.limits import SEGMENT_RECORDS_MAX, SEGMENT_SIZE_BYTES_MAX
+from pairio_protocol.limits import (
+    NAME_LENGTH_MAX,
+    SEGMENT_RECORDS_MAX,
+    SEGMENT_SIZE_BYTES_MAX,
+    SIGNATURE_SIZE_BYTES,
+)
 from pairio_protocol.records import RECORDS, Record, Unknown, decode_record
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 
@@ -100,6 +105,8 @@ class Segment:
             ] if (
                 len(boot) == 16
                 and len(prev) == 32
+                and len(signature) == SIGNATURE_SIZE_BYTES
+                and max(len(service), len(author)) <= NAME_LENGTH_MAX
                 and shard == 0
                 and 0 <= first_seq < 2**62
                 and 0 <= epoch < 2**31

@@ -27,6 +27,7 @@ from pairio_protocol.limits import (
     NAME_LENGTH_MAX,
     SERVICE_SIZE_BYTES_MAX,
     SIBLINGS_MAX,
+    SIGNATURE_SIZE_BYTES,
 )
 from pairio_protocol.records import ISOLATIONS
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
@@ -152,7 +153,9 @@ class SignedChange:
                 pairs = []
                 for item in signatures:
                     match item:
-                        case [str(peer), bytes(signature)]:
+                        case [str(peer), bytes(signature)] if (
+                            len(signature) == SIGNATURE_SIZE_BYTES
+                        ):
                             pairs.append((peer, signature))
                         case _:
                             raise DecodeError("a signature is not [peer, bytes]")

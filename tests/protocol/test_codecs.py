@@ -588,3 +588,16 @@ def test_a_signed_change_with_a_wrong_field_is_refused(changed: dict[str, Any]) 
     with pytest.raises(DecodeError):
         chain, _ = _chain()
         chain.add(SignedChange.decode(_sign_change({**document, **changed})))
+
+
+def test_a_signature_has_64_bytes_wherever_it_stands() -> None:
+    segment = unpack(SAMPLES["segment"][1])
+    change = unpack(SAMPLES["change"][1])
+    presence = unpack(SAMPLES["presence"][1])
+    for read, plain in (
+        (Segment.decode, [*segment[:9], bytes(63)]),
+        (SignedChange.decode, [change[0], [[KEY.peer, bytes(65)]]]),
+        (Presence.decode, [presence[0], b""]),
+    ):
+        with pytest.raises(DecodeError):
+            read(pack(plain))
