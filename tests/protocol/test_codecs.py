@@ -45,7 +45,7 @@ KEY = SigningKey(bytes(range(32)))
 PEER = SigningKey(bytes(32)).peer
 CID = "bafyreifdbt5da5hbtbhcdnnmpmaabhmlchg57ixm4opiicf7jxhfiej6ua"
 RAW_CID = "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"
-#: Far above what any frame takes here, far below what an attack would need.
+#: CPU time: far above what any frame takes, far below what an attack would need.
 LONG_S = 0.25
 
 quick = settings(
@@ -276,10 +276,10 @@ SAMPLES = _samples()
 
 
 def _refused_or_taken(read: Callable[[bytes], object], data: bytes) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with suppress(DecodeError):
         read(data)
-    assert time.perf_counter() - began < LONG_S
+    assert time.thread_time() - began < LONG_S
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -448,10 +448,10 @@ _NOT_CANONICAL = {
 
 @pytest.mark.parametrize("name", _NOT_CANONICAL)
 def test_bytes_that_are_no_document_are_refused(name: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(DecodeError):
         decode(bytes.fromhex(_NOT_CANONICAL[name]), 60_000)
-    assert time.perf_counter() - began < LONG_S
+    assert time.thread_time() - began < LONG_S
 
 
 _BAD_FRAMES = {
@@ -472,10 +472,10 @@ _BAD_FRAMES = {
 
 @pytest.mark.parametrize("name", _BAD_FRAMES)
 def test_bytes_that_are_no_frame_are_refused(name: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(DecodeError):
         unpack(_BAD_FRAMES[name])
-    assert time.perf_counter() - began < LONG_S
+    assert time.thread_time() - began < LONG_S
 
 
 def test_lists_that_claim_more_than_they_hold_take_little_memory() -> None:
