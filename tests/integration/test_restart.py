@@ -59,17 +59,18 @@ with open(job["outputs"][0]["path"], "w") as file:
 class RestartNode(Node):
     """A node with one service and the app; without bwrap on the PATH its jobs are processes."""
 
-    def __init__(self, folder: Path, runner: str, **settings: Any) -> None:
-        super().__init__("n", folder)
+    def __init__(self, folder: Path, runner: str, name: str = "n", **settings: Any) -> None:
+        super().__init__(name, folder)
         self.folder = folder
         self.runner = runner
         self.mark = folder / "mark"
         self.settings |= settings
         tools = folder / "bin"
-        tools.mkdir()
-        for name in ("prlimit", "sh", "env"):
-            (tools / name).symlink_to(str(shutil.which(name)))
-        (folder / "app").mkdir()
+        tools.mkdir(exist_ok=True)
+        for tool in ("prlimit", "sh", "env"):
+            if not (tools / tool).exists():
+                (tools / tool).symlink_to(str(shutil.which(tool)))
+        (folder / "app").mkdir(exist_ok=True)
         (folder / "app" / "spec.json").write_text(json.dumps(_APP))
         (folder / "app" / "job.py").write_text(_JOB)
 
@@ -82,11 +83,13 @@ class RestartNode(Node):
         self.start()
         self.wait_ready()
         assert self.call("GET", "status")["runners"] == [self.runner]
+
+    def found_service(self) -> None:
         self.call("POST", "services", {"name": "lab"})
         self.call("POST", "services/lab/apps", {"source": str(self.folder / "app")})
 
-    def begin_job(self, seconds: float) -> str:
-        """Submit a job and return its request when it runs."""
+    def begin_job(self, seconds: float, worker: "RestartNode | None" = None) -> str:
+        """Submit a job and return its request when it runs, here or at another node."""
         definition = {
             "appName": "slow",
             "processorName": "slow",
@@ -98,7 +101,7 @@ class RestartNode(Node):
             ],
         }
         job = self.call("POST", "jobs", {"jobDefinition": definition})
-        until("the job says that it has started", self.console_of_job, 15)
+        until("the job says that it has started", (worker or self).console_of_job, 15)
         return str(job["requestId"])
 
     def job(self, request: str) -> dict[str, Any]:
@@ -145,6 +148,8 @@ def make_node(tmp_path: Path) -> Iterator[MakeNode]:
         node = RestartNode(tmp_path, runner, **settings)
         made.append(node)
         node.begin()
+        if "bootstrap" not in settings:
+            node.found_service()
         return node
 
     yield make
@@ -198,6 +203,21 @@ def test_a_stopped_node_takes_its_job_up_when_it_comes_back(
     node.wait_ready()
     assert node.job(request)["status"] == "running"
     node.ran_once(node.finished(request))
+
+
+def test_a_submitter_elsewhere_sees_one_attempt_go_on(make_node: MakeNode) -> None:
+    first = make_node(name="a", compute=False)
+    worker = make_node(name="b", bootstrap=[first.address])
+    member = {"peerId": worker.peer, "roles": ["compute"], "name": "b"}
+    first.call("POST", "services/lab/members", member)
+    request = first.begin_job(15, worker)
+    worker.crash()
+    until("the node is back", worker.answers, 20)
+    assert first.job(request)["status"] == "running"
+    assert worker.stop() == 0
+    worker.start()
+    worker.wait_ready()
+    first.ran_once(first.finished(request, 40))
 
 
 def test_two_restarts_in_a_row_and_a_job_that_ended_meanwhile(make_node: MakeNode) -> None:
