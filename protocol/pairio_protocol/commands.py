@@ -73,6 +73,7 @@ class Commands:
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
         self._by_segment: dict[bytes, list[_Submit]] = {}
+        self._asked_to_store: dict[bytes, set[str]] = {}  # by segment: once each, not per request
         self._lookups: dict[int, _LookUp] = {}
         self._unasked: dict[str, deque[tuple[ev.Submit, str]]] = {}
         self._looked_up: set[int] = set()
@@ -387,7 +388,10 @@ class Commands:
         peers = membership.connected_members(service)
         homes = [p for p in membership.home_nodes(service, state.job) if p in peers]
         for peer in [*homes, *(p for p in peers if p not in homes)][:STORED_ASKED]:
-            self._core.logs.push(peer, state.segment, ack=True)
+            asked = self._asked_to_store.setdefault(state.segment, set())
+            if peer not in asked:
+                asked.add(peer)
+                self._core.logs.push(peer, state.segment, ack=True)
             submit.asked = True
         self._by_ticket.setdefault(self._core.current_ticket, []).append(submit)
         if submit.local_content:
@@ -445,6 +449,7 @@ class Commands:
                 waiting.remove(submit)
             if not waiting:
                 self._by_segment.pop(submit.segment, None)
+                self._asked_to_store.pop(submit.segment, None)
 
     def tick(self) -> None:
         """Go on without those who have not answered in time."""
