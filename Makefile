@@ -38,7 +38,7 @@ chaos: venv
 	$(BIN)/python -m tests.integration.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 burst: venv
-	$(BIN)/python -m tests.integration.burst
+	$(BIN)/python -m tests.integration.burst $(if $(WRITE),--write)
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
 import random
 import sqlite3
 import statistics
@@ -226,16 +227,16 @@ def _frames(lab: Lab) -> int:
 def _row(burst: Burst) -> str:
     whole = "all" if burst.whole else f"{burst.lost} missing, {dict(burst.statuses)}"
     return (
-        f"| {burst.count} | {burst.calls} | {burst.loss_percent} % | {burst.converged_s:.2f} | {burst.half_s:.2f}"
-        f" | {burst.answered_s:.2f} | {burst.call_p50_s * 1000:.0f} / {burst.call_p99_s * 1000:.0f}"
+        f"| {burst.count} | {burst.calls} | {burst.loss_percent} %"
+        f" | {burst.converged_s:.2f} | {burst.half_s:.2f} | {burst.answered_s:.2f} | {burst.call_p50_s * 1000:.0f} / {burst.call_p99_s * 1000:.0f}"
         f" | {burst.submitter_cpu_s:.1f} / {burst.other_cpu_s:.1f}"
         f" | {burst.frames / burst.count:.0f} | {whole} |"
     )
 
 
 _HEAD = """\
-| requests | HTTP calls | gossip lost | all 10 know all, s | half of them, s | all calls answered, s \
-| call p50 / p99, ms | CPU of submitter / each other, s | frames per request | known everywhere |
+| requests | HTTP calls | gossip lost | all 10 know all, s | half of them, s \
+| all calls answered, s | call p50 / p99, ms | CPU of submitter / each other, s | frames per request | known everywhere |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
@@ -262,7 +263,8 @@ def main() -> int:
         finally:
             lab.end()
     if options.write:
-        _write([_HEAD, *map(_row, bursts)])
+        load = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+        _write([_HEAD, *map(_row, bursts), "", f"{os.cpu_count()} CPUs; load average: {load}."])
     late = [b for b in bursts if b.count <= PROMISED and b.converged_s > PROMISED_S]
     for burst in late:
         took = f"took {burst.converged_s:.2f} s: at most {PROMISED_S:g} s"
