@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -138,7 +139,13 @@ class Node:
         snapshot = self._store.load()
         adopted, gone = self.executions.find()
         restored = ev.Restored(
-            snapshot.services, snapshot.changes, snapshot.segments, snapshot.answers, adopted
+            snapshot.services,
+            snapshot.changes,
+            snapshot.segments,
+            snapshot.answers,
+            adopted,
+            snapshot.kept,
+            tuple(ef.Dropped(*row) for row in snapshot.dropped),
         )
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
@@ -223,12 +230,19 @@ class Node:
         """Store a commit with the next transaction."""
         assert self.writer is not None
         now = self.clock.unix_ms()
-        segments = []
-        for data in commit.segments:
+
+        def row(data: bytes) -> tuple[bytes, str, str, bytes, int, bytes, int]:
             s = Segment.decode(data)
-            segments.append((s.hash, s.service, s.log.author, s.log.boot, s.first_seq, data, now))
-        services = tuple((s, name, int(up), epoch) for s, name, up, epoch in commit.services)
-        rows = CommitRows(services, commit.changes, tuple(segments), commit.answers)
+            return (s.hash, s.service, s.log.author, s.log.boot, s.first_seq, data, now)
+
+        rows = CommitRows(
+            services=tuple((s, name, int(up), epoch) for s, name, up, epoch in commit.services),
+            changes=commit.changes,
+            segments=tuple(map(row, commit.segments)),
+            answers=commit.answers,
+            kept=tuple(map(row, commit.kept)),
+            dropped=tuple((astuple(d)[:6], d.kept) for d in commit.dropped),
+        )
         self.writer.submit(rows, on_done)
 
     async def leave_jobs(self) -> None:

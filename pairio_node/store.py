@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -36,7 +36,18 @@ _MIGRATIONS = (
     create table answers (
         service text not null, request text primary key, result text not null) strict;
     """,
+    """
+    alter table segments add column kept integer not null default 0;
+    create table dropped_logs (
+        service text not null, author text not null, boot blob not null, height integer not null,
+        forked integer not null, dropped_unix_ms integer not null,
+        primary key (service, author, boot)) strict;
+    """,
 )
+
+_SegmentRow = tuple[bytes, str, str, bytes, int, bytes, int]
+#: service, author, boot, height, forked, when
+_DroppedRow = tuple[str, str, bytes, int, int, int]
 
 
 class StoreError(Exception):
@@ -45,13 +56,16 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class CommitRows:
-    """The rows of one commit, as the tables have them."""
+    """The rows of one commit, as the tables have them. `kept` are segments that stand alone; of a
+    dropped log's segments only those with the hashes beside it stay, as kept ones."""
 
     services: tuple[tuple[str, str, int, int], ...] = ()
     changes: tuple[tuple[str, str, int, bytes], ...] = ()
-    segments: tuple[tuple[bytes, str, str, bytes, int, bytes, int], ...] = ()
+    segments: tuple[_SegmentRow, ...] = ()
     answers: tuple[tuple[str, str, str], ...] = ()
     peers: tuple[tuple[str, str, int], ...] = ()
+    kept: tuple[_SegmentRow, ...] = ()
+    dropped: tuple[tuple[_DroppedRow, tuple[bytes, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class Snapshot:
     segments: tuple[bytes, ...]
     answers: tuple[tuple[str, str, str], ...]
     peers: tuple[tuple[str, tuple[str, ...]], ...]
+    kept: tuple[bytes, ...] = ()
+    dropped: tuple[_DroppedRow, ...] = ()
 
 
 class Store:
@@ -102,7 +118,10 @@ class Store:
         db = self._db
         services = db.execute("select service, petname, taken_up from services").fetchall()
         changes = db.execute("select service, data from changes order by service, seq, rowid")
-        segments = db.execute("select data from segments order by service, author, boot, first_seq")
+        in_order = "from segments where kept = ? order by service, author, boot, first_seq"
+        segments = db.execute(f"select data {in_order}", (0,))
+        kept = db.execute(f"select data {in_order}", (1,))
+        dropped = db.execute("select * from dropped_logs")
         answers = db.execute("select service, request, result from answers")
         peers = db.execute("select peer, addresses from known_peers order by heard_unix_ms desc")
         return Snapshot(
@@ -111,6 +130,8 @@ class Store:
             tuple(data for (data,) in segments),
             tuple(answers.fetchall()),
             tuple((peer, tuple(text.split())) for peer, text in peers.fetchmany(256)),
+            tuple(data for (data,) in kept),
+            tuple(dropped.fetchall()),
         )
 
     def commit(self, rows: CommitRows) -> None:
@@ -120,9 +141,11 @@ class Store:
             db.execute("begin immediate")
             db.executemany("insert or replace into services values (?, ?, ?, ?)", rows.services)
             db.executemany("insert or replace into changes values (?, ?, ?, ?)", rows.changes)
-            db.executemany(
-                "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?)", rows.segments
-            )
+            segment = "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?, {})"
+            db.executemany(segment.format(0), rows.segments)
+            db.executemany(segment.format(1), rows.kept)
+            for log, kept in rows.dropped:
+                self._drop(log, kept)
             db.executemany("insert or ignore into answers values (?, ?, ?)", rows.answers)
             db.executemany("insert or replace into known_peers values (?, ?, ?)", rows.peers)
             db.execute("commit")
@@ -130,6 +153,13 @@ class Store:
             if db.in_transaction:
                 db.execute("rollback")
             raise StoreError(str(error)) from None
+
+    def _drop(self, log: _DroppedRow, kept: tuple[bytes, ...]) -> None:
+        db = self._db
+        db.execute("insert or replace into dropped_logs values (?, ?, ?, ?, ?, ?)", log)
+        db.executemany("update segments set kept = 1 where hash = ?", ((h,) for h in kept))
+        which = "service = ? and author = ? and boot = ? and kept = 0"
+        db.execute(f"delete from segments where {which}", log[:3])
 
     def close(self) -> None:
         """Close the database."""
@@ -191,13 +221,11 @@ class Writer:
     def _write(self, jobs: list[_Job]) -> None:
         if not jobs:
             return
-        rows = CommitRows(
-            tuple(row for job, _ in jobs for row in job.services),
-            tuple(row for job, _ in jobs for row in job.changes),
-            tuple(row for job, _ in jobs for row in job.segments),
-            tuple(row for job, _ in jobs for row in job.answers),
-            tuple(row for job, _ in jobs for row in job.peers),
-        )
+        names = [field.name for field in fields(CommitRows)]
+        united = {
+            name: tuple(row for job, _ in jobs for row in getattr(job, name)) for name in names
+        }
+        rows = CommitRows(**united)
         error: Exception | None = None
         try:
             self._store.commit(rows)

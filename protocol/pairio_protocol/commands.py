@@ -303,6 +303,10 @@ class Commands:
             if not lookup.waits_for:
                 self._go_on(ticket)
 
+    def is_asking(self, service: str, peer: str) -> bool:
+        """Say whether a look-up at this member is under way."""
+        return any(k.service == service and peer in k.waits_for for k in self._lookups.values())
+
     def _go_on(self, ticket: int) -> None:
         """Submit again, with whatever members have sent; then ask for what waits meanwhile."""
         lookup = self._lookups.pop(ticket)

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pairio_protocol.effects import Effect, Refuse, Send
-from pairio_protocol.limits import LEASE_MS
+from pairio_protocol.limits import LEASE_MS, LOG_AGE_MAX_MS, RETENTION_LOOK_MS, RETENTION_MS
 from pairio_protocol.messages import MESSAGES, SYNC_KINDS, Message
 from pairio_protocol.signing import SigningKey
 
@@ -30,6 +30,11 @@ class CoreConfig:
     #: services or apps that may run without a sandbox here; "*" = all
     allow_process: tuple[str, ...] = ()
     lease_ms: int = LEASE_MS
+    #: logs in which nothing is newer than this are dropped when all in them is over
+    retention_ms: int = RETENTION_MS
+    retention_look_ms: int = RETENTION_LOOK_MS
+    #: after this time the node begins a new log
+    log_age_ms: int = LOG_AGE_MAX_MS
     replicas: int = 1
     addresses: tuple[str, ...] = ()
 

@@ -27,22 +27,26 @@ from pairio_protocol.effects import (
 )
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
-from pairio_protocol.ids import request_id
+from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.limits import (
+    ASKED_MS,
     CONNECTIONS_MAX,
     LOOKUP_JOBS_MAX,
     NEWS_FANOUT,
     NEWS_SYNC_MS,
     REQUEST_EXPIRY_MS,
     SYNC_INTERVAL_MS,
+    UPSTREAM_SENT_MAX,
 )
-from pairio_protocol.machines import bidder, coordinator, replication, worker
+from pairio_protocol.machines import bidder, coordinator, replication, retention, worker
 from pairio_protocol.machines.bidder import Bidder
 from pairio_protocol.machines.coordinator import Coordinator
+from pairio_protocol.machines.log import Log
 from pairio_protocol.machines.logs import Logs
 from pairio_protocol.machines.membership import Membership
 from pairio_protocol.machines.presence import PresenceBook
 from pairio_protocol.machines.replication import Replication
+from pairio_protocol.machines.retention import Retention, Tombstone
 from pairio_protocol.machines.worker import Worker
 from pairio_protocol.messages import (
     MESSAGES,
@@ -60,6 +64,7 @@ from pairio_protocol.messages import (
     Held,
     Hello,
     Hold,
+    Kept,
     LookedUp,
     Lookup,
     Presence,
@@ -68,8 +73,18 @@ from pairio_protocol.messages import (
     SyncSegments,
     WantChanges,
 )
-from pairio_protocol.records import Cancel, End, Record, Request, Result, Start, Unknown
+from pairio_protocol.records import (
+    Cancel,
+    End,
+    Record,
+    Request,
+    Result,
+    ResultDocument,
+    Start,
+    Unknown,
+)
 from pairio_protocol.segment import Segment
+from pairio_protocol.service import Chain
 from pairio_protocol.signing import SigningKey
 from pairio_protocol.wire import UnknownKind
 
@@ -92,13 +107,14 @@ class Sealed:
         self.effects = effects
 
 
-class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks):
+class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks, retention.Hooks):
     """The whole of a node but for I/O. See the module for how it is driven."""
 
     def __init__(self, key: SigningKey, config: CoreConfig) -> None:
         self.ctx = Context(key, config)
         self.membership = Membership(self.ctx)
-        self.logs = Logs(self.ctx)
+        self.retention = Retention(self.ctx, self)
+        self.logs = Logs(self.ctx, self.retention)
         self.book = PresenceBook(self.ctx, self.membership)
         self.replication = Replication(self.ctx, self.membership, self)
         self.coordinator = Coordinator(self.ctx, self.membership, self)
@@ -117,6 +133,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
         self._sync_ms = 0
         self._answers: list[tuple[str, str, str]] = []
         self._sync_turn = 0
+        self._asked_until_ms: dict[str, int] = {}
         self._rewrites: dict[str, int] = {}
         self._asking: set[tuple[str, str]] = set()  # jobs asked for since the last seal
         self._synced_ms: dict[str, int] = {}
@@ -141,6 +158,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
         return bool(
             self.logs.has_pending()
             or self._answers
+            or self.retention.unsaved
+            or self.retention.unsaved_kept
             or self.membership.unsaved_changes
             or self.membership.unsaved_services
         )
@@ -166,7 +185,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
         self._in_flight[self._ticket] = commit
         self._after_commit[self._ticket] = self._waiting_effects
         self._ack_sent[self._ticket] = self._acks
-        self._storing.update((h, self._ticket) for h in map(_hash_of, commit.segments))
+        self._storing.update((h, self._ticket) for h in map(_hash_of, _segments_of(commit)))
         self._waiting_effects, self._acks = [], {}
         return Sealed(commit, self._take_effects())
 
@@ -178,6 +197,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
             self.worker.deadline_ms(),
             self.bidder.deadline_ms(),
             self.replication.deadline_ms(),
+            self.retention.deadline_ms(),
             self.commands.deadline_ms(),
             self._news_deadline_ms(),
             self._sync_ms if self.ctx.connected and self.membership.taken_up else None,
@@ -201,6 +221,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
         self.worker.tick()
         self.bidder.tick()
         self.replication.tick()
+        self.retention.tick()
         if self.membership.taken_up:
             self.book.tick()
         self.commands.tick()
@@ -304,6 +325,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
 
     def _on_peer_down(self, peer: str) -> None:
         self.ctx.connected.pop(peer, None)
+        self._asked_until_ms.pop(peer, None)
         self.logs.forget_sent(peer)
         self.coordinator.look()
         self.coordinator.on_peer_gone(peer)
@@ -339,6 +361,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
                 self.replication.on_hold(peer, message)
             case Push():
                 self._on_push(peer, message)
+            case Kept():
+                self._on_kept(peer, message)
             case Ack():
                 self.commands.on_ack(peer, message)
             case Digest() if self.membership.active(message.service) is None:
@@ -381,13 +405,17 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
                 self.commands.on_looked_up(peer, message.ticket)
 
     def _on_lookup(self, peer: str, message: Lookup) -> None:
+        """Send the results that there are, and of jobs on which they rest what is needed to see
+        that they do: requests for the definitions, results for the resolution."""
         fold = self.fold(message.service)
         for job in message.jobs[:LOOKUP_JOBS_MAX]:
-            definition = fold.definitions.get(job)
-            resolved = fold.resolve(job).job if definition is not None else job
-            found = fold.canonical(resolved, definition) if resolved is not None else None
-            if found is not None:
-                self.push(peer, found.segment)
+            for name in fold.upstream_of(job, UPSTREAM_SENT_MAX):
+                found = fold.results_for(name)
+                requests = fold.by_job.get(name)
+                if found and requests and found[0].document.job != name:
+                    self.push(peer, fold.requests[requests[0]].segment)
+                for result in found:
+                    self.push(peer, result.segment)
         self.ctx.send(peer, LookedUp(message.service, message.ticket))
 
     def _on_hello(self, peer: str, hello: Hello) -> None:
@@ -408,6 +436,46 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
         else:
             self._acks.setdefault(peer, []).append(taken)
 
+    def _on_kept(self, peer: str, message: Kept) -> None:
+        """A member has a result in a segment of a log that it holds no more as a whole."""
+        try:
+            segment = Segment.decode(message.segment)
+            chain = self.membership.active(segment.service)
+            segment = self.logs.check(message.segment, chain)
+        except (DecodeError, LookupError):
+            self.ctx.refuse(peer, "an invalid kept segment")
+            return
+        assert chain is not None
+        if not self._wants_kept(segment, peer):
+            self.ctx.refuse(peer, "a kept segment that was not asked for")
+        elif self.logs.get(segment.hash) is None and self.retention.take(segment, chain):
+            self.logs.unstored.add(segment.hash)
+            self._fold_segment(segment)
+
+    def _wants_kept(self, segment: Segment, peer: str) -> bool:
+        """What a member sends whom this node has asked for jobs or who asked it to hold something,
+        and results of what is open here."""
+        if self.commands.is_asking(segment.service, peer) or self.replication.awaits(segment.hash):
+            return True
+        if self.ctx.now_ms < self._asked_until_ms.get(peer, 0):
+            return True
+        fold = self.fold(segment.service)
+        try:
+            results = [r for r in segment.records() if isinstance(r, Result)]
+            jobs = [ResultDocument.decode(record.document).job for record in results]
+        except DecodeError:
+            return False
+        return any(fold.is_awaited(job, self.ctx.unix_ms) for job in jobs)
+
+    def ask_for(self, service: str, jobs: list[str]) -> None:
+        """Look jobs up at a connected member, the next in turn; results come as they are found."""
+        peers = self.membership.connected_members(service)
+        if jobs and peers:
+            self._sync_turn += 1
+            peer = peers[self._sync_turn % len(peers)]
+            self._asked_until_ms[peer] = self.ctx.now_ms + ASKED_MS
+            self.ctx.send(peer, Lookup(service, 0, tuple(jobs[:LOOKUP_JOBS_MAX])))
+
     # -- segments -------------------------------------------------------------------------
 
     def _take_segment(self, peer: str, data: bytes) -> bytes | None:
@@ -418,18 +486,37 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
             self.ctx.refuse(peer, str(error)[:80])
             return None
         chain = self.membership.active(segment.service)
-        taken = self.logs.take(peer, data, chain)
-        if taken.refold:
-            self.refold(segment.service)
+        if self.retention.is_dropped(segment.service, segment.log):
+            self._take_late(peer, data, chain)
         else:
-            for accepted in taken.accepted:
-                self._fold_segment(accepted)
-        return segment.hash if self.logs.get(segment.hash) is not None else None
+            taken = self.logs.take(peer, data, chain)
+            if taken.refold:
+                self.refold(segment.service)
+            else:
+                for accepted in taken.accepted:
+                    self._fold_segment(accepted)
+        return segment.hash if self._holds(segment.hash) else None
+
+    def _take_late(self, peer: str, data: bytes, chain: Chain | None) -> None:
+        try:
+            segment = self.logs.check(data, chain)
+        except (DecodeError, LookupError) as error:
+            self.ctx.refuse(peer, str(error)[:80])
+            return
+        if chain is not None and self.retention.take_late(segment, chain):
+            self.logs.unstored.add(segment.hash)
+            self._fold_segment(segment)
+
+    def _holds(self, segment_hash: bytes) -> bool:
+        held = self.logs.get(segment_hash) or self.retention.get(segment_hash)
+        return held is not None
 
     def refold(self, service: str) -> None:
         """Something that counted counts no more: derive the state again from what does."""
         before = self.folds.pop(service, None)
         fold = self.fold(service)
+        for segment in self.retention.counting(service, self.membership.chains[service]):
+            self._fold_segment(segment, quiet=True)
         for segment in sorted(self.logs.all_segments(service), key=lambda s: s.log):
             self._fold_segment(segment, quiet=True)
         if before is not None:
@@ -467,6 +554,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
             if not isinstance(record, Unknown) and not self._may(roles, record):
                 self.ctx.refuse(segment.log.author, "a record that its author's role forbids")
                 continue
+            issued_unix_ms = getattr(record, "issued_unix_ms", 0)
+            if issued_unix_ms and self.logs.get(segment.hash) is not None:
+                self.logs.note_time(segment, issued_unix_ms)
             self._fold_record(segment, segment.first_seq + index, record, own, quiet)
 
     @staticmethod
@@ -531,8 +621,11 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
             tuple(self.logs.unsaved),
             services,
             tuple(self._answers),
+            tuple(self.retention.unsaved_kept),
+            tuple(self.retention.unsaved),
         )
         self._answers = []
+        self.retention.unsaved, self.retention.unsaved_kept = [], []
         membership.unsaved_changes, membership.unsaved_services = [], set()
         self.logs.unsaved = []
         return commit
@@ -543,7 +636,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
 
     def _on_committed(self, ticket: int) -> None:
         commit = self._in_flight.pop(ticket, None)
-        stored = [_hash_of(data) for data in commit.segments] if commit is not None else []
+        stored = list(map(_hash_of, _segments_of(commit))) if commit is not None else []
         for segment_hash in stored:
             self._storing.pop(segment_hash, None)
             self.logs.unstored.discard(segment_hash)
@@ -564,18 +657,25 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
                 self.ctx.emit(Fail(call, f"not stored: {event.reason}", "free disk space", "disk"))
         self.commands.on_commit_failed(event.ticket, event.reason)
         if commit is not None:
-            for segment_hash in map(_hash_of, commit.segments):
+            for segment_hash in map(_hash_of, _segments_of(commit)):
                 self._storing.pop(segment_hash, None)
             self.membership.unsaved_changes[:0] = commit.changes
             self.membership.unsaved_services |= {row[0] for row in commit.services}
             self.logs.unsaved[:0] = commit.segments
             self._answers[:0] = commit.answers
+            self.retention.unsaved[:0] = commit.dropped
+            self.retention.unsaved_kept[:0] = commit.kept
 
     def _on_restored(self, event: ev.Restored) -> None:
         for service, petname, taken_up in event.services:
             self.membership.restore(service, petname, taken_up)
         for service, data in event.changes:
             self.membership.restore_change(service, data)
+        for row in event.dropped:
+            stone = Tombstone(row.height, row.forked, row.dropped_unix_ms)
+            self.retention.restore(row.service, LogId(row.author, row.boot, 0), stone)
+        for data in event.kept:
+            self.retention.keep(Segment.decode(data))
         for data in event.segments:
             chain = self.membership.chains.get(Segment.decode(data).service)
             if chain is not None:
@@ -598,7 +698,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
         shrunk, more = self.logs.recount(service, chain)
         rewritten = self._rewrites.get(service, 1) != chain.rewrites
         self._rewrites[service] = chain.rewrites
-        if shrunk or rewritten:
+        if shrunk or rewritten or self.retention.has_kept(service):
             self.refold(service)
         else:
             for segment in more:
@@ -632,7 +732,12 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
 
     def push(self, peer: str, segment: bytes) -> None:
         """Make sure that a peer has a segment."""
-        if peer != self.ctx.me:
+        if peer == self.ctx.me:
+            return
+        kept = self.retention.get(segment)
+        if kept is not None:
+            self.ctx.send(peer, Kept(kept.encode()))
+        else:
             self.logs.push(peer, segment)
 
     def deliver(self, peer: str, award: Award) -> None:
@@ -728,7 +833,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
 
     def answered(self, state: RequestState, result: ResultInfo, service: str) -> None:
         """One of this node's requests has its answer: make it safe."""
-        self._answers.append((service, state.id, result.cid))
+        if not state.cached:  # a local handle is gone with this start of the node
+            self._answers.append((service, state.id, result.cid))
         self._copy(service, result)
 
     def _copy(self, service: str, result: ResultInfo) -> None:
@@ -746,7 +852,19 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
 
     def is_stored(self, segment: bytes) -> bool:
         """Say whether a segment is on this node's disk."""
-        return self.logs.get(segment) is not None and segment not in self.logs.unstored
+        return self._holds(segment) and segment not in self.logs.unstored
+
+    def quiet_logs(self, service: str, before_unix_ms: int) -> list[tuple[LogId, Log]]:
+        """Return the logs in which nothing is newer than that, but the one being written."""
+        return self.logs.quiet(service, before_unix_ms)
+
+    def drop_log(self, service: str, log_id: LogId) -> None:
+        """Forget a log's segments."""
+        self.logs.drop(service, log_id)
+
+    def services(self) -> list[str]:
+        """Return the services that are taken up, sorted."""
+        return sorted(self.membership.taken_up)
 
     def results_after(self, service: str, cid: str, count: int) -> list[str]:
         """Return the CIDs of up to `count` results that count, in order, after `cid`."""
@@ -764,6 +882,10 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks)
     def own_request_id(self, boot: bytes, seq: int) -> str:
         """Return the id of a request at `seq` of one of this node's logs."""
         return request_id(self.ctx.me, boot, seq)
+
+
+def _segments_of(commit: Commit) -> tuple[bytes, ...]:
+    return (*commit.segments, *commit.kept)
 
 
 def _hash_of(data: bytes) -> bytes:

@@ -13,6 +13,7 @@ __all__ = [
     "Announce",
     "Commit",
     "Connect",
+    "Dropped",
     "Effect",
     "Execute",
     "Fail",
@@ -136,14 +137,31 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A log that is over: its segments go, but for those with the hashes in `kept`; that it was
+    here, how high, from where on forked (seq + 1, or 0), is remembered."""
+
+    service: str
+    author: str
+    boot: bytes
+    height: int
+    forked: int
+    dropped_unix_ms: int
+    kept: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
 class Commit:
-    """What one transaction writes. `Committed(ticket)` or `CommitFailed(ticket)` follows."""
+    """What one transaction writes. `Committed(ticket)` or `CommitFailed(ticket)` follows.
+    `segments` are links of logs, `kept` stand alone."""
 
     ticket: int
     changes: tuple[tuple[str, str, int, bytes], ...]  # (service, cid, seq, bytes)
     segments: tuple[bytes, ...]
     services: tuple[tuple[str, str, bool, int], ...]  # (service, petname, taken up, epoch)
     answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
+    kept: tuple[bytes, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
 
 Effect = (

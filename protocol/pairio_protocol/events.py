@@ -7,6 +7,7 @@ follows for every event that has one.
 from dataclasses import dataclass
 from typing import Any
 
+from pairio_protocol.effects import Dropped
 from pairio_protocol.records import Resources
 
 __all__ = [
@@ -61,6 +62,8 @@ class Restored:
     segments: tuple[bytes, ...]
     answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
     adopted: tuple[Adopted, ...] = ()
+    kept: tuple[bytes, ...] = ()  # segments of logs that were dropped
+    dropped: tuple[Dropped, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId, rendezvous, request_id, run_id
 from pairio_protocol.jobs import decode_job
-from pairio_protocol.limits import DEPENDENCY_DEPTH_MAX
+from pairio_protocol.limits import DEPENDENCY_DEPTH_MAX, RESULTS_SENT_MAX
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.records import (
     Cancel,
@@ -170,6 +170,17 @@ class ServiceFold:
             for source in sources:
                 self._consumers.setdefault(source["job"], []).append(job)
 
+    def upstream_of(self, job: str, count: int) -> list[str]:
+        """Return `job` behind the jobs on which it rests, as far as known here, at most `count`."""
+        found = [job]
+        seen = {job}
+        for name in found:  # grows while it is walked
+            for source in self._job_sources.get(name, ()):
+                if source["job"] not in seen and len(found) < count:
+                    seen.add(source["job"])
+                    found.append(source["job"])
+        return found[::-1]
+
     def resting_on(self, jobs: Iterable[str]) -> set[str]:
         """Return `jobs` and all known jobs that rest on them, however far."""
         found = set(jobs)
@@ -289,6 +300,38 @@ class ServiceFold:
             return False
         return self.answer_for(state, self.resolve(state.job)) is None
 
+    def has_answer(self, state: RequestState) -> bool:
+        """Say whether a request was answered, or would be now."""
+        if state.answer is not None:
+            return True
+        return self.answer_for(state, self.resolve(state.job)) is not None
+
+    def is_open(self, request: str, unix_ms: int) -> bool:
+        """Say whether a known request may still change: also one whose submitter lost his role,
+        who may get it back."""
+        state = self.requests.get(request)
+        if state is None or state.canceled or unix_ms > state.record.expires_unix_ms:
+            return False
+        return not self.has_answer(state)
+
+    def is_awaited(self, resolved_job: str, unix_ms: int) -> bool:
+        """Say whether a known open request would be answered by a result of this job."""
+        return any(
+            self.is_open(request, unix_ms)
+            for job in (resolved_job, *self.origins(resolved_job))
+            for request in self.by_job.get(job, ())
+        )
+
+    def open_since(self, before_unix_ms: int, unix_ms: int) -> list[str]:
+        """Return the jobs of requests issued before that and still open, as they may be looked up:
+        resolved if they can be, and with what they wait for."""
+        jobs: dict[str, None] = {}
+        for name, state in self.requests.items():
+            if state.record.issued_unix_ms < before_unix_ms and self.is_open(name, unix_ms):
+                resolution = self.resolve(state.job)
+                jobs.update(dict.fromkeys([resolution.job or state.job, *resolution.waits_for]))
+        return list(jobs)
+
     def who_wants(self, run: str, job: str, unix_ms: int) -> list[RequestState]:
         """Return the known requests, for `job` as it was asked for, that want a run."""
         return [
@@ -310,6 +353,20 @@ class ServiceFold:
         if document is not None:
             return self._best(c for c in cids if self._fits(document, c))
         return self._best(cids)
+
+    def results_for(self, job: str) -> list[ResultInfo]:
+        """Return what answers somebody who asks for a job by its id, resolved or not: the canonical
+        result; where no definition is known, by which it could be chosen, a few."""
+        if job in self.definitions:
+            resolved = self.resolve(job).job
+            found = self.canonical(resolved, self.definitions[job]) if resolved else None
+            return [found] if found is not None else []
+        for origin in self.origins(job):
+            found = self.canonical(job, self.definitions[origin])
+            if found is not None:
+                return [found]
+        cids = sorted(self._by_resolved.get(job, ()))[:RESULTS_SENT_MAX]
+        return [self.results[cid] for cid in cids]
 
     def _best(self, cids: Any) -> ResultInfo | None:
         found = [self.results[cid] for cid in cids]

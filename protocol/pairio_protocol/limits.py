@@ -68,6 +68,13 @@ LOGS_PER_FRONTIER_MAX: Final = 300
 #: Changes in one message; the receiver asks on.
 CHANGES_PER_REPLY_MAX: Final = 64
 #: Peers that a node stays connected to.
+#: Records in one log; then the node begins a new one.
+LOG_RECORDS_MAX: Final = 20_000
+#: Logs dropped in one look, and logs remembered as dropped.
+LOGS_DROPPED_PER_LOOK: Final = 64
+DROPPED_LOGS_MAX: Final = 100_000
+#: Segments of dropped logs that members sent on request.
+KEPT_PUSHED_MAX: Final = 100_000
 CONNECTIONS_MAX: Final = 32
 #: Local handles on results found elsewhere.
 HANDLES_MAX: Final = 10_000
@@ -133,6 +140,12 @@ SEALED_MS: Final = 5_000
 LOOKUP_MS: Final = 250
 #: Jobs in one look-up.
 LOOKUP_JOBS_MAX: Final = 512
+#: Jobs on which one looked-up job rests that are answered with it.
+UPSTREAM_SENT_MAX: Final = 64
+#: Results sent to somebody who asks for a job whose definition is not known here.
+RESULTS_SENT_MAX: Final = 8
+#: For so long a member who was asked for jobs may send segments of logs that it has dropped.
+ASKED_MS: Final = 30_000
 #: Members, first by rendezvous(job, peer), who are sent the results of a job.
 HOME_NODES: Final = 3
 #: A request that says nothing else is given up after this time.
@@ -143,7 +156,16 @@ HOLD_RETRY_MS: Final = 5_000
 SAFE_WAIT_MS: Final = 10_000
 #: Whether enough members still hold a result is looked at this often, some results at a time.
 REPAIR_INTERVAL_MS: Final = 600_000
+#: Results looked after in one round, for each connected member.
 REPAIR_BATCH: Final = 64
+#: Logs in which nothing is newer, and all of which is over, are dropped.
+RETENTION_MS: Final = 30 * 24 * 3600 * 1000
+#: How often such logs are looked for.
+RETENTION_LOOK_MS: Final = 600_000
+#: Neighbours are told of dropped logs for so long, so that they do not send them.
+RETENTION_SKEW_MS: Final = 2 * 24 * 3600 * 1000
+#: A node begins a new log of its own after this time.
+LOG_AGE_MAX_MS: Final = 24 * 3600 * 1000
 
 # -- attempts -----------------------------------------------------------------------------
 #: Attempts of a request that machines may lose before it is exhausted.
@@ -169,3 +191,5 @@ assert SEGMENT_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX
 assert CHANGE_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX
 assert DEFINITION_SIZE_BYTES_MAX < SEGMENT_SIZE_BYTES_MAX
 assert PRESENCE_INTERVAL_MS * 2 < PRESENCE_EXPIRY_MS
+assert LOG_AGE_MAX_MS * 2 < RETENTION_MS
+assert REQUEST_EXPIRY_MS < RETENTION_MS

@@ -30,6 +30,7 @@ __all__ = [
     "Hello",
     "HelloService",
     "Hold",
+    "Kept",
     "LogHeight",
     "LookedUp",
     "Lookup",
@@ -103,6 +104,14 @@ class Push:
 
     segment: bytes
     ack: bool
+
+
+@MESSAGES.wire("kept")
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A segment of a log that the sender holds no more as a whole: an answer to `lookup`."""
+
+    segment: bytes
 
 
 @MESSAGES.wire("ack")
@@ -293,6 +302,7 @@ Message = (
     | Held
     | Hello
     | Hold
+    | Kept
     | LookedUp
     | Lookup
     | PresenceUpdate

@@ -17,7 +17,7 @@ from laws import Broken
 from scenario import run_seed
 
 from pairio_protocol import commands, core, fold, service
-from pairio_protocol.machines import bidder, coordinator, log, logs, replication, worker
+from pairio_protocol.machines import bidder, coordinator, log, logs, replication, retention, worker
 from pairio_protocol.messages import Ack
 
 SEEDS = 60
@@ -315,6 +315,16 @@ DEFECTS = [
         "wishes of a lost role forgotten",
         {"every job ends"},
         (core.NodeCore, "_see_to_all", _never),
+    ),
+    Defect(
+        "results of dropped logs are not kept",
+        {"answers are remembered", "converged", "every job ends", "order of segments is nothing"},
+        (retention.Retention, "_worth_keeping", lambda self, fold, logs: set()),
+    ),
+    Defect(
+        "logs dropped with what is open",
+        {"every job ends", "answers are remembered", "calls are answered", "converged"},
+        (retention.Retention, "_is_over", lambda *_: True),
     ),
     Defect(
         "losing branches not passed on",

@@ -45,6 +45,8 @@ LAWS = {
     "every job ends": "Healed, every accepted request has ended. (1)",
     "safe results are there": "Healed, what was said to be safe can be had. (2)",
     "copies are made again": "Healed, what was safe lies on as many nodes as it should again. (2)",
+    "answers are remembered": "What a request was answered with outlives the log it stood in. (1)",
+    "kept segments count": "What is kept of a dropped log still counts as it did there. (3)",
     "calm": "Healed and done, nodes say little. (6)",
     "calls are answered": "Every call of a client that lives is answered. (1)",
 }
@@ -82,6 +84,8 @@ class Laws:
         self._seen: dict[int, dict[tuple[str, Any], int]] = {}
         self._pins: dict[tuple[int, str], tuple[str, int]] = {}
         self._safe: dict[tuple[int, str], tuple[str, ...]] = {}
+        self._dropped: dict[int, tuple[int, int]] = {}
+        self._workers: dict[str, str] = {}  # by result
         self.emptied: list[Node] = []  # lost its blocks after it said `held`, for all we know
         self._copies_seen: dict[int, tuple[int, int, int]] = {}
         self._lost_disk: set[int] = set()
@@ -134,7 +138,7 @@ class Laws:
             return
         match MESSAGES.decode(effect.data):
             case Ack() as message:
-                ok = set(message.hashes) <= node.disk.segments.keys()
+                ok = all(map(node.disk.holds, message.hashes))
                 self.need("stored before acked", ok, "an ack of what is not on disk", node.index)
             case Held(ok=True) as message:
                 cids = self._asked_to_hold(world, effect.peer, message.ticket)
@@ -163,14 +167,12 @@ class Laws:
             state = fold.requests.get(request)
             if state is None or state.cached:
                 continue
-            ok = state.segment in node.disk.segments
+            ok = node.disk.holds(state.segment)
             self.need("stored before told", ok, "told before stored", node.index, state.job)
             count = core.commands.replicated.get(request, 0)
             if count:
                 others = sum(
-                    state.segment in other.disk.segments
-                    for other in world.nodes
-                    if other is not node
+                    other.disk.holds(state.segment) for other in world.nodes if other is not node
                 )
                 ok = others >= count or bool(self._lost_disk)
                 self.need("replicated is true", ok, f"{count} said, {others} are", node.index)
@@ -244,10 +246,41 @@ class Laws:
             if service in core.membership.taken_up:
                 self._look_at_logs(node, core, service, chain)
                 self._look_at_answers(node, core, service)
+                self._look_at_memory(node, core, service, chain)
         self._look_at_takes(node, core)
         tasks = len(core.worker.tasks)
         self.need("bounds hold", tasks <= 4096, f"{tasks} tasks", node.index)
         self._look_at_copies(world, node, core)
+
+    def _look_at_memory(self, node: Node, core: Any, service: str, chain: Chain) -> None:
+        """After logs were dropped: what was answered is still here, and what is kept counts."""
+        dropped = core.ctx.counters["logs dropped"]
+        if not dropped or self._dropped.get(node.index) == (dropped, node.boots):
+            return
+        self._dropped[node.index] = (dropped, node.boots)
+        fold = core.fold(service)
+        for request, cid in fold.pins.items():
+            ok = request in fold.requests or self._may_be_void(core, service, chain, node.peer)
+            self.need("answers are remembered", ok, "a request is gone", node.index)
+            worker = self._workers.get(cid, node.peer)
+            ok = cid in fold.results or cid in fold.void or request not in fold.requests
+            ok = ok or self._may_be_void(core, service, chain, worker)
+            self.need("answers are remembered", ok, "a result is gone", node.index)
+        for segment in core.retention.counting(service, chain):
+            folded = chain.at(segment.epoch)
+            ok = folded is not None and bool(folded.roles_of(segment.log.author))
+            self.need("kept segments count", ok and segment.is_signed(), "no member", node.index)
+
+    @staticmethod
+    def _may_be_void(core: Any, service: str, chain: Chain, author: str) -> bool:
+        """Something of the author's logs does not count here: cut, forked, a role gone."""
+        heights = core.retention.told_heights(service)
+        return (
+            bool(chain.cuttings(author))
+            or not chain.now.roles_of(author)
+            or any(h.forked for h in heights if h.author == author)
+            or any(g.forked for k, g in core.logs.logs_of(service).items() if k[0] == author)
+        )
 
     def _look_at_copies(self, world: World, node: Node, core: Any) -> None:
         """What has become safe since the last look."""
@@ -266,7 +299,7 @@ class Laws:
             self._safe[node.index, key] = cids
             holders = [n for n in world.nodes if set(cids) <= n.content or n in self.emptied]
             if segment:
-                holders = [n for n in holders if segment in n.disk.segments]
+                holders = [n for n in holders if n.disk.holds(segment)]
             ok = len(holders) >= wanted or bool(self._lost_disk)
             self.need("safe is true", ok, f"{len(holders)} of {wanted}", node.index)
 
@@ -342,6 +375,7 @@ class Laws:
         if state is None or info is None:
             return
         document = info.document
+        self._workers[cid] = document.worker
         run_fits = document.run == run_id(document.job, document.salt)
         self.need("answers fit", run_fits, "a run of another job", node.index, state.job)
         outputs = {o["name"] for o in state.document["outputs"]}
@@ -384,6 +418,7 @@ class Laws:
         from pairio_protocol.context import Context
         from pairio_protocol.fold import ServiceFold
         from pairio_protocol.machines.logs import Logs
+        from pairio_protocol.machines.retention import Retention
 
         core = node.core
         assert core is not None
@@ -393,14 +428,16 @@ class Laws:
             if log.evidence is not None:
                 pairs.append(tuple(s.encode() for s in log.evidence))
         world.rng.shuffle(held)
-        logs = Logs(Context(node.key, core.ctx.config))
+        context = Context(node.key, core.ctx.config)
+        logs = Logs(context, Retention(context, core))  # a memory of its own, without tombstones
         for data in held:
             logs.restore(data, chain)
         logs.on_forks(node.peer, Forks(service, tuple(pairs)), chain)
         same = logs.digest(service) == core.logs.digest(service)
         self.need("order of segments is nothing", same, "other heights", node.index)
         fold = ServiceFold(chain.at, lambda peer: "submit" in chain.now.roles_of(peer))
-        for segment in sorted(logs.all_segments(service), key=lambda s: world.rng.random()):
+        counting = [*core.retention.counting(service, chain), *logs.all_segments(service)]
+        for segment in sorted(counting, key=lambda s: world.rng.random()):
             for offset, record in enumerate(segment.records()):
                 if self._allowed(chain, segment, record):
                     try:

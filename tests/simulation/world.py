@@ -36,6 +36,8 @@ class Disk:
     changes: dict[tuple[str, str], tuple[int, bytes]] = field(default_factory=dict)
     segments: dict[bytes, bytes] = field(default_factory=dict)  # by hash
     answers: dict[tuple[str, str], str] = field(default_factory=dict)
+    kept: dict[bytes, bytes] = field(default_factory=dict)  # by hash; of logs that were dropped
+    dropped: dict[tuple[str, str, bytes], ef.Dropped] = field(default_factory=dict)
 
     def write(self, commit: ef.Commit) -> None:
         for service, petname, taken_up, _ in commit.services:
@@ -46,10 +48,31 @@ class Disk:
             self.segments[Segment.decode(data).hash] = data
         for service, request, cid in commit.answers:
             self.answers.setdefault((service, request), cid)
+        for data in commit.kept:
+            self.kept[Segment.decode(data).hash] = data
+        for row in commit.dropped:
+            self._drop(row)
+
+    def _drop(self, row: ef.Dropped) -> None:
+        self.dropped[row.service, row.author, row.boot] = replace(row, kept=())
+        for segment_hash, data in list(self.segments.items()):
+            segment = Segment.decode(data)
+            if (segment.service, *segment.log[:2]) == (row.service, row.author, row.boot):
+                del self.segments[segment_hash]
+                if segment_hash in row.kept:
+                    self.kept[segment_hash] = data
+
+    def holds(self, segment_hash: bytes) -> bool:
+        return segment_hash in self.segments or segment_hash in self.kept
 
     def copy(self) -> "Disk":
         return Disk(
-            dict(self.services), dict(self.changes), dict(self.segments), dict(self.answers)
+            dict(self.services),
+            dict(self.changes),
+            dict(self.segments),
+            dict(self.answers),
+            dict(self.kept),
+            dict(self.dropped),
         )
 
     def restored(self) -> ev.Restored:
@@ -59,6 +82,8 @@ class Disk:
             tuple((key[0], data) for key, (_, data) in changes),
             tuple(self.segments.values()),
             tuple((s, r, c) for (s, r), c in sorted(self.answers.items())),
+            kept=tuple(self.kept.values()),
+            dropped=tuple(self.dropped.values()),
         )
 
 
@@ -133,6 +158,7 @@ class World:
         self._calls = 0
         self._seen_gossip: dict[int, set[bytes]] = {}
         self._trust: tuple[str, ...] = ()
+        self.settings: dict[str, Any] = {}  # of every node, beyond the defaults
         #: who has withdrawn what a worker kills; the scenario knows
         self.gone_coordinators: Callable[[Node, Any], set[str]] = lambda node, task: set()
 
@@ -184,6 +210,7 @@ class World:
             isolation="medium",
             addresses=(f"sim/{node.index}",),
         )
+        config = replace(config, **self.settings)
         node.core = NodeCore(node.key, config)
         node.timer_ms, node.inbox, node.running = None, [], {}
         outlived, node.outlived = node.outlived, {}

@@ -44,6 +44,15 @@ class Log:
     parked: dict[int, Segment] = field(default_factory=dict)
     fork_at: int | None = None
     evidence: tuple[Segment, Segment] | None = None
+    #: when it was first seen here, and the newest time that a record of it names
+    seen_unix_ms: int = 0
+    newest_unix_ms: int = 0
+
+    @property
+    def quiet_since_unix_ms(self) -> int:
+        """Since when nothing came: by its author's clock, if all of it counts and says so."""
+        noted = self.newest_unix_ms if self.accepted == len(self.segments) else 0
+        return noted or self.seen_unix_ms
 
     @property
     def held_height(self) -> int:

@@ -19,6 +19,7 @@ gossip at all. Clock: a digest to one neighbour in turn every SYNC_INTERVAL_MS.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pairio_protocol.codec import pack
 from pairio_protocol.context import Context
@@ -27,6 +28,7 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId
 from pairio_protocol.limits import (
     FRAME_SIZE_BYTES_MAX,
+    LOG_RECORDS_MAX,
     LOGS_PER_FRONTIER_MAX,
     PARKED_SEGMENTS_PER_PEER_MAX,
     SEGMENT_RECORDS_MAX,
@@ -48,7 +50,7 @@ from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.service import Chain, Cut
 from pairio_protocol.signing import sha256
 
-__all__ = ["Logs", "Taken"]
+__all__ = ["Logs", "Memory", "Taken"]
 
 _VERIFIED_MAX = 4096
 _SENT_MAX = 4096
@@ -66,11 +68,23 @@ class Taken:
     refold: bool = False
 
 
+class Memory(Protocol):
+    """What is remembered of logs that were dropped."""
+
+    def is_dropped(self, service: str, log_id: LogId) -> bool:
+        """Say whether a log was dropped here and is not to be taken again."""
+
+    def told_heights(self, service: str) -> list[LogHeight]:
+        """Return dropped logs that neighbours may still hold."""
+
+
 class Logs:
     """All logs of the services that are taken up."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, memory: Memory) -> None:
         self._ctx = ctx
+        self._memory = memory
+        self._began_ms: dict[str, int] = {}
         self._logs: dict[str, dict[LogId, Log]] = {}
         self._turns: dict[str, int] = {}
         self.news: dict[str, int] = {}  # service -> when something came that others may lack
@@ -113,13 +127,22 @@ class Logs:
         log_id = LogId(self._ctx.me, boot, 0)
         log = self._log(service, log_id)
         ahead = bool(log.segments) and log.segments[-1].epoch > chain.epoch
-        if not self._pending.get(service) and (ahead or not log.is_open):
+        began_ms = self._began_ms.setdefault(service, self._ctx.now_ms)
+        old = bool(log.segments) and (
+            self._ctx.now_ms - began_ms >= self._ctx.config.log_age_ms
+            or log.held_height >= LOG_RECORDS_MAX
+        )
+        if not self._pending.get(service) and (ahead or old or not log.is_open):
+            self._began_ms[service] = self._ctx.now_ms
             self._turns[service] = self._turns.get(service, 0) + 1
             return self._own_id(service, chain)
         return log_id
 
     def _log(self, service: str, log_id: LogId) -> Log:
-        return self._logs.setdefault(service, {}).setdefault(log_id, Log())
+        logs = self._logs.setdefault(service, {})
+        if log_id not in logs:
+            logs[log_id] = Log(seen_unix_ms=self._ctx.unix_ms)
+        return logs[log_id]
 
     def has_pending(self) -> bool:
         """Say whether records wait to be sealed or segments to be stored."""
@@ -225,6 +248,9 @@ class Logs:
         return self._unknown_epoch.pop(service, [])
 
     def _link(self, segment: Segment, peer: str, chain: Chain) -> Taken:
+        if self._memory.is_dropped(segment.service, segment.log):
+            self._ctx.counters["segments of logs that were dropped"] += 1
+            return Taken()
         log = self._log(segment.service, segment.log)
         if segment.hash in self._by_hash:
             return Taken()
@@ -309,8 +335,36 @@ class Logs:
 
     def may_count(self, segment: Segment) -> bool:
         """Say whether a segment of a member could count, or prove a fork: worth passing on."""
+        if self._memory.is_dropped(segment.service, segment.log):
+            return False
         log = self._logs.get(segment.service, {}).get(segment.log)
         return log is None or log.is_open or segment.hash in self._by_hash
+
+    # -- old logs -------------------------------------------------------------------------
+
+    def note_time(self, segment: Segment, issued_unix_ms: int) -> None:
+        """A record of the segment says when it was written; never later than now."""
+        log = self._log(segment.service, segment.log)
+        log.newest_unix_ms = max(log.newest_unix_ms, min(issued_unix_ms, self._ctx.unix_ms))
+
+    def quiet(self, service: str, before_unix_ms: int) -> list[tuple[LogId, Log]]:
+        """Return the logs in which nothing is newer than that, but the one being written."""
+        boot = self._ctx.config.boot
+        for _ in range(self._turns.get(service, 0)):
+            boot = sha256(boot)[:16]
+        mine = LogId(self._ctx.me, boot, 0)
+        return [
+            (log_id, log)
+            for log_id, log in self._logs.get(service, {}).items()
+            if log_id != mine and not log.parked and log.quiet_since_unix_ms < before_unix_ms
+        ]
+
+    def drop(self, service: str, log_id: LogId) -> None:
+        """Forget a log's segments."""
+        log = self._logs[service].pop(log_id)
+        self._digests.pop(service, None)
+        for segment in log.segments:
+            self._by_hash.pop(segment.hash, None)
 
     def get(self, segment_hash: bytes) -> Segment | None:
         """Return an accepted segment by its hash."""
@@ -383,14 +437,17 @@ class Logs:
 
     def send_frontier(self, peer: str, service: str, reply: bool) -> None:
         """Send the heights of all logs, in as many frames as needed."""
-        logs = self._sorted(service)
+        heights = [
+            LogHeight(*log_id, log.height, log.forked) for _, log_id, log in self._sorted(service)
+        ]
+        if told := self._memory.told_heights(service):
+            heights = sorted([*heights, *told], key=_key_of)
         low = b""
-        for start in range(0, max(len(logs), 1), LOGS_PER_FRONTIER_MAX):
-            page = logs[start : start + LOGS_PER_FRONTIER_MAX]
-            rest = logs[start + LOGS_PER_FRONTIER_MAX :]
-            high = rest[0][0] if rest else b""
-            heights = tuple(LogHeight(*log_id, log.height, log.forked) for _, log_id, log in page)
-            self._ctx.send(peer, Frontier(service, low, high, heights, reply))
+        for start in range(0, max(len(heights), 1), LOGS_PER_FRONTIER_MAX):
+            page = heights[start : start + LOGS_PER_FRONTIER_MAX]
+            rest = heights[start + LOGS_PER_FRONTIER_MAX :]
+            high = _key_of(rest[0]) if rest else b""
+            self._ctx.send(peer, Frontier(service, low, high, tuple(page), reply))
             low = high
 
     def on_frontier(self, peer: str, message: Frontier) -> None:
@@ -401,7 +458,11 @@ class Logs:
             for key, log_id, log in self._sorted(message.service)
             if key >= message.low and (not message.high or key < message.high)
         }
-        behind = any(_lacks(mine.get(log_id), height) for log_id, height in theirs.items())
+        behind = any(
+            _lacks(mine.get(log_id), height)
+            and not self._memory.is_dropped(message.service, log_id)
+            for log_id, height in theirs.items()
+        )
         above, pairs = [], []
         for log_id, log in mine.items():
             their = theirs.get(log_id)
@@ -429,6 +490,8 @@ class Logs:
                 continue
             if forked_seq(one, other) is None:
                 self._ctx.refuse(peer, "a proof of a fork that is none")
+                continue
+            if self._memory.is_dropped(one.service, one.log):
                 continue
             log = self._log(one.service, one.log)
             refold |= self._fork(log, one, other, chain).refold
@@ -492,6 +555,10 @@ def _lacks(mine: Log | None, theirs: LogHeight) -> bool:
     if theirs.forked and (not mine.forked or theirs.forked < mine.forked):
         return True
     return theirs.height > mine.height and mine.is_open
+
+
+def _key_of(height: LogHeight) -> bytes:
+    return _key(LogId(height.author, height.boot, height.shard))
 
 
 def _key(log_id: LogId) -> bytes:

@@ -200,11 +200,11 @@ class Replication:
 
     def _ask(self, copies: Copies, peer: str) -> None:
         copies.asked[peer] = self._ctx.now_ms
-        if copies.segment:
-            self._hooks.push(peer, copies.segment)
         known = sorted(copies.holders | ({self._ctx.me} if copies.have_blocks else set()))
         holders = tuple(dict.fromkeys([*known, *copies.prefer]))[:8]
         self._ctx.send(peer, Hold(copies.service, copies.key, copies.cids, holders, copies.segment))
+        if copies.segment:  # after it: a segment of a dropped log is taken only when it is awaited
+            self._hooks.push(peer, copies.segment)
 
     def on_held(self, peer: str, message: Held) -> None:
         """A member holds a copy now, or cannot."""
@@ -230,6 +230,10 @@ class Replication:
         holders = tuple(p for p in dict.fromkeys([peer, *message.holders]) if p != self._ctx.me)
         cids = message.cids[: FILES_PER_JOB_MAX + 1]
         self._ctx.emit(FetchBlocks(message.service, ticket, cids, holders))
+
+    def awaits(self, segment: bytes) -> bool:
+        """Say whether somebody asked this node to hold a segment."""
+        return any(segment == wanted for _, wanted in self._serving.values())
 
     def on_fetched(self, ticket: str, ok: bool) -> None:
         """A fetch to this node's disk is over: ours, or one that we were asked to hold."""
