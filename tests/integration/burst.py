@@ -225,19 +225,34 @@ def _frames(lab: Lab) -> int:
 
 
 def _row(burst: Burst) -> str:
-    whole = "all" if burst.whole else f"{burst.lost} missing, {dict(burst.statuses)}"
-    return (
-        f"| {burst.count} | {burst.calls} | {burst.loss_percent} %"
-        f" | {burst.converged_s:.2f} | {burst.half_s:.2f} | {burst.answered_s:.2f} | {burst.call_p50_s * 1000:.0f} / {burst.call_p99_s * 1000:.0f}"
-        f" | {burst.submitter_cpu_s:.1f} / {burst.other_cpu_s:.1f}"
-        f" | {burst.frames / burst.count:.0f} | {whole} |"
+    cells = (
+        burst.count,
+        burst.calls,
+        f"{burst.loss_percent} %",
+        f"{burst.converged_s:.2f}",
+        f"{burst.half_s:.2f}",
+        f"{burst.answered_s:.2f}",
+        f"{burst.call_p50_s * 1000:.0f} / {burst.call_p99_s * 1000:.0f}",
+        f"{burst.submitter_cpu_s:.1f} / {burst.other_cpu_s:.1f}",
+        f"{burst.frames / burst.count:.0f}",
+        "all" if burst.whole else f"{burst.lost} missing, {dict(burst.statuses)}",
     )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-_HEAD = """\
-| requests | HTTP calls | gossip lost | all 10 know all, s | half of them, s \
-| all calls answered, s | call p50 / p99, ms | CPU of submitter / each other, s | frames per request | known everywhere |
-|---|---|---|---|---|---|---|---|---|---|"""
+_COLUMNS = (
+    "requests",
+    "HTTP calls",
+    "gossip lost",
+    "all 10 know all, s",
+    "half of them, s",
+    "all calls answered, s",
+    "call p50 / p99, ms",
+    "CPU of submitter / each other, s",
+    "frames per request",
+    "known everywhere",
+)
+_HEAD = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
 
 
 def main() -> int:
