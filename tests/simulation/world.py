@@ -149,6 +149,9 @@ class World:
         self.nodes: list[Node] = []
         self.net = Network()
         self.links: dict[int, Link] = {}
+        self._at: dict[int, dict[int, Link]] = {}  # the same links by node, in their order
+        #: who passes gossip on to whom; None: everybody on every connection
+        self.mesh: dict[int, set[int]] | None = None
         self.counts: Counter[str] = Counter()
         self.story: list[tuple[int, int, str]] = []
         self.answers: dict[int, ef.Reply | ef.Fail] = {}
@@ -193,6 +196,7 @@ class World:
         node = Node(index, seed[:32].ljust(32, b"."), cpu, compute)
         self.nodes.append(node)
         self._seen_gossip[index] = set()
+        self._at[index] = {}
         return node
 
     def start(self, node: Node, trust: tuple[str, ...] = ()) -> None:
@@ -231,7 +235,7 @@ class World:
         for attempt, (until_ms, effect) in node.running.items():
             if self.rng.random() < 0.5:  # its supervisor lives on
                 node.outlived[attempt] = (until_ms, effect)
-        for link in [k for k in self.links.values() if node.index in k.ends]:
+        for link in list(self._at[node.index].values()):
             self._break(link)
 
     def _clock(self, node: Node) -> int:
@@ -368,11 +372,9 @@ class World:
     # -- network --------------------------------------------------------------------------
 
     def link_of(self, a: int, peer: str) -> Link | None:
-        for link in self.links.values():
-            if a in link.ends:
-                other = link.ends[0] if link.ends[1] == a else link.ends[1]
-                if self.nodes[other].peer == peer:
-                    return link
+        for link in self._at[a].values():
+            if self.nodes[_other(link, a)].peer == peer:
+                return link
         return None
 
     def _connect(self, node: Node, peer: str) -> None:
@@ -400,18 +402,24 @@ class World:
             return
         if self.link_of(a, target.peer) or self.link_of(b, node.peer):
             return
-        for end in (a, b):
-            if sum(end in link.ends for link in self.links.values()) >= CONNECTIONS_MAX:
-                return
-        self._number += 1
-        link = Link(self._number, (a, b))
-        self.links[link.number] = link
+        if any(len(self._at[end]) >= CONNECTIONS_MAX for end in (a, b)):
+            return
+        self.link(a, b)
         self.give(node, ev.PeerUp(target.peer, (f"sim/{b}",)))
         self.give(target, ev.PeerUp(node.peer, ()))
+
+    def link(self, a: int, b: int) -> Link:
+        """Let there be a connection; nobody is told of it here."""
+        self._number += 1
+        link = Link(self._number, (a, b))
+        self.links[link.number] = self._at[a][link.number] = self._at[b][link.number] = link
+        return link
 
     def _break(self, link: Link) -> None:
         if self.links.pop(link.number, None) is None:
             return
+        for end in link.ends:
+            del self._at[end][link.number]
         a, b = (self.nodes[i] for i in link.ends)
         self.after(self.between((0, 30)), lambda: self._down(a, b.peer))
         self.after(self.between((0, 30)), lambda: self._down(b, a.peer))
@@ -445,8 +453,7 @@ class World:
             return
         self.counts["frames"] += 1
         self.counts["frame bytes"] += len(effect.data)
-        a, b = link.ends
-        target = self.nodes[b if a == node.index else a]
+        target = self.nodes[_other(link, node.index)]
         at_ms = self.now_ms + int(self.between(self.net.delay_ms) * max(node.slow, target.slow))
         at_ms = max(at_ms, link.last_ms.get(node.index, 0))
         link.last_ms[node.index] = at_ms
@@ -469,11 +476,9 @@ class World:
         if source is not None and key in seen:
             return
         seen.add(key)
-        for link in list(self.links.values()):
-            if node.index not in link.ends:
-                continue
-            other = link.ends[0] if link.ends[1] == node.index else link.ends[1]
-            if other == source:
+        for link in list(self._at[node.index].values()):
+            other = _other(link, node.index)
+            if other == source or (self.mesh is not None and other not in self.mesh[node.index]):
                 continue
             copies = 2 if self.rng.random() < self.net.duplication else 1
             for _ in range(copies):
@@ -578,6 +583,11 @@ class World:
                     self.give(node, ev.Executed(attempt, "canceled", "", "", {}, "", {}, ""))
 
             self.after(5, ended)
+
+
+def _other(link: Link, index: int) -> int:
+    a, b = link.ends
+    return b if a == index else a
 
 
 def _parameters(effect: ef.Execute) -> dict[str, Any]:
