@@ -13,20 +13,18 @@ from pairio_protocol.apps import validate_app
 from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.fold import RequestState, Resolution, ServiceFold
+from pairio_protocol.fold import RequestState, ServiceFold
 from pairio_protocol.limits import (
     CANCELS_PER_RECORD_MAX,
     CUTS_PER_CHANGE_MAX,
     HANDLES_MAX,
-    LOOKUP_JOBS_MAX,
-    LOOKUP_MS,
     REQUEST_EXPIRY_MS,
     SEALED_MS,
     STORED_ACK_MS,
     STORED_ASKED,
 )
 from pairio_protocol.machines.deadlines import Deadlines
-from pairio_protocol.messages import Ack, Lookup
+from pairio_protocol.messages import Ack
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.records import Cancel, Request
 from pairio_protocol.service import Chain, Cut
@@ -55,15 +53,6 @@ class _Submit:
     late: bool = False
 
 
-@dataclass
-class _LookUp:
-    """Submits that wait for members to say what results they have."""
-
-    service: str
-    events: list[ev.Submit]
-    waits_for: set[str]
-
-
 class Commands:
     """Local calls, and the submits that wait for their answer."""
 
@@ -74,14 +63,7 @@ class Commands:
         self._by_ticket: dict[int, list[_Submit]] = {}
         self._by_segment: dict[bytes, list[_Submit]] = {}
         self._asked_to_store: dict[bytes, set[str]] = {}  # by segment: once each, not per request
-        self._lookups: dict[int, _LookUp] = {}
-        self._unasked: dict[str, deque[tuple[ev.Submit, str]]] = {}
-        self._looked_up: set[int] = set()
-        self._ticket = 0
-        #: members that did not answer a look-up in time, and are not waited for until they do
-        self._silent: set[str] = set()
-        #: submits by request id and look-ups by ticket, when they are answered anyway
-        self._due: Deadlines[str | int] = Deadlines()
+        self._due: Deadlines[str] = Deadlines()  # submits, when they are answered anyway
         self._handles: deque[tuple[str, str]] = deque()
         self._handle_count = 0
         #: request id -> members that acked it `stored`
@@ -141,7 +123,7 @@ class Commands:
         name = event.member or chain.now.member_of(event.peer) or f"node-{event.peer[-6:]}"
         op = {"op": "add", "member": name, "key": event.peer, "roles": list(event.roles)}
         self._core.membership.change(service, [op])
-        self._core.on_service_changed(service)
+        self._core.intake.on_service_changed(service)
         self._core.membership.hello(event.peer)
         self._reply(event.call, {"service": service, "member": name})
 
@@ -150,7 +132,7 @@ class Commands:
         app = validate_app(event.app)
         if chain.now.apps.get(app["name"]) != app:
             self._core.membership.change(service, [{"op": "app", "app": app}])
-            self._core.on_service_changed(service)
+            self._core.intake.on_service_changed(service)
         self._reply(event.call, {"service": service, "app": app["name"]})
 
     def _accept(self, event: ev.AcceptService) -> None:
@@ -160,7 +142,7 @@ class Commands:
             offers = ", ".join(membership.petnames[s] for s in membership.offers()) or "none"
             raise DefinitionError(f"no offer {event.service!r}", f"offers here: {offers}")
         membership.take_up(service)
-        self._core.on_service_changed(service)
+        self._core.intake.on_service_changed(service)
         self._reply(event.call, {"service": service})
 
     def _remove_member(self, event: ev.RemoveMember) -> None:
@@ -171,7 +153,7 @@ class Commands:
             op["key"], keys = event.peer, (event.peer,)
         cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
         self._core.membership.change(service, [op], cuts)
-        self._core.on_service_changed(service)
+        self._core.intake.on_service_changed(service)
         self._reply(event.call, {"service": service, "member": event.member})
 
     def _set_roles(self, event: ev.SetRoles) -> None:
@@ -182,7 +164,7 @@ class Commands:
         if set(roles) - set(event.roles):
             cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
         self._core.membership.change(service, [op], cuts)
-        self._core.on_service_changed(service)
+        self._core.intake.on_service_changed(service)
         self._reply(event.call, {"service": service, "member": event.member})
 
     @staticmethod
@@ -216,7 +198,7 @@ class Commands:
 
     def _reply(self, call: int, value: dict[str, Any]) -> None:
         if self._core.has_pending():
-            self._core.after_commit(Reply(call, value))
+            self._core.disk.after_commit(Reply(call, value))
         else:
             self._ctx.emit(Reply(call, value))
 
@@ -244,80 +226,11 @@ class Commands:
         record = self._record(event, document, fold)
         if self._hit(event, service, chain, fold, document, job, record):
             return
-        if self._ask_members(event, service, job):
+        if self._core.lookups.ask_first(event, service, job):
             return
         request = self._core.own_request_id(*self._core.append(service, record))
         self._submits[request] = _Submit(event.call, request, job, event.local_content)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)
-
-    def _ask_members(self, event: ev.Submit, service: str, job: str) -> bool:
-        """Look a job up at connected members, once; True while their answers are waited for.
-
-        One look-up of a service is under way at a time; what comes meanwhile goes with the next.
-        """
-        if event.call in self._looked_up or event.mode == "skip_cache":
-            self._looked_up.discard(event.call)
-            return False
-        if not self._whom_to_ask(service):
-            return False
-        self._unasked.setdefault(service, deque()).append((event, job))
-        if not any(lookup.service == service for lookup in self._lookups.values()):
-            self._send_lookup(service)
-        return True
-
-    def _whom_to_ask(self, service: str) -> list[str]:
-        """Return the connected members that have answered every look-up so far."""
-        peers = self._core.membership.connected_members(service)
-        return [peer for peer in peers if peer not in self._silent]
-
-    def _send_lookup(self, service: str) -> None:
-        """Ask for what waits, as much as one frame takes."""
-        unasked = self._unasked.get(service)
-        if not unasked:
-            self._unasked.pop(service, None)
-            return
-        fold = self._core.fold(service)
-        jobs: dict[str, None] = {}
-        events: list[ev.Submit] = []
-        while unasked and len(jobs) < LOOKUP_JOBS_MAX:
-            event, job = unasked.popleft()
-            events.append(event)
-            known = job in fold.definitions  # not if the fold was made anew meanwhile
-            resolution = fold.resolve(job) if known else Resolution(None, None)
-            jobs.update(dict.fromkeys([resolution.job or job, *resolution.waits_for]))
-        peers = self._whom_to_ask(service)
-        self._ticket += 1
-        self._lookups[self._ticket] = _LookUp(service, events, set(peers))
-        self._due.set(self._ticket, self._ctx.now_ms + LOOKUP_MS)
-        for peer in peers:
-            self._ctx.send(peer, Lookup(service, self._ticket, tuple(jobs)[:LOOKUP_JOBS_MAX]))
-        if not peers:
-            self._go_on(self._ticket)
-
-    def on_looked_up(self, peer: str, ticket: int) -> None:
-        """A member has pushed what it has."""
-        self._silent.discard(peer)
-        lookup = self._lookups.get(ticket)
-        if lookup is not None:
-            lookup.waits_for.discard(peer)
-            if not lookup.waits_for:
-                self._go_on(ticket)
-
-    def is_asking(self, service: str, peer: str) -> bool:
-        """Say whether a look-up at this member is under way."""
-        return any(k.service == service and peer in k.waits_for for k in self._lookups.values())
-
-    def _go_on(self, ticket: int) -> None:
-        """Submit again, with whatever members have sent; then ask for what waits meanwhile."""
-        lookup = self._lookups.pop(ticket)
-        self._due.drop(ticket)
-        self._silent |= lookup.waits_for & set(self._ctx.connected)
-        self._silent &= set(self._ctx.connected)
-        for event in lookup.events:
-            self._looked_up.add(event.call)
-            self.on_command(event)
-            self._looked_up.discard(event.call)
-        self._send_lookup(lookup.service)
 
     def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
         salt_of = ""
@@ -397,7 +310,7 @@ class Commands:
                 asked.add(peer)
                 self._core.logs.push(peer, state.segment, ack=True)
             submit.asked = True
-        self._by_ticket.setdefault(self._core.current_ticket, []).append(submit)
+        self._by_ticket.setdefault(self._core.disk.ticket, []).append(submit)
         if submit.local_content:
             self._core.replication.track(
                 f"{state.id}/inputs", service, state.job, submit.local_content, here=True
@@ -425,11 +338,7 @@ class Commands:
                 self._answer(submit)
 
     def on_peers_changed(self) -> None:
-        """With nobody left to ack or to look up, nobody is waited for."""
-        for ticket, lookup in list(self._lookups.items()):
-            lookup.waits_for &= set(self._ctx.connected)
-            if not lookup.waits_for:
-                self._go_on(ticket)
+        """With nobody left to ack, nobody is waited for."""
         for submit in list(self._submits.values()):
             self._answer(submit)
 
@@ -458,9 +367,6 @@ class Commands:
     def tick(self) -> None:
         """Go on without those who have not answered in time."""
         for key in self._due.due(self._ctx.now_ms):
-            if isinstance(key, int):
-                self._go_on(key)
-                continue
             submit = self._submits[key]
             submit.late = True
             if submit.committed:

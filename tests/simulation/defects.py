@@ -16,8 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from laws import Broken
 from scenario import run_seed
 
-from pairio_protocol import commands, core, fold, service
-from pairio_protocol.machines import bidder, coordinator, log, logs, replication, retention, worker
+from pairio_protocol import commands, disk, fold, intake, service
+from pairio_protocol.machines import (
+    bidder,
+    coordinator,
+    log,
+    logs,
+    replication,
+    retention,
+    sync,
+    worker,
+)
 from pairio_protocol.messages import Ack
 
 SEEDS = 60
@@ -45,9 +54,9 @@ ANY_END = {"every job ends", "converged", "calls are answered"}
 
 
 def _ack_early(self: Any, peer: str, push: Any) -> None:
-    taken = self._take_segment(peer, push.segment)
+    taken = self._core.intake.take(peer, push.segment)
     if push.ack and taken is not None:
-        self.ctx.send(peer, Ack((taken,)))
+        self._ctx.send(peer, Ack((taken,)))
 
 
 def _count_without(*left_out: str) -> Callable[[Any, Any], int]:
@@ -196,7 +205,7 @@ def _safe_at_once(self: Any) -> bool:
 
 
 DEFECTS = [
-    Defect("ack before commit", {"stored before acked"}, (core.NodeCore, "_on_push", _ack_early)),
+    Defect("ack before commit", {"stored before acked"}, (disk.Disk, "on_push", _ack_early)),
     Defect(
         "told before commit",
         {"stored before told"},
@@ -221,7 +230,7 @@ DEFECTS = [
         "held acked before outputs and document are on disk",
         {"held is true", "safe is true", "safe results are there"},
         (replication.Replication, "_count_me", _count_me_unstored),
-        (core.NodeCore, "is_stored", lambda self, segment: True),
+        (disk.Disk, "is_stored", lambda self, segment: True),
     ),
     Defect(
         "fork counts",
@@ -250,7 +259,7 @@ DEFECTS = [
     Defect(
         "record roles ignored",
         {"roles rule records", "order of segments is nothing"},
-        (core.NodeCore, "_may", staticmethod(_all_may)),
+        (intake.Intake, "_may", staticmethod(_all_may)),
     ),
     Defect(
         "accept by arrival order",
@@ -294,7 +303,7 @@ DEFECTS = [
         {"converged", "every job ends"},
         (logs.Logs, "on_frontier", _frontier_off_by_one(logs.Logs.on_frontier)),
     ),
-    Defect("no sync", {"converged", "every job ends"}, (core.NodeCore, "_send_digest", _never)),
+    Defect("no sync", {"converged", "every job ends"}, (sync.Sync, "send_digest", _never)),
     Defect("continue an old log", {"one hash per seq"}, (logs.Logs, "_own_id", _continue_old_log)),
     Defect("capacity ignored", {"capacity holds"}, (worker.Worker, "_pump", _pump_all)),
     Defect(
@@ -314,7 +323,7 @@ DEFECTS = [
     Defect(
         "wishes of a lost role forgotten",
         {"every job ends"},
-        (core.NodeCore, "_see_to_all", _never),
+        (intake.Intake, "see_to_all", _never),
     ),
     Defect(
         "results of dropped logs are not kept",

@@ -109,7 +109,7 @@ class Life:
         assert core is not None
         op = {"op": "admins", "admins": admins, "threshold": 1}
         core.membership.change(self.service, [op])
-        core.on_service_changed(self.service)
+        core.intake.on_service_changed(self.service)
         self.world.give(first, ev.TimePassed())
 
     def _add(self, node: Node, call: int) -> ev.AddMember:

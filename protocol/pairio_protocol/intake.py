@@ -1,0 +1,214 @@
+"""Intake: segments and changes of the list come in, records have their effect.
+
+bytes --logs.take--> segments that count --> records --role fits--> fold --> machines told
+  |                                                                  ^
+  +-- of a dropped log, or kept by a member --retention.take---------+
+the list changes, a fork is proved --> what counts is counted again --> folded anew if less does
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pairio_protocol.effects import JobChanged
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.fold import RequestState, ResultInfo
+from pairio_protocol.messages import Kept
+from pairio_protocol.records import Cancel, End, Record, Request, Result, Start, Unknown
+from pairio_protocol.segment import Segment
+from pairio_protocol.service import Chain
+
+if TYPE_CHECKING:
+    from pairio_protocol.core import NodeCore
+
+__all__ = ["Intake"]
+
+_ROLE_FOR: dict[type[Any], str] = {
+    Request: "submit",
+    Cancel: "submit",
+    Start: "compute",
+    End: "read",
+    Result: "compute",
+}
+
+
+class Intake:
+    """Takes what counts into the state, and tells the machines."""
+
+    def __init__(self, core: "NodeCore") -> None:
+        self._core = core
+        self._ctx = core.ctx
+        self._rewrites: dict[str, int] = {}
+
+    def on_kept(self, peer: str, message: Kept) -> None:
+        """A member has a result in a segment of a log that it holds no more as a whole."""
+        try:
+            segment = Segment.decode(message.segment)
+            chain = self._core.membership.active(segment.service)
+            segment = self._core.logs.check(message.segment, chain)
+        except (DecodeError, LookupError):
+            self._ctx.refuse(peer, "an invalid kept segment")
+            return
+        assert chain is not None
+        lookups, replication = self._core.lookups, self._core.replication
+        if not (lookups.wants(segment, peer) or replication.awaits(segment.hash)):
+            self._ctx.refuse(peer, "a kept segment that was not asked for")
+        elif self._core.logs.get(segment.hash) is None and self._core.retention.take(
+            segment, chain
+        ):
+            self._core.logs.unstored.add(segment.hash)
+            self.fold_segment(segment)
+
+    def take(self, peer: str, data: bytes) -> bytes | None:
+        """Take one segment; returns its hash when it is held here now."""
+        try:
+            segment = Segment.decode(data)
+        except DecodeError as error:
+            self._ctx.refuse(peer, str(error)[:80])
+            return None
+        chain = self._core.membership.active(segment.service)
+        if self._core.retention.is_dropped(segment.service, segment.log):
+            self._take_late(peer, data, chain)
+        else:
+            taken = self._core.logs.take(peer, data, chain)
+            if taken.refold:
+                self.refold(segment.service)
+            else:
+                for accepted in taken.accepted:
+                    self.fold_segment(accepted)
+        return segment.hash if self.holds(segment.hash) else None
+
+    def _take_late(self, peer: str, data: bytes, chain: Chain | None) -> None:
+        try:
+            segment = self._core.logs.check(data, chain)
+        except (DecodeError, LookupError) as error:
+            self._ctx.refuse(peer, str(error)[:80])
+            return
+        if chain is not None and self._core.retention.take_late(segment, chain):
+            self._core.logs.unstored.add(segment.hash)
+            self.fold_segment(segment)
+
+    def holds(self, segment_hash: bytes) -> bool:
+        """Say whether a segment that counts is held here, in its log or kept alone."""
+        held = self._core.logs.get(segment_hash) or self._core.retention.get(segment_hash)
+        return held is not None
+
+    def refold(self, service: str) -> None:
+        """Something that counted counts no more: derive the state again from what does."""
+        before = self._core.folds.pop(service, None)
+        fold = self._core.fold(service)
+        for segment in self._core.retention.counting(
+            service, self._core.membership.chains[service]
+        ):
+            self.fold_segment(segment, quiet=True)
+        for segment in sorted(self._core.logs.all_segments(service), key=lambda s: s.log):
+            self.fold_segment(segment, quiet=True)
+        if before is not None:
+            fold.adopt(before)
+        self.see_to_all(service)
+        self._core.coordinator.review_all()
+        self._core.worker.review(service)
+        self._ctx.counters["folded again"] += 1
+
+    def see_to_all(self, service: str) -> None:
+        """Also those that were dropped while their submitter was off the list."""
+        for state in list(self._core.fold(service).requests.values()):
+            self._see_to(service, state)
+
+    def _see_to(self, service: str, state: RequestState) -> None:
+        """A request is known: coordinate it if it is ours, else watch whether it is started."""
+        if state.cached or state.answer is not None:
+            return
+        if state.author == self._ctx.me:
+            self._core.coordinator.add(service, state.id)
+        else:
+            self._core.bidder.note(service, state.id)
+
+    def fold_segment(self, segment: Segment, own: bool = False, quiet: bool = False) -> None:
+        """Let a segment's records have their effect: `own` ones are this node's new ones; `quiet`
+        ones are only folded, since all is looked at afterwards."""
+        chain = self._core.membership.chains[segment.service]
+        folded = chain.at(segment.epoch)
+        assert folded is not None
+        roles = folded.roles_of(segment.log.author)
+        try:
+            records = segment.records()
+        except DecodeError:
+            self._ctx.refuse(segment.log.author, "malformed records in a signed segment")
+            return
+        for index, record in enumerate(records):
+            if not isinstance(record, Unknown) and not self._may(roles, record):
+                self._ctx.refuse(segment.log.author, "a record that its author's role forbids")
+                continue
+            issued_unix_ms = getattr(record, "issued_unix_ms", 0)
+            if issued_unix_ms and self._core.logs.get(segment.hash) is not None:
+                self._core.logs.note_time(segment, issued_unix_ms)
+            self._fold_record(segment, segment.first_seq + index, record, own, quiet)
+
+    @staticmethod
+    def _may(roles: tuple[str, ...], record: Record) -> bool:
+        needed = _ROLE_FOR[type(record)]
+        return needed in roles or (needed == "read" and bool(roles))
+
+    def _fold_record(
+        self, segment: Segment, seq: int, record: Record | Unknown, own: bool, quiet: bool
+    ) -> None:
+        service, log = segment.service, segment.log
+        fold = self._core.fold(service)
+        try:
+            touched = fold.add(log, seq, segment.epoch, record, segment.hash)
+        except DecodeError:
+            self._ctx.refuse(log.author, "a record that contradicts itself")
+            return
+        if quiet or touched is None:
+            return
+        match record:
+            case Request():
+                self._on_request(service, fold.requests[touched], own)
+            case Result():
+                self._on_result(service, fold.results[touched])
+            case End():
+                self._core.coordinator.on_end(service, record.run, log.author, record.attempt)
+            case Cancel():
+                self._core.coordinator.review_all()
+                self._core.worker.review(service)
+                for name in record.requests:
+                    if name in fold.requests:
+                        self._ctx.emit(JobChanged(service, fold.requests[name].job))
+            case Start():
+                self._core.worker.on_start(service, record, log.author)
+                if record.request in fold.requests:
+                    self._ctx.emit(JobChanged(service, fold.requests[record.request].job))
+
+    def _on_request(self, service: str, state: RequestState, own: bool) -> None:
+        if own:
+            self._core.commands.on_own_request(service, state)
+        self._see_to(service, state)
+        self._core.coordinator.review_waiting_for(service, state.job)
+        self._ctx.emit(JobChanged(service, state.job))
+
+    def _on_result(self, service: str, result: ResultInfo) -> None:
+        self._core.coordinator.on_result(service, result)
+        self._core.worker.on_result(service, result)
+        self._ctx.emit(JobChanged(service, result.document.job))
+
+    def on_service_changed(self, service: str) -> None:
+        """The list has changed: try what was parked, greet who is new, look at everything again."""
+        chain = self._core.membership.active(service)
+        if chain is None:
+            return
+        shrunk, more = self._core.logs.recount(service, chain)
+        rewritten = self._rewrites.get(service, 1) != chain.rewrites
+        self._rewrites[service] = chain.rewrites
+        if shrunk or rewritten or self._core.retention.has_kept(service):
+            self.refold(service)
+        else:
+            for segment in more:
+                self.fold_segment(segment)
+        for segment in self._core.logs.unpark(service):
+            self.take(segment.log.author, segment.encode())
+        self._core.book.changed()
+        for peer in self._core.membership.connected_members(service):
+            self._core.greet(peer)
+        self._core.coordinator.on_removed(service)
+        self.see_to_all(service)
+        self._core.coordinator.review_all()
+        self._core.worker.review(service)

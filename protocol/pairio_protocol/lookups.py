@@ -1,0 +1,177 @@
+"""Looking jobs up at members: before a submit runs anything, and for what stays open for long.
+
+    submit --one look-up of a service at a time; what comes meanwhile goes with the next-->
+        asked --all have answered, or LOOKUP_MS--> submitted again, with whatever came
+
+A member that did not answer in time is not waited for until it does. An answer comes as pushed
+segments (of logs), or as `kept` ones (of logs that the member has dropped), then `looked_up`.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pairio_protocol import events as ev
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.fold import Resolution
+from pairio_protocol.limits import ASKED_MS, LOOKUP_JOBS_MAX, LOOKUP_MS, UPSTREAM_SENT_MAX
+from pairio_protocol.machines.deadlines import Deadlines
+from pairio_protocol.messages import LookedUp, Lookup
+from pairio_protocol.records import Result, ResultDocument
+from pairio_protocol.segment import Segment
+
+if TYPE_CHECKING:
+    from pairio_protocol.core import NodeCore
+
+__all__ = ["Lookups"]
+
+
+@dataclass
+class _Lookup:
+    """Submits that wait for members to say what results they have."""
+
+    service: str
+    events: list[ev.Submit]
+    waits_for: set[str]
+
+
+class Lookups:
+    """What this node asks members for, and what it answers them."""
+
+    def __init__(self, core: "NodeCore") -> None:
+        self._core = core
+        self._ctx = core.ctx
+        self._under_way: dict[int, _Lookup] = {}
+        self._unasked: dict[str, deque[tuple[ev.Submit, str]]] = {}
+        self._looked_up: set[int] = set()  # calls that go on with what members have sent
+        self._ticket = 0
+        self._silent: set[str] = set()
+        self._due: Deadlines[int] = Deadlines()
+        self._asked_until_ms: dict[str, int] = {}
+        self._turn = 0
+
+    # -- for submits ------------------------------------------------------------------------
+
+    def ask_first(self, event: ev.Submit, service: str, job: str) -> bool:
+        """Look a submit's job up at connected members, once; True while they are waited for."""
+        if event.call in self._looked_up or event.mode == "skip_cache":
+            self._looked_up.discard(event.call)
+            return False
+        if not self._whom_to_ask(service):
+            return False
+        self._unasked.setdefault(service, deque()).append((event, job))
+        if not any(lookup.service == service for lookup in self._under_way.values()):
+            self._send_lookup(service)
+        return True
+
+    def _whom_to_ask(self, service: str) -> list[str]:
+        """Return the connected members that have answered every look-up so far."""
+        peers = self._core.membership.connected_members(service)
+        return [peer for peer in peers if peer not in self._silent]
+
+    def _send_lookup(self, service: str) -> None:
+        """Ask for what waits, as much as one frame takes."""
+        unasked = self._unasked.get(service)
+        if not unasked:
+            self._unasked.pop(service, None)
+            return
+        fold = self._core.fold(service)
+        jobs: dict[str, None] = {}
+        events: list[ev.Submit] = []
+        while unasked and len(jobs) < LOOKUP_JOBS_MAX:
+            event, job = unasked.popleft()
+            events.append(event)
+            known = job in fold.definitions  # not if the fold was made anew meanwhile
+            resolution = fold.resolve(job) if known else Resolution(None, None)
+            jobs.update(dict.fromkeys([resolution.job or job, *resolution.waits_for]))
+        peers = self._whom_to_ask(service)
+        self._ticket += 1
+        self._under_way[self._ticket] = _Lookup(service, events, set(peers))
+        self._due.set(self._ticket, self._ctx.now_ms + LOOKUP_MS)
+        for peer in peers:
+            self._ctx.send(peer, Lookup(service, self._ticket, tuple(jobs)[:LOOKUP_JOBS_MAX]))
+        if not peers:
+            self._go_on(self._ticket)
+
+    def on_looked_up(self, peer: str, ticket: int) -> None:
+        """A member has pushed what it has."""
+        self._silent.discard(peer)
+        lookup = self._under_way.get(ticket)
+        if lookup is not None:
+            lookup.waits_for.discard(peer)
+            if not lookup.waits_for:
+                self._go_on(ticket)
+
+    def _is_asking(self, service: str, peer: str) -> bool:
+        """Say whether a look-up at this member is under way."""
+        return any(k.service == service and peer in k.waits_for for k in self._under_way.values())
+
+    def _go_on(self, ticket: int) -> None:
+        """Submit again, with whatever members have sent; then ask for what waits meanwhile."""
+        lookup = self._under_way.pop(ticket)
+        self._due.drop(ticket)
+        self._silent |= lookup.waits_for & set(self._ctx.connected)
+        self._silent &= set(self._ctx.connected)
+        for event in lookup.events:
+            self._looked_up.add(event.call)
+            self._core.commands.on_command(event)
+            self._looked_up.discard(event.call)
+        self._send_lookup(lookup.service)
+
+    def on_peers_changed(self) -> None:
+        """With nobody left to answer, nobody is waited for."""
+        connected = set(self._ctx.connected)
+        self._asked_until_ms = {p: t for p, t in self._asked_until_ms.items() if p in connected}
+        for ticket, lookup in list(self._under_way.items()):
+            lookup.waits_for &= connected
+            if not lookup.waits_for:
+                self._go_on(ticket)
+
+    def tick(self) -> None:
+        """Go on without those who have not answered in time."""
+        for ticket in self._due.due(self._ctx.now_ms):
+            self._go_on(ticket)
+
+    def deadline_ms(self) -> int | None:
+        """When a look-up is over anyway."""
+        return self._due.next_ms()
+
+    # -- for what stays open, and for others --------------------------------------------------
+
+    def ask_for(self, service: str, jobs: list[str]) -> None:
+        """Look jobs up at a connected member, the next in turn; results come as they are found."""
+        peers = self._core.membership.connected_members(service)
+        if jobs and peers:
+            self._turn += 1
+            peer = peers[self._turn % len(peers)]
+            self._asked_until_ms[peer] = self._ctx.now_ms + ASKED_MS
+            self._ctx.send(peer, Lookup(service, 0, tuple(jobs[:LOOKUP_JOBS_MAX])))
+
+    def wants(self, segment: Segment, peer: str) -> bool:
+        """Say whether a kept segment is wanted: of a member whom this node has asked for jobs, or
+        with a result of what is open here."""
+        if self._is_asking(segment.service, peer):
+            return True
+        if self._ctx.now_ms < self._asked_until_ms.get(peer, 0):
+            return True
+        fold = self._core.fold(segment.service)
+        try:
+            results = [r for r in segment.records() if isinstance(r, Result)]
+            jobs = [ResultDocument.decode(record.document).job for record in results]
+        except DecodeError:
+            return False
+        return any(fold.is_awaited(job, self._ctx.unix_ms) for job in jobs)
+
+    def on_lookup(self, peer: str, message: Lookup) -> None:
+        """Send the results that there are, and of jobs on which they rest what is needed to see
+        that they do: requests for the definitions, results for the resolution."""
+        fold = self._core.fold(message.service)
+        for job in message.jobs[:LOOKUP_JOBS_MAX]:
+            for name in fold.upstream_of(job, UPSTREAM_SENT_MAX):
+                found = fold.results_for(name)
+                requests = fold.by_job.get(name)
+                if found and requests and found[0].document.job != name:
+                    self._core.push(peer, fold.requests[requests[0]].segment)
+                for result in found:
+                    self._core.push(peer, result.segment)
+        self._ctx.send(peer, LookedUp(message.service, message.ticket))
