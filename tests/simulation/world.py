@@ -161,6 +161,7 @@ class World:
         self._calls = 0
         self._seen_gossip: dict[int, set[bytes]] = {}
         self._trust: tuple[str, ...] = ()
+        self.make_core: type[NodeCore] = NodeCore
         self.settings: dict[str, Any] = {}  # of every node, beyond the defaults
         #: who has withdrawn what a worker kills; the scenario knows
         self.gone_coordinators: Callable[[Node, Any], set[str]] = lambda node, task: set()
@@ -215,7 +216,7 @@ class World:
             addresses=(f"sim/{node.index}",),
         )
         config = replace(config, **self.settings)
-        node.core = NodeCore(node.key, config)
+        node.core = self.make_core(node.key, config)
         node.timer_ms, node.inbox, node.running = None, [], {}
         outlived, node.outlived = node.outlived, {}
         node.last_look_ms = self._clock(node)
