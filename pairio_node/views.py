@@ -3,14 +3,16 @@
 from typing import Any, Protocol
 
 from pairio_protocol.core import NodeCore
-from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
+from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
 from pairio_protocol.normalise import source_text
 from pairio_protocol.policy import isolation_needed, misfit
+from pairio_protocol.records import End
 
 __all__ = [
     "LinkMaker",
     "app_view",
+    "attempts_view",
     "is_final",
     "is_settled",
     "job_view",
@@ -73,7 +75,7 @@ def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str
     return "pending", None
 
 
-def _attempts(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:
+def attempts_view(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:
     """Return every try of the request's run, oldest first: where, from when to when, how it ended.
 
     One that was given up and gave its result all the same has that result's status, and the reason
@@ -87,7 +89,7 @@ def _attempts(core: NodeCore, service: str, state: RequestState) -> list[dict[st
     gave = {(document.attempt, document.worker): document for document in documents}
     found = []
     for (name, worker), start in sorted(run.starts.items(), key=lambda i: i[1].issued_unix_ms):
-        end, document = run.end_of(name, worker), gave.get((name, worker))
+        end, document = _first_end(run, name, worker), gave.get((name, worker))
         ended, reason = (end.kind, end.reason) if end else (None, None)
         ended_ms = end.issued_unix_ms if end else None
         if document is not None:
@@ -106,6 +108,14 @@ def _attempts(core: NodeCore, service: str, state: RequestState) -> list[dict[st
     return found
 
 
+def _first_end(run: RunState, attempt: str, worker: str) -> End | None:
+    """Return how an attempt ended first: its coordinator may have given it up, and its worker have
+    said later, when it woke, that it was canceled."""
+    authors = dict.fromkeys((attempt.partition("/")[0], worker))
+    ends = [run.ends[attempt, author] for author in authors if (attempt, author) in run.ends]
+    return min(ends, key=lambda end: end.issued_unix_ms, default=None)
+
+
 def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker) -> dict[str, Any]:
     """Return a job as clients see it, by one of its requests."""
     result = _result(core, service, state)
@@ -113,7 +123,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
     status, error = _status(core, service, state)
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
-    attempts = _attempts(core, service, state)
+    attempts = attempts_view(core, service, state)
     record = state.record
     inputs_key = f"{state.id}/inputs"
     started = document.started_unix_ms if document else None
@@ -201,7 +211,7 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "waitsFor": list(resolution.waits_for),
         "blockedBy": resolution.blocked_by,
         "attempt": {"node": attempt.worker, "state": attempt.state} if attempt else None,
-        "attempts": _attempts(core, service, state),
+        "attempts": attempts_view(core, service, state),
         "nodes": nodes,
     }
 
