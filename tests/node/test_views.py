@@ -29,7 +29,7 @@ def _shown(ends: dict[str, End], results: dict[str, Any] | None = None) -> list[
         run_of=lambda *_: "run",
     )
     core = cast(NodeCore, SimpleNamespace(fold=lambda _: fold))
-    return attempts_view(core, "s", cast(RequestState, SimpleNamespace(document={})))
+    return attempts_view(core, "s", cast(RequestState, SimpleNamespace(document={}, job="job")))
 
 
 def _result(status: str, error: str) -> dict[str, Any]:
