@@ -46,6 +46,9 @@ __all__ = [
 #: Any role implies read.
 ROLES = ("admin", "submit", "compute", "read")
 _CHANGE_FIELDS = {"type", "v", "seq", "prev", "ops", "cuts", "over", "state", "issued"}
+#: Ops that may take keys off the list; for the others they are not compared, which would cost a
+#: list of thousands dearly.
+_REMOVING = ("remove", "admins")
 _ORIGINAL_ROLES = {"createJobs": "submit", "processJobs": "compute"}
 
 
@@ -572,13 +575,17 @@ def _fold(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
         if folded is None:
             folded = _created(op)
             continue
-        keys_before = {*folded.peers(), *folded.admins}
-        folded = _applied(folded, op)
-        removed |= keys_before - {*folded.peers(), *folded.admins}
+        before_op, folded = folded, _applied(folded, op)
+        if op["op"] in _REMOVING:
+            removed |= _keys(before_op) - _keys(folded)
     assert folded is not None
     if len(folded.members) > MEMBERS_MAX:
         raise DecodeError(f"more than {MEMBERS_MAX} members")
     return folded, frozenset(removed)
+
+
+def _keys(folded: Folded) -> set[str]:
+    return {*folded.peers(), *folded.admins}
 
 
 def _remove(folded: Folded, name: str, key: Any) -> Folded:
