@@ -334,9 +334,18 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
 
     def presence(self, service: str) -> list[Presence]:
         """Return the live presence entries of a service, own one included."""
+        self._say_presence(service)
+        return self.book.everybody(service)
+
+    def presence_here(self, service: str) -> list[Presence]:
+        """Return the presence entries of this node and of connected members."""
+        self._say_presence(service)
+        entries = (self.book.get(service, p) for p in (self.ctx.me, *self.ctx.connected))
+        return [entry for entry in entries if entry is not None]
+
+    def _say_presence(self, service: str) -> None:
         if self.ctx.me not in self.book.heard.get(service, {}):
             self.book.send_own()
-        return self.book.everybody(service)
 
     def push(self, peer: str, segment: bytes) -> None:
         """Make sure that a peer has a segment."""
@@ -413,7 +422,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
 
     def own_presence(self, service: str) -> Presence | None:
         """Return what this node says of itself."""
-        self.presence(service)
+        self._say_presence(service)
         return self.book.get(service, self.ctx.me)
 
     def addresses_of(self, service: str, peer: str) -> tuple[str, ...]:

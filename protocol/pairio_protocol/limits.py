@@ -68,6 +68,8 @@ LOGS_PER_FRONTIER_MAX: Final = 300
 #: Changes in one message; the receiver asks on.
 CHANGES_PER_REPLY_MAX: Final = 64
 #: Peers that a node stays connected to.
+#: Segments, results, presence entries whose decoded form is remembered, each.
+DECODED_MAX: Final = 512
 #: Records in one log; then the node begins a new one.
 LOG_RECORDS_MAX: Final = 20_000
 #: Logs dropped in one look, and logs remembered as dropped.
@@ -98,6 +100,8 @@ PRESENCE_CHANGE_INTERVAL_MS: Final = 2_000
 PRESENCE_EXPIRY_MS: Final = 180_000
 #: Neighbours that a change of presence is passed on to.
 PRESENCE_FANOUT: Final = 4
+#: What is to be passed on waits so long, so that one frame takes it all.
+PRESENCE_PASS_MS: Final = 1_000
 #: A random neighbour is compared with this often.
 SYNC_INTERVAL_MS: Final = 3_000
 #: A worker that does not answer an award for so long is passed over.
@@ -106,6 +110,8 @@ AWARD_ANSWER_MS: Final = 1_000
 BID_DELAY_MS: Final = 500
 #: What each rank waits longer before it bids.
 BID_RANK_MS: Final = 20
+#: What is due for bids is gone through at most this often: several go in one frame.
+BID_SCAN_MS: Final = 100
 #: A free node bids for the same run at most this often.
 BID_INTERVAL_MS: Final = 2_000
 #: Runs that one look may bid for.

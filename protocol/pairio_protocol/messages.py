@@ -5,10 +5,11 @@ One docstring each: who sends it, when, and what follows. `MESSAGES` encodes and
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
-from pairio_protocol.limits import NAME_LENGTH_MAX, SIGNATURE_SIZE_BYTES
+from pairio_protocol.limits import DECODED_MAX, NAME_LENGTH_MAX, SIGNATURE_SIZE_BYTES
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 from pairio_protocol.wire import Registry
 
@@ -344,6 +345,7 @@ class Presence:
         return pack([body, key.sign(signing_input("presence", self.service, sha256(body)))])
 
     @staticmethod
+    @lru_cache(maxsize=DECODED_MAX)
     def decode(data: bytes) -> "Presence":
         """Return a signed entry; DecodeError when its peer did not sign it."""
         match unpack(data):

@@ -1,10 +1,11 @@
 """Records: signed, durable, replicated facts in a node's log (DESIGN section 6).
 
-Each says who may write it. Whether one counts is decided in `acceptance.py` and `fold.py`; here is
-only what it looks like. `records.decode` turns what stands in a segment into these classes.
+Each says who may write it. Whether one counts is decided in `machines/log.py`, `intake.py` and
+`fold.py`; here is only what it looks like. `records.decode` turns what stands in a segment into these classes.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pairio_protocol.documents import Link, document_cid, encode
@@ -13,6 +14,7 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import run_id
 from pairio_protocol.limits import (
     CPU_MILLICORES_MAX,
+    DECODED_MAX,
     DEFINITION_SIZE_BYTES_MAX,
     DEPTH_MAX,
     GPUS_MAX,
@@ -254,6 +256,7 @@ class ResultDocument:
         return encode({**body, "signature": signature.hex()})
 
     @staticmethod
+    @lru_cache(maxsize=DECODED_MAX)
     def decode(data: bytes) -> "ResultDocument":
         """Return the document in `data` after checking its signature.
 

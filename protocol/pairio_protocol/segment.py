@@ -5,13 +5,14 @@ A log is (author, boot, shard). Its segments form a chain: `prev` is the hash of
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId
 from pairio_protocol.limits import (
+    DECODED_MAX,
     NAME_LENGTH_MAX,
     SEGMENT_RECORDS_MAX,
     SEGMENT_SIZE_BYTES_MAX,
@@ -84,8 +85,10 @@ class Segment:
         )
 
     @staticmethod
+    @lru_cache(maxsize=DECODED_MAX)
     def decode(data: bytes) -> "Segment":
-        """Return the segment in `data`: shape and bounds checked, signature not yet.
+        """Return the segment in `data`: shape and bounds checked, signature not yet. Pure, and
+        remembered: the same bytes come by gossip, by push and by sync.
 
         Raises:
             DecodeError: not the shape of a segment.
@@ -123,10 +126,7 @@ class Segment:
         Raises:
             DecodeError: a malformed record, or another number of them than it says.
         """
-        plain = unpack(self.body, SEGMENT_SIZE_BYTES_MAX)
-        if not isinstance(plain, list) or len(plain) != self.count:
-            raise DecodeError(f"a segment that says {self.count} records holds others")
-        return [decode_record(item) for item in plain]
+        return list(_records(self.body, self.count))
 
     @staticmethod
     def seal(
@@ -150,3 +150,11 @@ def record_size(record: Record) -> int:
     """Return how many bytes a record takes in a segment's body."""
     plain: Any = RECORDS.to_plain(record)
     return len(pack(plain))
+
+
+@lru_cache(maxsize=DECODED_MAX)
+def _records(body: bytes, count: int) -> tuple[Record | Unknown, ...]:
+    plain = unpack(body, SEGMENT_SIZE_BYTES_MAX)
+    if not isinstance(plain, list) or len(plain) != count:
+        raise DecodeError(f"a segment that says {count} records holds others")
+    return tuple(decode_record(item) for item in plain)

@@ -1,13 +1,14 @@
 """The bidder: other nodes' requests that nobody starts.
 
-    unstarted --BID_DELAY_MS + rank--> bid to the coordinator, again every BID_INTERVAL_MS
+    unstarted for BID_DELAY_MS --rank--> bid to the coordinator, again every BID_INTERVAL_MS
         |                                   |
         |                                   +-- not connected: dial; not reached for
         |                                       TAKE_DELAY_MS + rank, synced since: take
         +-- started, answered, canceled, expired, gone: forgotten
 
-The rank is by rendezvous(run or request, node): about three bids per job however many members. To
-take is to be coordinator and worker of the run oneself; nobody has to agree on who is alive.
+The rank is by rendezvous(request, node): about three bids per job however many members. It is found
+out only for what was not started at once, since that costs a hash for each member. To take is to be
+coordinator and worker of the run oneself; nobody has to agree on who is alive.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from pairio_protocol.limits import (
     BID_DELAY_MS,
     BID_INTERVAL_MS,
     BID_RANK_MS,
+    BID_SCAN_MS,
     BIDS_PER_SCAN,
+    CONNECTIONS_MAX,
     RANK_MAX,
     TAKE_DELAY_MS,
     TAKE_RANK_MS,
@@ -65,6 +68,7 @@ class Hooks:
 @dataclass
 class _Seen:
     lost_since_ms: int | None = None
+    ranked: bool = False
 
 
 class Bidder:
@@ -86,22 +90,26 @@ class Bidder:
             return
         if (service, request) not in self.seen:
             self.seen[service, request] = _Seen()
-            due_ms = self._ctx.now_ms + self._bid_delay(service, request)
-            self._due.set((service, request), due_ms)
+            self._due.set((service, request), self._ctx.now_ms + BID_DELAY_MS)
 
-    def _rank(self, service: str, key: str) -> int:
-        mine = rendezvous(key, self._ctx.me)
+    def _before(self, service: str, request: str) -> tuple[int, int]:
+        """Return how many members come before this one for a request, and how many there are."""
+        mine = rendezvous(request, self._ctx.me)
         peers = self._membership.folded(service).peers()
-        return min(sum(rendezvous(key, p) > mine for p in peers), RANK_MAX)
+        return sum(rendezvous(request, p) > mine for p in peers), len(peers)
 
-    def _bid_delay(self, service: str, request: str) -> int:
-        return BID_DELAY_MS + self._rank(service, request) * BID_RANK_MS
+    def _turn_ms(self, service: str, request: str) -> int:
+        """Return how long to let others bid first. Only members that the coordinator is connected
+        to can: of those before this one, as large a share as it can be connected to."""
+        before, count = self._before(service, request)
+        rank = before * min(count, CONNECTIONS_MAX) // max(1, count)
+        return min(rank, RANK_MAX) * BID_RANK_MS
 
     def tick(self) -> None:
         """Bid, dial, take what is due."""
         if self._ctx.now_ms < self._scan_ms:
             return
-        self._scan_ms = self._ctx.now_ms + BID_DELAY_MS
+        self._scan_ms = self._ctx.now_ms + BID_SCAN_MS
         idle = self._hooks.is_idle()
         bids: dict[tuple[str, str], list[str]] = {}
         for service, name in self._due.due(self._ctx.now_ms):
@@ -110,6 +118,11 @@ class Bidder:
             if state is None:
                 del self.seen[service, name]
                 continue
+            if not seen.ranked:
+                seen.ranked = True
+                if turn_ms := self._turn_ms(service, name):
+                    self._due.set((service, name), self._ctx.now_ms + turn_ms)
+                    continue
             self._due.set((service, name), self._ctx.now_ms + BID_INTERVAL_MS)
             if state.author in self._ctx.connected:
                 seen.lost_since_ms = None
@@ -169,7 +182,7 @@ class Bidder:
         addresses = self._hooks.addresses_of(service, state.author)
         if addresses:
             self._ctx.emit(Connect(state.author, addresses))
-        rank = self._rank(service, state.id)
+        rank = min(self._before(service, state.id)[0], RANK_MAX)
         waited_ms = self._ctx.now_ms - seen.lost_since_ms
         synced_ms = self._hooks.synced_ms(service)
         synced = synced_ms is None or synced_ms > seen.lost_since_ms

@@ -99,8 +99,8 @@ class Hooks:
         waited long for those who seem to."""
         raise NotImplementedError
 
-    def presence(self, service: str) -> list[Presence]:
-        """Return the live presence entries of a service."""
+    def presence_here(self, service: str) -> list[Presence]:
+        """Return the presence entries of this node and of connected members."""
         raise NotImplementedError
 
     def push(self, peer: str, segment: bytes) -> None:
@@ -359,10 +359,8 @@ class Coordinator:
         folded = self._membership.folded(service)
         return [
             entry
-            for entry in self._hooks.presence(service)
-            if entry.compute
-            and "compute" in folded.roles_of(entry.peer)
-            and (entry.peer in self._ctx.connected or entry.peer == self._ctx.me)
+            for entry in self._hooks.presence_here(service)
+            if entry.compute and "compute" in folded.roles_of(entry.peer)
         ]
 
     def _award(self, errand: Errand, candidates: list[Presence]) -> None:

@@ -1,24 +1,26 @@
 """Presence: who is alive and what they have free; the standing bid of every node.
 
     own state changed --(at once, then <= 1 per PRESENCE_CHANGE_INTERVAL_MS)--> signed, sent to all
-    another's entry is newer --> kept, passed on to at most PRESENCE_FANOUT neighbours
+    another's entry is newer --> kept; passed on to PRESENCE_FANOUT neighbours, with what else
+        came within PRESENCE_PASS_MS, unless its load alone is another: that concerns those who may
+        award to it, whom it tells itself; the others hear every PRESENCE_INTERVAL_MS
     not renewed for PRESENCE_EXPIRY_MS --> gone
 
 An entry carries addresses: a member learnt of through somebody else is dialled.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Connect
 from pairio_protocol.errors import DecodeError
-from pairio_protocol.ids import rendezvous
 from pairio_protocol.limits import (
     CONNECTIONS_MAX,
     PRESENCE_CHANGE_INTERVAL_MS,
     PRESENCE_EXPIRY_MS,
     PRESENCE_FANOUT,
     PRESENCE_INTERVAL_MS,
+    PRESENCE_PASS_MS,
     PRESENCE_PER_SERVICE_MAX,
 )
 from pairio_protocol.machines.membership_view import MembershipView
@@ -28,16 +30,19 @@ __all__ = ["Heard", "PresenceBook"]
 
 _ENTRIES_PER_FRAME = 64
 _PAST_BOOTS_MAX = 8
+#: Renewals are passed on; they come at about PRESENCE_INTERVAL_MS, delayed by other nodes.
+_PASSED_AGAIN_MS = PRESENCE_INTERVAL_MS // 2
 _LOOKED_AT_MAX = 4096
 
 
 @dataclass
 class Heard:
-    """An entry, its signed bytes, and when it was taken."""
+    """An entry, its signed bytes, when it was taken, and when one of its peer was passed on."""
 
     entry: Presence
     data: bytes
     at_ms: int
+    passed_ms: int = 0
     past_boots: tuple[bytes, ...] = ()
 
 
@@ -53,6 +58,10 @@ class PresenceBook:
         self._dirty = True
         self._sent_ms = -PRESENCE_INTERVAL_MS
         self._looked_at: dict[bytes, None] = {}  # entries that neighbours bring again and again
+        #: service -> peer -> (who brought it, entry) that waits to be passed on
+        self._passing: dict[str, dict[str, tuple[str, bytes]]] = {}
+        self._pass_ms = 0
+        self._turn = 0
 
     def get(self, service: str, peer: str) -> Presence | None:
         """Return the newest entry of a peer that is connected or was heard lately."""
@@ -79,10 +88,13 @@ class PresenceBook:
     def deadline_ms(self) -> int:
         """When the next entry is due."""
         wait = PRESENCE_CHANGE_INTERVAL_MS if self._dirty else PRESENCE_INTERVAL_MS
-        return self._sent_ms + wait
+        own_ms = self._sent_ms + wait
+        return min(own_ms, self._pass_ms) if self._passing else own_ms
 
     def tick(self) -> None:
-        """Send the own entry when it is due."""
+        """Send the own entry when it is due, and others' that wait."""
+        if self._passing and self._ctx.now_ms >= self._pass_ms:
+            self._pass_on()
         if self._ctx.now_ms >= self.deadline_ms():
             self.send_own()
 
@@ -122,10 +134,12 @@ class PresenceBook:
         for service in self._membership.shared_with(peer):
             if self._ctx.me not in self.heard.get(service, {}):
                 self._renew(service)
-            data = [h.data for p, h in self.heard[service].items() if p != peer]
-            for start in range(0, len(data), _ENTRIES_PER_FRAME):
-                page = tuple(data[start : start + _ENTRIES_PER_FRAME])
-                self._ctx.send(peer, PresenceUpdate(page))
+            self._send(peer, [h.data for p, h in self.heard[service].items() if p != peer])
+
+    def _send(self, peer: str, entries: list[bytes]) -> None:
+        for start in range(0, len(entries), _ENTRIES_PER_FRAME):
+            page = tuple(entries[start : start + _ENTRIES_PER_FRAME])
+            self._ctx.send(peer, PresenceUpdate(page))
 
     def on_update(self, source: str, message: PresenceUpdate) -> list[Presence]:
         """Take entries; return those that were news. Passes them on and dials whom we lack."""
@@ -140,7 +154,6 @@ class PresenceBook:
                 continue
             if self._take(source, entry, data):
                 news.append(entry)
-                self._pass_on(source, entry, data)
                 self._dial(entry)
         return news
 
@@ -157,31 +170,45 @@ class PresenceBook:
         known = book.get(entry.peer)
         if known is None:
             if len(book) < PRESENCE_PER_SERVICE_MAX:
-                book[entry.peer] = Heard(entry, data, self._ctx.now_ms)
+                book[entry.peer] = Heard(entry, data, self._ctx.now_ms, self._ctx.now_ms)
+                self._wait_to_pass(source, entry, data)
             return entry.peer in book
         if not _is_newer(entry, known, source):
             return False
         past = known.past_boots
         if entry.boot != known.entry.boot:
             past = (*past, known.entry.boot)[-_PAST_BOOTS_MAX:]
-        book[entry.peer] = Heard(entry, data, self._ctx.now_ms, past)
+        passed_ms = known.passed_ms
+        if _tells_more(entry, known.entry) or self._ctx.now_ms - passed_ms >= _PASSED_AGAIN_MS:
+            passed_ms = self._ctx.now_ms
+            self._wait_to_pass(source, entry, data)
+        book[entry.peer] = Heard(entry, data, self._ctx.now_ms, passed_ms, past)
         return True
 
-    def _pass_on(self, source: str, entry: Presence, data: bytes) -> None:
-        neighbours = [
-            p
-            for p in self._membership.connected_members(entry.service)
-            if p not in (source, entry.peer)
-        ]
-        key = f"{entry.peer}{entry.counter}"
-        neighbours.sort(key=lambda p: rendezvous(key, p), reverse=True)
-        for peer in neighbours[:PRESENCE_FANOUT]:
-            self._ctx.send(peer, PresenceUpdate((data,)))
+    def _wait_to_pass(self, source: str, entry: Presence, data: bytes) -> None:
+        if not self._passing:
+            self._pass_ms = self._ctx.now_ms + PRESENCE_PASS_MS
+        self._passing.setdefault(entry.service, {})[entry.peer] = (source, data)
+
+    def _pass_on(self) -> None:
+        """Send what waits to the next few neighbours, other ones each time."""
+        passing, self._passing = self._passing, {}
+        for service, entries in passing.items():
+            peers = self._membership.connected_members(service)
+            for _ in range(min(PRESENCE_FANOUT, len(peers))):
+                self._turn += 1
+                to = peers[self._turn % len(peers)]
+                self._send(to, [d for p, (source, d) in entries.items() if to not in (p, source)])
 
     def _dial(self, entry: Presence) -> None:
         room = len(self._ctx.connected) < CONNECTIONS_MAX
         if entry.peer not in self._ctx.connected and entry.addresses and room:
             self._ctx.emit(Connect(entry.peer, entry.addresses))
+
+
+def _tells_more(entry: Presence, known: Presence) -> bool:
+    """Say whether more than the load has changed."""
+    return replace(entry, load=0, counter=0) != replace(known, load=0, counter=0)
 
 
 def _is_newer(entry: Presence, known: Heard, source: str) -> bool:
