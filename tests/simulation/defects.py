@@ -181,7 +181,7 @@ def _pump_all(self: Any) -> None:
 
 
 def _award_anybody(self: Any, service_id: str) -> Any:
-    return [e for e in self._hooks.presence(service_id) if e.peer in self._ctx.connected]
+    return [e for e in self._hooks.presence_here(service_id) if e.peer in self._ctx.connected]
 
 
 def _take_early(self: Any, service_id: str, state: Any, seen: Any) -> None:
