@@ -1,7 +1,7 @@
 """Records: signed, durable, replicated facts in a node's log (DESIGN section 6).
 
 Each says who may write it. Whether one counts is decided in `machines/log.py`, `intake.py` and
-`fold.py`; here is only what it looks like. `records.decode` turns what stands in a segment into these classes.
+`fold.py`; here is only what it looks like. `decode_record` makes these of what stands in a segment.
 """
 
 from dataclasses import dataclass

@@ -571,7 +571,10 @@ class Life:
     def _demand_copies(self) -> None:
         """A node lost its blocks: within two rounds of repair every result has its copies again."""
         world = self.world
-        known = {cid for node in self._members() for cid in _core(node).fold(self.service).results}
+        # Where logs are dropped, not every member knows every result; one that does not is no help.
+        known = set.intersection(
+            *(set(_core(node).fold(self.service).results) for node in self._members())
+        )
         owed = [
             cids
             for (_, key), cids in sorted(self.laws._safe.items())
