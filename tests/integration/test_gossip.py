@@ -210,6 +210,7 @@ async def test_an_oversized_frame_ends_its_connection_and_nothing_else(
         stream = await host.new_stream(peer, [TProtocol(CHANNEL_CONTROL)])
         await stream.write(too_long + b"x" * 1000)
         await _until("counted", lambda: _count(b, "frames_refused") == 1)
+        await host.get_network().close()  # stock leaves sockets to the garbage collector
 
     async def attack(a: _A) -> None:
         second = await a.transport.open_stream(b.info["peerId"], CHANNEL_SYNC)
