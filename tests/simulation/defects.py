@@ -243,7 +243,9 @@ DEFECTS = [
         (log.Log, "conflict", _never),
     ),
     Defect(
-        "proof of forks is not passed on", {"converged"}, (logs.Logs, "on_forks", lambda *_: False)
+        "proof of forks is not passed on",
+        {"converged", "order of segments is nothing"},
+        (logs.Logs, "on_forks", lambda *_: False),
     ),
     Defect(
         "cut ignored",
@@ -273,12 +275,12 @@ DEFECTS = [
     ),
     Defect(
         "grant from a losing branch",
-        {"order of changes is nothing", "converged"},
+        {"members only", "roles rule records", "order of segments is nothing", "converged"},
         (
             service.Chain,
             "at",
-            lambda self, epoch: (
-                self._folds[epoch] if 0 <= epoch < len(self._folds) else self._folds[-1]
+            lambda self, epoch: next(
+                (k.folded for _, k in sorted(self._known.items()) if k.seq == epoch), None
             ),
         ),
     ),
@@ -304,7 +306,11 @@ DEFECTS = [
         (logs.Logs, "on_frontier", _frontier_off_by_one(logs.Logs.on_frontier)),
     ),
     Defect("no sync", {"converged", "every job ends"}, (sync.Sync, "send_digest", _never)),
-    Defect("continue an old log", {"one hash per seq"}, (logs.Logs, "_own_id", _continue_old_log)),
+    Defect(
+        "continue an old log",
+        {"one hash per seq", "calls are answered"},
+        (logs.Logs, "_own_id", _continue_old_log),
+    ),
     Defect("capacity ignored", {"capacity holds"}, (worker.Worker, "_pump", _pump_all)),
     Defect(
         "award to whoever is there",

@@ -74,6 +74,12 @@ def _kind_of(frame: bytes) -> str:
     return frame[2 : 2 + (frame[1] & 0x1F)].decode()
 
 
+def _list_at(chain: Chain, epoch: int) -> Any:
+    """Return the winning branch's list at an epoch, beyond its end the newest; without `Chain.at`,
+    which is what is looked at."""
+    return chain._folds[min(epoch, len(chain._folds) - 1)]
+
+
 class Laws:
     """Looks at everything that happens. One per world."""
 
@@ -335,8 +341,7 @@ class Laws:
 
     def _look_at_segment(self, node: Node, chain: Chain, counting: list[Any], index: int) -> None:
         segment = counting[index]
-        folded = chain.at(segment.epoch)
-        ok = folded is not None and bool(folded.roles_of(segment.log.author))
+        ok = bool(_list_at(chain, segment.epoch).roles_of(segment.log.author))
         self.need("members only", ok, "the author was no member", node.index)
         self.need("members only", segment.is_signed(), "a bad signature", node.index)
         before = counting[index - 1] if index else None
@@ -467,9 +472,7 @@ class Laws:
 
     @staticmethod
     def _allowed(chain: Chain, segment: Segment, record: Any) -> bool:
-        folded = chain.at(segment.epoch)
-        assert folded is not None
-        roles = folded.roles_of(segment.log.author)
+        roles = _list_at(chain, segment.epoch).roles_of(segment.log.author)
         match record:
             case Request() | Cancel():
                 return "submit" in roles

@@ -75,9 +75,13 @@ class Life:
         self.short = seed % 4 == 3  # retention so short that logs are dropped
         if self.short:
             world.settings = SHORT_RETENTION
+        #: a machine that never comes back: others see to what it asked for
+        self.gone: Node | None = None
         for index in range(count):
             world.add_node(compute=index > 0, cpu=rng.choice((1000, 2000, 4000)))
         self.admins = world.nodes[: rng.choice((1, 1, 2, 3))]
+        if seed % 3 == 2 and count > 3 and len(self.admins) < count:
+            self.gone = world.nodes[-1]
         world.gone_coordinators = self._coordinators_of_kill
 
     # -- founding -------------------------------------------------------------------------
@@ -411,7 +415,11 @@ class Life:
             node.slow, node.disk_fails = 1.0, False
             if node.asleep:
                 world._wake(node, 5_000)
-            if not node.up and node.index < self.count:
+            if node is self.gone:
+                self.hit("gone for good")
+                if node.up:
+                    world.crash(node)
+            elif not node.up and node.index < self.count:
                 world.start(node)
             if node.index >= self.count and node.up:
                 world.crash(node)  # the twin's owner notices, and ends it
@@ -444,6 +452,10 @@ class Life:
         digests = {_core(n).logs.digest(self.service) for n in members}
         if len(digests) > 1 and not self.short:
             return ("converged", f"{len(digests)} sets of logs among {len(members)} nodes", "")
+        segments = [_core(n).logs.all_segments(self.service) for n in members]
+        held = {frozenset(s.hash for s in of_one) for of_one in segments}
+        if len(held) > 1 and not self.short:
+            return ("converged", f"{len(held)} sets of segments under one digest", "")
         shown = {self._shown(n) for n in members}
         if len(shown) > 1 and not self.short:
             return ("converged", f"{len(shown)} states are shown", "")
@@ -482,10 +494,10 @@ class Life:
         return hash(tuple(rows))
 
     def _why_open(self, request: str, members: list[Node]) -> str | None:
-        from pairio_protocol.limits import ATTEMPTS_MAX
-
         index, service, _, replicated = self.laws.accepted[request]
         owner = self.world.nodes[index]
+        if owner is self.gone:
+            return self._why_left(request, service, members) if replicated else None
         if owner not in members or (owner.index in self.laws._lost_disk and not replicated):
             return None
         for node in members:
@@ -499,18 +511,35 @@ class Life:
                 if cut or owner.index in self.laws._lost_disk:
                     continue  # what was said under a role that is gone may not count
                 return f"request {request[:8]} of node {index} is unknown to node {node.index}"
-            roles_of = core.membership.folded(service).roles_of
             if not fold.is_wanted(state, core.ctx.unix_ms) or node is not owner:
                 continue
-            resolution = fold.resolve(state.job)
-            run = fold.run_of(state, resolution)
-            exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
-            vain = self._waits_in_vain(fold, resolution, roles_of)
-            blocked = resolution.blocked_by is not None or vain
-            nobody = not any("compute" in roles_of(m.peer) and m.compute for m in members)
-            if not (exhausted or blocked or nobody):
+            if not self._is_hopeless(fold, state, core, members):
                 return f"request {request[:8]} of node {index} is still open"
         return None
+
+    def _why_left(self, request: str, service: str, members: list[Node]) -> str | None:
+        """A replicated request of a machine that is gone must end too."""
+        for node in members:
+            core = _core(node)
+            fold = core.fold(service)
+            state = fold.requests.get(request)
+            if state is None or not fold.is_wanted(state, core.ctx.unix_ms):
+                return None  # over; or it counts no more, was on a disk that was set back, dropped
+            if not self._is_hopeless(fold, state, core, members):
+                return f"request {request[:8]} of a node that is gone is still open"
+        return None
+
+    def _is_hopeless(self, fold: Any, state: Any, core: Any, members: list[Node]) -> bool:
+        """Nothing of what can still happen ends this request."""
+        from pairio_protocol.limits import ATTEMPTS_MAX
+
+        roles_of = core.membership.folded(self.service).roles_of
+        resolution = fold.resolve(state.job)
+        run = fold.run_of(state, resolution)
+        exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
+        vain = resolution.blocked_by is not None or self._waits_in_vain(fold, resolution, roles_of)
+        nobody = not any("compute" in roles_of(m.peer) and m.compute for m in members)
+        return exhausted or vain or nobody
 
     def _waits_in_vain(self, fold: Any, resolution: Any, roles_of: Any) -> bool:
         """An input's job may be one that nobody wants any more, or whose submitter is gone."""
