@@ -182,7 +182,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case ev.FrameReceived():
                 self._on_frame(event)
             case ev.GossipReceived():
-                self.intake.take(event.forwarder, event.data)
+                self.intake.take(event.forwarder, event.data, by_gossip=True)
             case ev.PeerUp():
                 self.ctx.connected[event.peer] = event.addresses
                 self.greet(event.peer)

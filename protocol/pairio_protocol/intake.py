@@ -57,7 +57,7 @@ class Intake:
             self._core.logs.unstored.add(segment.hash)
             self.fold_segment(segment)
 
-    def take(self, peer: str, data: bytes) -> bytes | None:
+    def take(self, peer: str, data: bytes, by_gossip: bool = False) -> bytes | None:
         """Take one segment; returns its hash when it is held here now."""
         try:
             segment = Segment.decode(data)
@@ -68,7 +68,7 @@ class Intake:
         if self._core.retention.is_dropped(segment.service, segment.log):
             self._take_late(peer, data, chain)
         else:
-            taken = self._core.logs.take(peer, data, chain)
+            taken = self._core.logs.take(peer, data, chain, by_gossip)
             if taken.refold:
                 self.refold(segment.service)
             else:

@@ -232,8 +232,9 @@ class LookedUp:
 @MESSAGES.wire("digest")
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """Hashes over the heights of all logs of a service and over its changes. A receiver with other
-    changes says hello first; with other heights it sends a frontier."""
+    """Hashes over the heights of all logs of a service, maybe of ranges of them too, and over its
+    changes. A receiver with other changes says hello first; with other heights it sends frontiers
+    of the ranges that differ, or its own digest with ranges if there were none."""
 
     service: str
     digest: bytes

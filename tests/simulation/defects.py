@@ -20,6 +20,7 @@ from pairio_protocol import commands, disk, fold, intake, service
 from pairio_protocol.machines import (
     bidder,
     coordinator,
+    heights,
     log,
     logs,
     replication,
@@ -97,6 +98,14 @@ def _first_come(self: Any) -> None:
     for link in links:
         for key in link.lost:
             self._cuttings.setdefault(key, []).append(service.Cutting(link.seq, link.cuts))
+
+
+def _losers_list(self: Any, epoch: int) -> Any:
+    """The list at an epoch as a losing branch had it, where there is one."""
+    winners = {link.cid for link in self._links}
+    lists = [k.folded for cid, k in sorted(self._known.items()) if k.seq == epoch]
+    losing = [k.folded for cid, k in self._known.items() if k.seq == epoch and cid not in winners]
+    return (losing or lists or [None])[0]
 
 
 def _lose_silently(self: Any, errand: Any, why: str) -> None:
@@ -204,6 +213,8 @@ def _safe_at_once(self: Any) -> bool:
     return True
 
 
+right_differing = heights.Heights.differing
+
 DEFECTS = [
     Defect("ack before commit", {"stored before acked"}, (disk.Disk, "on_push", _ack_early)),
     Defect(
@@ -239,7 +250,8 @@ DEFECTS = [
     ),
     Defect(
         "forks unnoticed",
-        {"order of segments is nothing", "converged", "logs are chains", "forks are void"},
+        {"order of segments is nothing", "converged", "logs are chains", "forks are void"}
+        | {"every job ends"},
         (log.Log, "conflict", _never),
     ),
     Defect(
@@ -279,9 +291,7 @@ DEFECTS = [
         (
             service.Chain,
             "at",
-            lambda self, epoch: next(
-                (k.folded for _, k in sorted(self._known.items()) if k.seq == epoch), None
-            ),
+            _losers_list,
         ),
     ),
     Defect("forget a lease", ANY_END, (coordinator.Coordinator, "_lose", _lose_silently)),
@@ -305,7 +315,18 @@ DEFECTS = [
         {"converged", "every job ends"},
         (logs.Logs, "on_frontier", _frontier_off_by_one(logs.Logs.on_frontier)),
     ),
-    Defect("no sync", {"converged", "every job ends"}, (sync.Sync, "send_digest", _never)),
+    Defect(
+        "no sync",
+        {"converged", "every job ends"},
+        (sync.Sync, "send_digest", _never),
+        (sync.Sync, "_compare", _never),
+    ),
+    Defect(
+        "differing ranges overlooked",
+        {"converged", "every job ends"},
+        (heights.Heights, "differing", lambda self, summary: right_differing(self, summary)[1:]),
+        (sync.Sync, "_compare", _never),
+    ),
     Defect(
         "continue an old log",
         {"one hash per seq", "calls are answered"},

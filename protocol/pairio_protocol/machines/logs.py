@@ -12,8 +12,8 @@
                                         |yes
                                     accepted: stored with the next commit, folded
 
-Sync: heights of logs are compared (digest first), what lies above is sent. It converges with no
-gossip at all. Clock: a digest to one neighbour in turn every SYNC_INTERVAL_MS.
+Sync: heights of logs are compared (digests first, heights.py), what lies above is sent. It
+converges with no gossip at all. Clock: sync.py's.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pairio_protocol.codec import pack
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Announce
 from pairio_protocol.errors import DecodeError
@@ -34,7 +33,9 @@ from pairio_protocol.limits import (
     SEGMENT_RECORDS_MAX,
     SEGMENT_SIZE_BYTES_MAX,
     SEGMENTS_PER_SYNC_MAX,
+    SYNC_INTERVAL_MS,
 )
+from pairio_protocol.machines.heights import Bounds, Heights, News, bounds_of, key_of, range_of
 from pairio_protocol.machines.log import Log, forked_seq
 from pairio_protocol.messages import (
     Digest,
@@ -74,7 +75,7 @@ class Memory(Protocol):
     def is_dropped(self, service: str, log_id: LogId) -> bool:
         """Say whether a log was dropped here and is not to be taken again."""
 
-    def told_heights(self, service: str) -> list[LogHeight]:
+    def told_heights(self, service: str, bounds: Bounds) -> list[LogHeight]:
         """Return dropped logs that neighbours may still hold."""
 
 
@@ -87,8 +88,7 @@ class Logs:
         self._began_ms: dict[str, int] = {}
         self._logs: dict[str, dict[LogId, Log]] = {}
         self._turns: dict[str, int] = {}
-        self.news: dict[str, int] = {}  # service -> when something came that others may lack
-        self.own_news: set[str] = set()  # services of which some of that is this node's own
+        self.news: dict[str, News] = {}  # of each service, until it was told
         self._pending: dict[str, list[Record]] = {}
         self._pending_bytes: dict[str, int] = {}
         self._sealed: list[Segment] = []
@@ -98,8 +98,10 @@ class Logs:
         self._sent: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._unknown_epoch: dict[str, list[Segment]] = {}
         self._by_hash: dict[bytes, Segment] = {}
-        self._gap_asked_ms: dict[tuple[str, str], int] = {}
-        self._digests: dict[str, bytes] = {}  # until something that counts has changed
+        self._gap_asked_ms: dict[tuple[str, str, int], int] = {}
+        self._heights: dict[str, Heights] = {}
+        #: segments that came lately, which neighbours may still lack, and when they did
+        self._fresh: OrderedDict[bytes, int] = OrderedDict()
 
     # -- this node's own log --------------------------------------------------------------
 
@@ -142,6 +144,7 @@ class Logs:
         logs = self._logs.setdefault(service, {})
         if log_id not in logs:
             logs[log_id] = Log(seen_unix_ms=self._ctx.unix_ms)
+            self._heights_of(service).add(log_id, logs[log_id])
         return logs[log_id]
 
     def has_pending(self) -> bool:
@@ -177,7 +180,7 @@ class Logs:
         self._pending[service] = []
         self._pending_bytes[service] = 0
         log.segments.append(segment)
-        self._digests.pop(service, None)
+        self._heights_of(service).changed(log_id)
         log.accepted = log.count_accepted(chain)
         if log.accepted < len(log.segments):  # a role was lost since it was written
             log.segments.pop()
@@ -185,13 +188,15 @@ class Logs:
             self._turns[service] = self._turns.get(service, 0) + 1  # its seqs were given out
             return
         self._remember(segment.hash)
-        self._note_news(service)
-        self.own_news.add(service)
+        self._news_of(service).own.add(range_of(log_id))
         self._sealed.append(segment)
         self._keep(segment)
 
     def _keep(self, segment: Segment) -> None:
         self._by_hash[segment.hash] = segment
+        self._fresh[segment.hash] = self._ctx.now_ms
+        while next(iter(self._fresh.values())) < self._ctx.now_ms - SYNC_INTERVAL_MS:
+            self._fresh.popitem(last=False)
         self.unstored.add(segment.hash)
         self.unsaved.append(segment.encode())
 
@@ -223,8 +228,8 @@ class Logs:
         if len(self._verified) > _VERIFIED_MAX:
             self._verified.popitem(last=False)
 
-    def take(self, peer: str, data: bytes, chain: Chain | None) -> Taken:
-        """Take a segment from a peer, or from this node's disk (then `peer` is this node)."""
+    def take(self, peer: str, data: bytes, chain: Chain | None, by_gossip: bool = False) -> Taken:
+        """Take a segment from a peer. What gossip brings it brings to others too: no news."""
         try:
             segment = self.check(data, chain)
         except LookupError:
@@ -234,7 +239,7 @@ class Logs:
             self._ctx.refuse(peer, str(error)[:80])
             return Taken()
         assert chain is not None
-        return self._link(segment, peer, chain)
+        return self._link(segment, peer, chain, by_gossip)
 
     def _park_epoch(self, peer: str, segment: Segment) -> None:
         parked = self._unknown_epoch.setdefault(segment.service, [])
@@ -247,7 +252,7 @@ class Logs:
         """Return what waited for a change of the service, to be taken again."""
         return self._unknown_epoch.pop(service, [])
 
-    def _link(self, segment: Segment, peer: str, chain: Chain) -> Taken:
+    def _link(self, segment: Segment, peer: str, chain: Chain, by_gossip: bool = False) -> Taken:
         if self._memory.is_dropped(segment.service, segment.log):
             self._ctx.counters["segments of logs that were dropped"] += 1
             return Taken()
@@ -260,7 +265,7 @@ class Logs:
         if segment.first_seq > log.held_height:
             log.park(segment)
             self._ctx.counters["segments parked for a gap"] += 1
-            self._fill_gap(peer, segment.service)
+            self._fill_gap(peer, segment)
             return Taken()
         if not log.is_open:
             self._ctx.counters["segments beyond the end of what counts"] += 1
@@ -268,7 +273,10 @@ class Logs:
         if segment.prev != log.head:  # at 0, or it would contradict the last one
             self._ctx.refuse(peer, "a first segment that follows another")
             return Taken()
-        return self._extend(log, segment, chain)
+        taken = self._extend(log, segment, chain)
+        if taken.accepted and not by_gossip:
+            self._news_of(segment.service).others.add(range_of(segment.log))
+        return taken
 
     def _extend(self, log: Log, segment: Segment, chain: Chain) -> Taken:
         taken = Taken()
@@ -280,7 +288,7 @@ class Logs:
                 self._ctx.counters["segments that do not count"] += 1
                 break
             log.accepted = len(log.segments)
-            self._digests.pop(segment.service, None)
+            self._heights_of(segment.service).changed(segment.log)
             self._keep(following)
             taken.accepted.append(following)
             following = log.parked.pop(log.held_height, None)
@@ -288,8 +296,6 @@ class Logs:
             if following is not None and rival is not None:
                 taken.refold |= self._fork(log, rival, following, chain).refold
                 break
-        if taken.accepted:
-            self._note_news(segment.service)
         return taken
 
     def _fork(self, log: Log, one: Segment, other: Segment, chain: Chain) -> Taken:
@@ -300,9 +306,9 @@ class Logs:
         for segment in (one, other):
             if segment.hash not in self._by_hash:
                 self.unsaved.append(segment.encode())
-        self._note_news(one.service)
+        self._news_of(one.service).others.add(range_of(one.log))
         before = log.accepted
-        self._digests.pop(one.service, None)
+        self._heights_of(one.service).changed(one.log)
         log.accepted = log.count_accepted(chain)
         return Taken(refold=log.accepted != before)
 
@@ -310,7 +316,7 @@ class Logs:
         """The service's changes are others: say whether something no longer counts, and return
         what counts now and did not before."""
         shrunk, more = False, []
-        self._digests.pop(service, None)
+        self._heights_of(service).changed_all()
         for log in self._logs.get(service, {}).values():
             before = log.accepted
             log.accepted = log.count_accepted(chain)
@@ -318,12 +324,15 @@ class Logs:
             more.extend(log.segments[before : log.accepted])
         return shrunk, more
 
-    def _fill_gap(self, peer: str, service: str) -> None:
+    def _fill_gap(self, peer: str, segment: Segment) -> None:
         """Ask whoever sent beyond a gap for what lies between (not for every such segment)."""
-        last_ms = self._gap_asked_ms.get((peer, service), -_GAP_INTERVAL_MS)
+        where = range_of(segment.log)
+        key = (peer, segment.service, where)
+        last_ms = self._gap_asked_ms.get(key, -_GAP_INTERVAL_MS)
         if self._ctx.now_ms - last_ms >= _GAP_INTERVAL_MS:
-            self._gap_asked_ms[peer, service] = self._ctx.now_ms
-            self.send_frontier(peer, service, reply=True)
+            self._gap_asked_ms[key] = self._ctx.now_ms
+            for bounds in bounds_of([where]):
+                self.send_frontier(peer, segment.service, reply=True, bounds=bounds)
 
     def restore(self, data: bytes, chain: Chain) -> Taken:
         """Take a segment from this node's disk."""
@@ -362,7 +371,7 @@ class Logs:
     def drop(self, service: str, log_id: LogId) -> None:
         """Forget a log's segments."""
         log = self._logs[service].pop(log_id)
-        self._digests.pop(service, None)
+        self._heights_of(service).drop(log_id)
         for segment in log.segments:
             self._by_hash.pop(segment.hash, None)
 
@@ -380,14 +389,16 @@ class Logs:
         self._send_push(peer, segment, ack)
 
     def _unsent_before(self, peer: str, segment: Segment) -> list[Segment]:
-        """Return the few segments of the log that the peer needs first; sync has the others."""
+        """Return the few segments of the log that the peer needs first, and may not have had from
+        others yet; sync has the rest."""
         segments = self._logs[segment.service][segment.log].counting()
         unsent: list[Segment] = []
         for index in range(len(segments) - 1, -1, -1):
             before = segments[index]
             if before.first_seq >= segment.first_seq:
                 continue
-            if (peer, before.hash) in self._sent or len(unsent) >= _UNSENT_MAX:
+            known = (peer, before.hash) in self._sent or before.hash not in self._fresh
+            if known or len(unsent) >= _UNSENT_MAX:
                 break
             unsent.insert(0, before)
         return unsent
@@ -406,58 +417,69 @@ class Logs:
         """The connection is gone: what was sent on it may be lost."""
         for key in [k for k in self._sent if k[0] == peer]:
             del self._sent[key]
-        for pair in [k for k in self._gap_asked_ms if k[0] == peer]:
-            del self._gap_asked_ms[pair]
+        for asked in [k for k in self._gap_asked_ms if k[0] == peer]:
+            del self._gap_asked_ms[asked]
 
     # -- sync -----------------------------------------------------------------------------
 
-    def _note_news(self, service: str) -> None:
-        self.news.setdefault(service, self._ctx.now_ms)
+    def _news_of(self, service: str) -> News:
+        return self.news.setdefault(service, News(self._ctx.now_ms))
 
-    def _sorted(self, service: str) -> list[tuple[bytes, LogId, Log]]:
-        logs = self._logs.get(service, {})
-        found = [
-            (_key(log_id), log_id, log)
-            for log_id, log in logs.items()
-            if log.accepted or log.forked
-        ]
-        return sorted(found, key=lambda row: row[0])
+    def _heights_of(self, service: str) -> Heights:
+        if service not in self._heights:
+            self._heights[service] = Heights()
+        return self._heights[service]
 
     def digest(self, service: str) -> bytes:
         """Return a hash over the heights of all logs of a service."""
-        known = self._digests.get(service)
-        if known is None:
-            heights = [[key, log.height, log.forked] for key, _, log in self._sorted(service)]
-            known = self._digests[service] = sha256(pack(heights))
-        return known
+        return self._heights_of(service).digest()
 
-    def send_digest(self, peer: str, service: str, changes: bytes) -> None:
-        """Begin a round of sync."""
-        self._ctx.send(peer, Digest(service, self.digest(service), changes))
+    def is_same(self, message: Digest) -> bool:
+        """Say whether a peer's logs are as high as those here."""
+        return self._heights_of(message.service).is_same(message.digest)
 
-    def send_frontier(self, peer: str, service: str, reply: bool) -> None:
-        """Send the heights of all logs, in as many frames as needed."""
+    def send_digest(self, peer: str, service: str, changes: bytes, ranges: bool = False) -> None:
+        """Begin a round of sync; with `ranges` it shows where heights differ."""
+        summary = self._heights_of(service).summary(ranges)
+        self._ctx.send(peer, Digest(service, summary, changes))
+
+    def answer_digest(self, peer: str, message: Digest, changes: bytes) -> None:
+        """Heights differ: send those of the ranges that do, or ask which ones do."""
+        heights = self._heights_of(message.service)
+        try:
+            differing = heights.differing(message.digest)
+        except DecodeError as error:
+            self._ctx.refuse(peer, str(error))
+            return
+        if heights.asks_for_ranges(message.digest):
+            self.send_digest(peer, message.service, changes, ranges=True)
+            return
+        for bounds in differing:
+            self.send_frontier(peer, message.service, reply=False, bounds=bounds)
+
+    def send_frontier(
+        self, peer: str, service: str, reply: bool, bounds: Bounds = (b"", b"")
+    ) -> None:
+        """Send the heights of the logs within bounds, in as many frames as needed."""
         heights = [
-            LogHeight(*log_id, log.height, log.forked) for _, log_id, log in self._sorted(service)
+            LogHeight(*log_id, log.height, log.forked)
+            for _, log_id, log in self._heights_of(service).within(bounds)
         ]
-        if told := self._memory.told_heights(service):
+        if told := self._memory.told_heights(service, bounds):
             heights = sorted([*heights, *told], key=_key_of)
-        low = b""
+        low, end = bounds
         for start in range(0, max(len(heights), 1), LOGS_PER_FRONTIER_MAX):
             page = heights[start : start + LOGS_PER_FRONTIER_MAX]
             rest = heights[start + LOGS_PER_FRONTIER_MAX :]
-            high = _key_of(rest[0]) if rest else b""
+            high = _key_of(rest[0]) if rest else end
             self._ctx.send(peer, Frontier(service, low, high, tuple(page), reply))
             low = high
 
     def on_frontier(self, peer: str, message: Frontier) -> None:
         """Send what the peer lacks; send our own heights back if we lack something."""
         theirs = {LogId(h.author, h.boot, h.shard): h for h in message.logs}
-        mine = {
-            log_id: log
-            for key, log_id, log in self._sorted(message.service)
-            if key >= message.low and (not message.high or key < message.high)
-        }
+        bounds = (message.low, message.high)
+        mine = {i: log for _, i, log in self._heights_of(message.service).within(bounds)}
         behind = any(
             _lacks(mine.get(log_id), height)
             and not self._memory.is_dropped(message.service, log_id)
@@ -477,7 +499,7 @@ class Logs:
                 self._ctx.send(peer, Forks(message.service, (pair,)))
         self._send_segments(peer, message.service, above)
         if behind and not message.reply:
-            self.send_frontier(peer, message.service, reply=True)
+            self.send_frontier(peer, message.service, reply=True, bounds=bounds)
 
     def on_forks(self, peer: str, message: Forks, chain: Chain) -> bool:
         """Take proof of forked logs; True when something no longer counts."""
@@ -543,7 +565,7 @@ class Logs:
         wanted = set(authors)
         return tuple(
             Cut(log_id, log.height - 1, log.segments[log.accepted - 1].hash)
-            for _, log_id, log in self._sorted(service)
+            for _, log_id, log in self._heights_of(service).within()
             if log_id.author in wanted and log.accepted
         )
 
@@ -558,8 +580,4 @@ def _lacks(mine: Log | None, theirs: LogHeight) -> bool:
 
 
 def _key_of(height: LogHeight) -> bytes:
-    return _key(LogId(height.author, height.boot, height.shard))
-
-
-def _key(log_id: LogId) -> bytes:
-    return log_id.author.encode() + log_id.boot + bytes([log_id.shard])
+    return key_of(LogId(height.author, height.boot, height.shard))

@@ -25,6 +25,7 @@ from pairio_protocol.limits import (
     LOGS_DROPPED_PER_LOOK,
     RETENTION_SKEW_MS,
 )
+from pairio_protocol.machines.heights import Bounds, key_of, range_of, ranges_in
 from pairio_protocol.machines.log import Log
 from pairio_protocol.messages import LogHeight
 from pairio_protocol.records import Cancel, End, Record, Request, Result, Start, Unknown
@@ -47,6 +48,16 @@ class Tombstone:
 class _Service:
     kept: dict[bytes, Segment] = field(default_factory=dict)
     dropped: dict[LogId, Tombstone] = field(default_factory=dict)
+    dropped_in: dict[int, set[LogId]] = field(default_factory=dict)  # by range of keys
+
+    def note(self, log_id: LogId, stone: Tombstone) -> None:
+        """Remember a dropped log; the oldest goes beyond the bound."""
+        self.dropped[log_id] = stone
+        self.dropped_in.setdefault(range_of(log_id), set()).add(log_id)
+        if len(self.dropped) > DROPPED_LOGS_MAX:
+            oldest = next(iter(self.dropped))
+            del self.dropped[oldest]
+            self.dropped_in[range_of(oldest)].discard(oldest)
 
 
 class Hooks:
@@ -97,18 +108,20 @@ class Retention:
         """Say whether a log was dropped here and is not to be taken again."""
         return log_id in self._of(service).dropped
 
-    def told_heights(self, service: str) -> list[LogHeight]:
+    def told_heights(self, service: str, bounds: Bounds = (b"", b"")) -> list[LogHeight]:
         """Return dropped logs that neighbours may still hold, so that they do not send them."""
-        since = self._ctx.unix_ms - RETENTION_SKEW_MS
-        return [
-            LogHeight(*log_id, stone.height, stone.forked)
-            for log_id, stone in self._of(service).dropped.items()
-            if stone.dropped_unix_ms > since
-        ]
+        since, (low, high) = self._ctx.unix_ms - RETENTION_SKEW_MS, bounds
+        held = self._of(service)
+        told = []
+        for log_id in (i for r in ranges_in(bounds) for i in held.dropped_in.get(r, ())):
+            stone, key = held.dropped[log_id], key_of(log_id)
+            if stone.dropped_unix_ms > since and key >= low and (not high or key < high):
+                told.append(LogHeight(*log_id, stone.height, stone.forked))
+        return told
 
     def restore(self, service: str, log_id: LogId, stone: Tombstone) -> None:
         """Take what the disk remembers of a dropped log."""
-        self._of(service).dropped[log_id] = stone
+        self._of(service).note(log_id, stone)
 
     # -- what is kept -----------------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class Retention:
             self._ctx.counters["segments of logs that were dropped"] += 1
             return False
         higher = replace(stone, height=segment.last_seq + 1, dropped_unix_ms=self._ctx.unix_ms)
-        held.dropped[segment.log] = higher
+        held.note(segment.log, higher)
         self.unsaved.append(_row(segment.service, segment.log, higher))
         return True
 
@@ -210,9 +223,7 @@ class Retention:
 
     def _drop(self, service: str, log_id: LogId, stone: Tombstone, kept: list[Segment]) -> None:
         held = self._of(service)
-        held.dropped[log_id] = stone
-        if len(held.dropped) > DROPPED_LOGS_MAX:
-            del held.dropped[next(iter(held.dropped))]
+        held.note(log_id, stone)
         held.kept.update((segment.hash, segment) for segment in kept)
         self._hooks.drop_log(service, log_id)
         self.unsaved.append(_row(service, log_id, stone, tuple(segment.hash for segment in kept)))

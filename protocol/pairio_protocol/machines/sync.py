@@ -1,17 +1,24 @@
 """Sync: what two members hold is compared, digest first.
 
-every SYNC_INTERVAL_MS with the next neighbour; NEWS_SYNC_MS after news with some, or with all
+every SYNC_INTERVAL_MS with the next neighbour
     digest equal --> noted: this neighbour knows nothing else (it is told, once)
-    differs --> frontier --> segments (logs.py); changes differ --> hello (membership.py)
+    differs --> digest of ranges --> frontier of those that differ --> segments (logs.py)
+    changes differ --> hello (membership.py)
+NEWS_SYNC_MS after news that gossip did not bring with some, after its own with all: the frontier of
+    the ranges in which it lies, or a digest if they are many
 """
 
 from pairio_protocol.context import Context
-from pairio_protocol.limits import CONNECTIONS_MAX, NEWS_FANOUT, NEWS_SYNC_MS, SYNC_INTERVAL_MS
+from pairio_protocol.limits import NEWS_FANOUT, NEWS_SYNC_MS, SYNC_INTERVAL_MS
+from pairio_protocol.machines.heights import News, bounds_of
 from pairio_protocol.machines.logs import Logs
 from pairio_protocol.machines.membership import Membership
 from pairio_protocol.messages import Digest
 
 __all__ = ["Sync"]
+
+#: Ranges whose heights are sent for news; of more, a digest says which differ.
+_NEWS_RANGES_MAX = 16
 
 
 class Sync:
@@ -30,19 +37,16 @@ class Sync:
         if self._ctx.now_ms >= self._sync_ms:
             self._sync_ms = self._ctx.now_ms + SYNC_INTERVAL_MS
             self._sync_one()
-        for service, at_ms in list(self._logs.news.items()):
-            if self._ctx.now_ms >= at_ms + NEWS_SYNC_MS:
+        for service, news in list(self._logs.news.items()):
+            if self._ctx.now_ms >= news.at_ms + NEWS_SYNC_MS:
                 del self._logs.news[service]
-                # Its author tells everybody: a rumour that each passes on to a few misses some.
-                own = service in self._logs.own_news
-                self._logs.own_news.discard(service)
-                self._sync_some(service, CONNECTIONS_MAX if own else NEWS_FANOUT)
+                self._tell(service, news)
 
     def deadline_ms(self) -> int | None:
         """When it compares next; None with nobody to compare with."""
         if not self._ctx.connected or not self._membership.taken_up:
             return None
-        news_ms = [at_ms + NEWS_SYNC_MS for at_ms in self._logs.news.values()]
+        news_ms = [news.at_ms + NEWS_SYNC_MS for news in self._logs.news.values()]
         return min([self._sync_ms, *news_ms])
 
     def synced_ms(self, service: str) -> int | None:
@@ -54,14 +58,32 @@ class Sync:
     def _sync_one(self) -> None:
         """Begin a round of sync with the next neighbour of every service."""
         for service in sorted(self._membership.taken_up):
-            self._sync_some(service, 1)
+            for peer in self._next(service, 1):
+                self.send_digest(peer, service)
 
-    def _sync_some(self, service: str, count: int) -> None:
-        """Compare digests with the next few neighbours in turn."""
+    def _next(self, service: str, count: int) -> list[str]:
+        """Return the next few neighbours in turn."""
         peers = self._membership.connected_members(service)
-        for _ in range(min(count, len(peers))):
-            self._sync_turn += 1
-            self.send_digest(peers[self._sync_turn % len(peers)], service)
+        first = self._sync_turn + 1
+        count = min(count, len(peers))
+        self._sync_turn += count
+        return [peers[turn % len(peers)] for turn in range(first, first + count)]
+
+    def _tell(self, service: str, news: News) -> None:
+        """Its author tells everybody: a rumour that each passes on to a few misses some."""
+        if news.own:
+            for peer in self._membership.connected_members(service):
+                self._compare(peer, service, news.own)
+        if news.others:
+            for peer in self._next(service, NEWS_FANOUT):
+                self._compare(peer, service, news.others)
+
+    def _compare(self, peer: str, service: str, ranges: set[int]) -> None:
+        if len(ranges) > _NEWS_RANGES_MAX:
+            self.send_digest(peer, service)
+            return
+        for bounds in bounds_of(ranges):
+            self._logs.send_frontier(peer, service, reply=False, bounds=bounds)
 
     def send_digest(self, peer: str, service: str) -> None:
         """Begin a round of sync with a member."""
@@ -72,9 +94,10 @@ class Sync:
         service = message.service
         if message.changes != self._membership.chains[service].digest:
             self._membership.hello(peer)
-        if message.digest == self._logs.digest(service):
+        if self._logs.is_same(message):
             if self._ctx.now_ms - self._synced_ms.get(service, -1) > NEWS_SYNC_MS:
                 self._synced_ms[service] = self._ctx.now_ms
                 self.send_digest(peer, service)  # so that it knows as well
         else:
-            self._logs.send_frontier(peer, service, reply=False)
+            changes = self._membership.chains[service].digest
+            self._logs.answer_digest(peer, message, changes)
