@@ -301,6 +301,8 @@ class Life:
             )
         if len(ready) > 1:
             self.hit("concurrent admins")
+            member = self.world.nodes[max(1, node.index)]
+            self.world.after(10_000, lambda: self._use_losing_grant(member))
 
     def fault_twin(self, node: Node) -> None:
         """A second machine with the same key and a copy of the disk."""
@@ -331,6 +333,8 @@ class Life:
         self.hit("liar")
         data = self._lie(node, core, chain.epoch)
         for target in self.rng.sample(targets, self.rng.randint(1, len(targets))):
+            if self.rng.random() < 0.5:
+                data = data[::-1]
             for frame in data:
                 self.world.give(target, ev.FrameReceived(node.peer, frame))
 
@@ -357,9 +361,37 @@ class Life:
             data[-1] ^= 1
             return [MESSAGES.encode(Push(bytes(data), True))]
         if kind == "fork":
-            other = self._sealed(node, boot, 0, epoch, bytes(32), records[:1])
-            return [MESSAGES.encode(Push(s.encode(), False)) for s in (segment, other)]
+            one, other = (
+                self._sealed(node, boot, segment.last_seq + 1, epoch, segment.hash, records[:n])
+                for n in (1, len(records))
+            )
+            if one.hash == other.hash:
+                one = self._sealed(node, boot, 0, epoch, bytes(32), [*records, records[0]])
+            return [MESSAGES.encode(Push(s.encode(), False)) for s in (segment, one, other)]
         return [MESSAGES.encode(Push(segment.encode(), False))]
+
+    def _use_losing_grant(self, node: Node) -> None:
+        """A member whom a losing branch let compute, and the winning one did not, signs results
+        under that epoch."""
+        core = node.core
+        if core is None or node.asleep or core.membership.active(self.service) is None:
+            return
+        chain = core.membership.chains[self.service]
+        winners = {link.cid for link in chain._links}
+        for cid, link in sorted(chain._known.items()):
+            if cid in winners or link.seq >= len(chain._links) or not self.trouble:
+                continue
+            granted = "compute" in link.folded.roles_of(node.peer)
+            if granted and "compute" not in chain._folds[link.seq].roles_of(node.peer):
+                self.hit("lie grant")
+                records = self._false_records(node, core.fold(self.service), link.seq)
+                boot = self.rng.randbytes(16)
+                segment = self._sealed(node, boot, 0, link.seq, bytes(32), records)
+                frame = MESSAGES.encode(Push(segment.encode(), False))
+                for target in self.world.nodes:
+                    if target is not node and self.world.link_of(node.index, target.peer):
+                        self.world.give(target, ev.FrameReceived(node.peer, frame))
+                return
 
     def _sealed(
         self, node: Node, boot: bytes, seq: int, epoch: int, prev: bytes, records: list[Any]
