@@ -29,11 +29,11 @@ from pairio_protocol.limits import (
     FRAME_SIZE_BYTES_MAX,
     LOG_RECORDS_MAX,
     LOGS_PER_FRONTIER_MAX,
+    NEWS_SYNC_MS,
     PARKED_SEGMENTS_PER_PEER_MAX,
     SEGMENT_RECORDS_MAX,
     SEGMENT_SIZE_BYTES_MAX,
     SEGMENTS_PER_SYNC_MAX,
-    SYNC_INTERVAL_MS,
 )
 from pairio_protocol.machines.heights import Bounds, Heights, News, bounds_of, key_of, range_of
 from pairio_protocol.machines.log import Log, forked_seq
@@ -57,6 +57,8 @@ _VERIFIED_MAX = 4096
 _SENT_MAX = 4096
 _UNSENT_MAX = 16
 _GAP_INTERVAL_MS = 100
+#: After this time neighbours have a segment, by gossip or because its author told them.
+_FRESH_MS = NEWS_SYNC_MS * 3
 _FRAME_ROOM = FRAME_SIZE_BYTES_MAX - 1024
 
 
@@ -195,7 +197,7 @@ class Logs:
     def _keep(self, segment: Segment) -> None:
         self._by_hash[segment.hash] = segment
         self._fresh[segment.hash] = self._ctx.now_ms
-        while next(iter(self._fresh.values())) < self._ctx.now_ms - SYNC_INTERVAL_MS:
+        while next(iter(self._fresh.values())) < self._ctx.now_ms - _FRESH_MS:
             self._fresh.popitem(last=False)
         self.unstored.add(segment.hash)
         self.unsaved.append(segment.encode())

@@ -31,7 +31,7 @@ __all__ = ["Heard", "PresenceBook"]
 _ENTRIES_PER_FRAME = 64
 _PAST_BOOTS_MAX = 8
 #: Renewals are passed on; they come at about PRESENCE_INTERVAL_MS, delayed by other nodes.
-_PASSED_AGAIN_MS = PRESENCE_INTERVAL_MS // 2
+_PASSED_AGAIN_MS = PRESENCE_INTERVAL_MS * 5 // 6
 _LOOKED_AT_MAX = 4096
 
 
