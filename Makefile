@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: simulate defects chaos burst venv demo test check docs wheel format lint types lock clean
+.PHONY: simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -31,6 +31,11 @@ simulate: venv
 
 defects: venv
 	$(BIN)/python tests/simulation/defects.py
+
+JOBS ?= 200
+
+scale: venv
+	$(BIN)/python tests/simulation/scale.py --nodes $(if $(filter 0,$(NODES)),10 100 1000,$(NODES)) --jobs $(JOBS) $(if $(SEED),--seed $(SEED)) $(if $(WRITE),--write)
 
 ROUNDS ?= 20
 
