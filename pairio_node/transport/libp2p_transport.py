@@ -54,6 +54,7 @@ _KEEPALIVE_S = 2.5
 _SILENCE_S = 8.5  # three missed, and a second
 _OPEN_S = 10.0
 _DIAL_S = 5.0
+_DIAL_FAILURES_KEPT = 5  # in a row, before somebody else may have the place
 _WRITE_S = 20.0
 _QUEUE_FRAMES_MAX = 4096
 _COALESCE_BYTES = 256 * 1024
@@ -161,6 +162,7 @@ class Libp2pTransport:
         self._peers: dict[str, _Peer] = {}
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._dialing: set[str] = set()
+        self._dial_failures: Counter[str] = Counter()  # in a row, by peer
         self._topics: dict[str, deque[bytes]] = {}
         self._topic_wakes: dict[str, trio.Event] = {}
         self._forwarders: dict[bytes, str] = {}  # of accepted gossip that waits to be handed on
@@ -217,9 +219,7 @@ class Libp2pTransport:
 
     def keep_connected(self, peer: str, addresses: tuple[str, ...]) -> None:
         """Dial, and dial again after every loss, until `forget`."""
-        if peer == self.peer_id or (
-            peer not in self._wanted and len(self._wanted) >= CONNECTIONS_MAX
-        ):
+        if peer == self.peer_id or (peer not in self._wanted and not self._has_place()):
             return
         known = self._wanted.get(peer, ())
         self._wanted[peer] = tuple(dict.fromkeys([*addresses, *known]))[:8]
@@ -227,9 +227,21 @@ class Libp2pTransport:
             self._dialing.add(peer)
             self._nursery.start_soon(self._dial_loop, peer)
 
+    def _has_place(self) -> bool:
+        """Say whether one more may be dialled; whoever failed most gives up his place."""
+        if len(self._wanted) < CONNECTIONS_MAX:
+            return True
+        away = [p for p in self._wanted if p not in self._peers]
+        worst = max(away, key=lambda p: self._dial_failures[p], default=None)
+        if worst is None or self._dial_failures[worst] < _DIAL_FAILURES_KEPT:
+            return False
+        self.forget(worst)
+        return True
+
     def forget(self, peer: str) -> None:
         """Do not dial a peer any more."""
         self._wanted.pop(peer, None)
+        self._dial_failures.pop(peer, None)
 
     async def _dial_loop(self, peer: str) -> None:
         backoff_s = _BACKOFF_S_MIN
@@ -238,7 +250,10 @@ class Libp2pTransport:
                 state = self._peers.get(peer)
                 if state is None and await self._dial(peer):
                     state = self._ensure(peer)
-                if state is not None:
+                if state is None:
+                    self._dial_failures[peer] += 1
+                else:
+                    self._dial_failures.pop(peer, None)
                     began = trio.current_time()
                     await state.gone.wait()
                     if trio.current_time() - began > 5:

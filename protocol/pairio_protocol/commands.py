@@ -327,7 +327,12 @@ class Commands:
         for submit in self._by_ticket.pop(ticket, []):
             self._forget(submit)
             self._ctx.emit(
-                Fail(submit.call, f"not stored: {reason}", "free disk space, then retry", "disk")
+                Fail(
+                    submit.call,
+                    f"not stored: {reason}",
+                    "free disk space, then submit again: the same job is not computed twice",
+                    "disk",
+                )
             )
 
     def on_ack(self, peer: str, ack: Ack) -> None:

@@ -80,6 +80,9 @@ class Errand:
     wishes: dict[str, None] = field(default_factory=dict)
     attempt: Attempt | None = None
     failed_on: set[str] = field(default_factory=set)
+    #: how many attempts were lost, and until when nodes that lost one are not asked once more
+    losses: int = 0
+    rest_until_ms: int = 0
     declined: dict[str, tuple[int, Decline]] = field(default_factory=dict)
 
 
@@ -350,6 +353,8 @@ class Coordinator:
 
     def _note_rests(self, errand: Errand) -> None:
         """What is still open is looked at again when the first node has rested."""
+        if errand.rest_until_ms > self._ctx.now_ms:
+            self._look_ms = min(self._look_ms, errand.rest_until_ms)
         for peer, (at_ms, _) in errand.declined.items():
             due_ms = at_ms + self._rest_ms(peer)
             if due_ms > self._ctx.now_ms:
@@ -428,8 +433,10 @@ class Coordinator:
                 return worker
         weighted = [e for e in rank(errand.run, fitting) if e.peer not in errand.failed_on]
         weighted.sort(key=lambda e: max(self._outstanding.get(e.peer, 0), e.load) >= e.slots)
-        if not weighted and fitting:
-            weighted = rank(errand.run, fitting)  # all have failed it: once more
+        if not weighted and fitting:  # all have failed it: once more, after a while
+            if self._ctx.now_ms < errand.rest_until_ms:
+                return None
+            weighted = rank(errand.run, fitting)
         return weighted[0].peer if weighted else None
 
     # -- answers ------------------------------------------------------------------------
@@ -548,8 +555,7 @@ class Coordinator:
         """An attempt ended without a result: the next node."""
         errand = self._errand_at(worker, service, run, attempt)
         if errand is not None and errand.attempt is not None and errand.attempt.id == attempt:
-            errand.failed_on.add(worker)
-            self._ctx.counters["attempts lost"] += 1
+            self._note_loss(errand, worker)
             self._reopen(errand)
             self._tell(errand)
 
@@ -586,8 +592,7 @@ class Coordinator:
         """The attempt is lost; one that was held goes on record, and counts."""
         attempt = errand.attempt
         assert attempt is not None
-        errand.failed_on.add(attempt.worker)
-        self._ctx.counters["attempts lost"] += 1
+        self._note_loss(errand, attempt.worker)
         if attempt.held:
             self._hooks.append(
                 errand.service,
@@ -598,6 +603,14 @@ class Coordinator:
             self._hooks.cancel_now(attempt.worker, CancelNow(errand.service, attempt.id))
         self._reopen(errand)
         self._tell(errand)
+
+    def _note_loss(self, errand: Errand, worker: str) -> None:
+        """A run that nobody can finish just now must not use up its attempts within a moment."""
+        self._ctx.counters["attempts lost"] += 1
+        errand.failed_on.add(worker)
+        errand.losses += 1
+        pause_ms = DECLINE_PAUSE_MS << min(errand.losses, STRIKES_MAX)
+        errand.rest_until_ms = self._ctx.now_ms + pause_ms
 
     def _end_attempt(self, errand: Errand) -> None:
         attempt = errand.attempt

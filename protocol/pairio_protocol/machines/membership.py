@@ -160,11 +160,12 @@ class Membership:
     # -- peers --------------------------------------------------------------------------
 
     def hello(self, peer: str) -> None:
-        """Say which services we share, and how far we know them."""
+        """Say which services we share, and how far we know them; also to somebody who was removed
+        and may not have heard of it."""
         services = tuple(
             HelloService(s, chain.epoch, chain.head, chain.digest)
             for s, chain in sorted(self.chains.items())
-            if s in self.taken_up and chain.now.member_of(peer)
+            if s in self.taken_up and (chain.now.member_of(peer) or chain.cuttings(peer))
         )
         self._ctx.send(peer, Hello(self._ctx.config.boot, services[:256]))
 
