@@ -7,7 +7,7 @@ import pytest
 from pairio_node.blocks import FetchFailed
 from pairio_node.errors import UserError
 from pairio_node.transport import MemoryNetwork
-from tests.node.node_lab import SERVICE, LabNode, app_directory, running, three, until
+from tests.node.node_lab import SERVICE, app_directory, running, three, until
 from tests.node.transport_lab import a_moment
 
 
