@@ -489,9 +489,12 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         """Return the services that are taken up, sorted."""
         return sorted(self.membership.taken_up)
 
-    def results_after(self, service: str, cid: str, count: int) -> list[str]:
-        """Return the CIDs of up to `count` results that count, in order, after `cid`."""
-        return sorted(c for c in self.fold(service).results if c > cid)[:count]
+    def results_after(self, service: str, cid: str, count: int) -> list[tuple[str, str]]:
+        """Return (CID, worker) of up to `count` results that count, in order, after `cid`."""
+        results = self.fold(service).results
+        return [
+            (c, results[c].document.worker) for c in sorted(c for c in results if c > cid)[:count]
+        ]
 
     def copy_again(self, service: str, cid: str) -> None:
         """Track a result's copies anew."""

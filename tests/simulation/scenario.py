@@ -632,10 +632,15 @@ class Life:
     def _demand_copies(self) -> None:
         """A node lost its blocks: within two rounds of repair every result has its copies again."""
         world = self.world
-        # Where logs are dropped, not every member knows every result; one that does not is no help.
-        known = set.intersection(
-            *(set(_core(node).fold(self.service).results) for node in self._members())
-        )
+        # Where logs are dropped, not every member knows every result: then its worker must be here.
+        members = {node.peer: _core(node).fold(self.service) for node in self._members()}
+        known = {
+            cid
+            for fold in members.values()
+            for cid, info in fold.results.items()
+            if all(cid in other.results for other in members.values())
+            or cid in getattr(members.get(info.document.worker), "results", ())
+        }
         owed = [
             cids
             for (_, key), cids in sorted(self.laws._safe.items())

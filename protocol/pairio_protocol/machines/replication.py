@@ -8,9 +8,10 @@
 they said themselves. Inputs that only this node holds are copied the same way. With no other member
 connected the result is settled without being safe, and said so: nobody hangs.
 
-Repair: for every result one connected member, first by rendezvous(result, peer), makes sure from
-time to time that enough of those connected hold it. Clock: SAFE_WAIT_MS for callers; HOLD_RETRY_MS
-for an answer, doubled each time that it did not help, up to REPAIR_INTERVAL_MS.
+Repair: for every result one connected member, first by rendezvous(result, peer), and its worker,
+who surely knows of it, make sure from time to time that enough of those connected hold it. Clock:
+SAFE_WAIT_MS for callers; HOLD_RETRY_MS for an answer, doubled each time that it did not help, up to
+REPAIR_INTERVAL_MS.
 """
 
 from collections import OrderedDict
@@ -48,8 +49,8 @@ class Hooks:
         """Say whether a segment is on this node's disk."""
         raise NotImplementedError
 
-    def results_after(self, service: str, cid: str, count: int) -> list[str]:
-        """Return the CIDs of up to `count` results that count, in order, after `cid`."""
+    def results_after(self, service: str, cid: str, count: int) -> list[tuple[str, str]]:
+        """Return (CID, worker) of up to `count` results that count, in order, after `cid`."""
         raise NotImplementedError
 
     def copy_again(self, service: str, cid: str) -> None:
@@ -317,9 +318,10 @@ class Replication:
             return
         count = REPAIR_BATCH * len(peers)
         batch = self._hooks.results_after(service, self._cursors.get(service, ""), count)
-        self._cursors[service] = batch[-1] if len(batch) == count else ""  # round and round
-        for cid in batch:
-            if max(peers, key=lambda p: rendezvous(cid, p)) == self._ctx.me:
+        self._cursors[service] = batch[-1][0] if len(batch) == count else ""  # round and round
+        for cid, worker in batch:
+            first = max(peers, key=lambda p: rendezvous(cid, p))
+            if self._ctx.me in (first, worker):
                 self._ctx.counters["results looked after"] += 1
                 self._hooks.copy_again(service, cid)
 
