@@ -9,7 +9,8 @@
 An entry carries addresses: a member learnt of through somebody else is dialled.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Connect
@@ -206,9 +207,13 @@ class PresenceBook:
             self._ctx.emit(Connect(entry.peer, entry.addresses))
 
 
+#: All that an entry says but its counter and load.
+_LASTING = attrgetter(*(f.name for f in fields(Presence) if f.name not in ("counter", "load")))
+
+
 def _tells_more(entry: Presence, known: Presence) -> bool:
     """Say whether more than the load has changed."""
-    return replace(entry, load=0, counter=0) != replace(known, load=0, counter=0)
+    return bool(_LASTING(entry) != _LASTING(known))
 
 
 def _is_newer(entry: Presence, known: Heard, source: str) -> bool:
