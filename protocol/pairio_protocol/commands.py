@@ -19,6 +19,7 @@ from pairio_protocol.limits import (
     CUTS_PER_CHANGE_MAX,
     HANDLES_MAX,
     REQUEST_EXPIRY_MS,
+    REQUESTS_OPEN_PER_AUTHOR_MAX,
     SEALED_MS,
     STORED_ACK_MS,
     STORED_ASKED,
@@ -228,6 +229,12 @@ class Commands:
             return
         if self._core.lookups.ask_first(event, service, job):
             return
+        waiting = len(self._core.coordinator.wishes) + self._core.logs.pending_count()
+        if waiting >= REQUESTS_OPEN_PER_AUTHOR_MAX:
+            raise DefinitionError(
+                f"{waiting} requests of this node are open; at most {REQUESTS_OPEN_PER_AUTHOR_MAX}",
+                "wait until some of them have ended, then submit again",
+            )
         request = self._core.own_request_id(*self._core.append(service, record))
         self._submits[request] = _Submit(event.call, request, job, event.local_content)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)

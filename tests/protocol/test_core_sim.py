@@ -2,6 +2,9 @@
 
 from collections import deque
 
+import pytest
+
+from pairio_protocol import commands
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.cid import RAW, cid_of
@@ -202,3 +205,17 @@ def test_an_unknown_parameter_is_refused_with_what_is_allowed() -> None:
     assert isinstance(answer, ef.Fail)
     assert "nmae" in answer.message
     assert "name" in (answer.hint or "")
+
+
+def test_a_node_with_too_many_open_requests_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "REQUESTS_OPEN_PER_AUTHOR_MAX", 2)
+    world = World(1).with_service()
+    core = world.cores[world.peers[0]]
+    core.coordinator.award_open = lambda: None  # type: ignore[method-assign]
+    for number in range(3):
+        wish = {**definition("write"), "cacheBust": str(number)}
+        world.do(world.peers[0], ev.Submit(10 + number, "lab", wish, RESOURCES))
+    assert [type(world.answers[10 + n]) for n in range(3)] == [ef.Reply, ef.Reply, ef.Fail]
+    answer = world.answers[12]
+    assert isinstance(answer, ef.Fail)
+    assert "2 requests of this node are open; at most 2" in answer.message
