@@ -450,7 +450,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         """One of this node's requests has its answer: make it safe."""
         if not state.cached:  # a local handle is gone with this start of the node
             self.disk.answers.append((service, state.id, result.cid))
-        self._copy(service, result)
+        if not self.replication.is_safe(result.cid):
+            self._copy(service, result)
 
     def _copy(self, service: str, result: ResultInfo) -> None:
         """Make a result safe. Blocks that should be here are looked for too: disks lose things."""
