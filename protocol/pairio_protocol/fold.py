@@ -324,12 +324,14 @@ class ServiceFold:
 
     def open_since(self, before_unix_ms: int, unix_ms: int) -> list[str]:
         """Return the jobs of requests issued before that and still open, as they may be looked up:
-        resolved if they can be, and with what they wait for."""
+        resolved if they can be, with what they wait for or are blocked by."""
         jobs: dict[str, None] = {}
         for name, state in self.requests.items():
             if state.record.issued_unix_ms < before_unix_ms and self.is_open(name, unix_ms):
                 resolution = self.resolve(state.job)
                 jobs.update(dict.fromkeys([resolution.job or state.job, *resolution.waits_for]))
+                if resolution.blocked_by is not None:  # it may have succeeded elsewhere
+                    jobs[resolution.blocked_by] = None
         return list(jobs)
 
     def who_wants(self, run: str, job: str, unix_ms: int) -> list[RequestState]:

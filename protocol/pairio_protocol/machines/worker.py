@@ -133,6 +133,8 @@ class Worker:
         if isinstance(accepted, _Refusal):
             self._decline(peer, award, accepted)
             return
+        if not self.tasks:  # nothing to renew yet: it has just been said
+            self._beat_ms = self.ctx.now_ms + self.ctx.config.lease_ms // 3
         self.tasks[award.attempt] = accepted
         accepted.coordinators.add(peer)
         self._report(accepted, peer)
