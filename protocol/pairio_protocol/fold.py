@@ -329,7 +329,9 @@ class ServiceFold:
         for name, state in self.requests.items():
             if state.record.issued_unix_ms < before_unix_ms and self.is_open(name, unix_ms):
                 resolution = self.resolve(state.job)
-                jobs.update(dict.fromkeys([resolution.job or state.job, *resolution.waits_for]))
+                # By its own id first: with other results of its inputs it may resolve otherwise there.
+                asked = [state.job, resolution.job or state.job, *resolution.waits_for]
+                jobs.update(dict.fromkeys(asked))
                 if resolution.blocked_by is not None:  # it may have succeeded elsewhere
                     jobs[resolution.blocked_by] = None
         return list(jobs)

@@ -83,7 +83,7 @@ class Lookups:
             events.append(event)
             known = job in fold.definitions  # not if the fold was made anew meanwhile
             resolution = fold.resolve(job) if known else Resolution(None, None)
-            jobs.update(dict.fromkeys([resolution.job or job, *resolution.waits_for]))
+            jobs.update(dict.fromkeys([job, resolution.job or job, *resolution.waits_for]))
         peers = self._whom_to_ask(service)
         self._ticket += 1
         self._under_way[self._ticket] = _Lookup(service, events, set(peers))
