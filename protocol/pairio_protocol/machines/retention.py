@@ -216,7 +216,7 @@ class Retention:
         kept = self._worth_keeping(fold, [log for _, log in old])
         for log_id, log in old:
             stone = Tombstone(log.held_height, log.forked, self._ctx.unix_ms)
-            mine = [segment for segment in log.counting() if segment.hash in kept]
+            mine = [segment for segment in log.segments if segment.hash in kept]
             self._drop(service, log_id, stone, mine)
         self._ctx.counters["logs dropped"] += len(old)
         self._hooks.refold(service)
@@ -241,12 +241,13 @@ class Retention:
                 return True
 
     def _worth_keeping(self, fold: ServiceFold, logs: Iterable[Log]) -> set[bytes]:
-        """Return the hashes of segments that stay when these logs go."""
+        """Return the hashes of segments that stay when these logs go: also of those that do not
+        count now, and would if another branch of changes won."""
         kept: set[bytes] = set()
         left_out: set[str] = set()
         cancels: list[tuple[Segment, Cancel]] = []
         for log in logs:
-            for segment in log.counting():
+            for segment in log.segments:
                 names = set()
                 for _, seq, record in _records([segment]):
                     if isinstance(record, Result):
@@ -257,7 +258,7 @@ class Retention:
                         name = request_id(segment.log.author, segment.log.boot, seq)
                         names.add(name)
                         state = fold.requests.get(name)
-                        if state is not None and fold.has_answer(state):
+                        if state is None or fold.has_answer(state):
                             kept.add(segment.hash)
                 if segment.hash not in kept:
                     left_out |= names
