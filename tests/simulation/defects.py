@@ -63,7 +63,7 @@ def _ack_early(self: Any, peer: str, push: Any) -> None:
 def _count_without(*left_out: str) -> Callable[[Any, Any], int]:
     """`Log.count_accepted` without some of its rules."""
 
-    def count(self: Any, chain: Any) -> int:
+    def count(self: Any, chain: Any, known: int = 0) -> int:
         if not self.segments:
             return 0
         author = self.segments[0].log.author

@@ -10,6 +10,7 @@ falling; the author a member at each; and, where a change took something from th
 chain that ends in the cut or written under that change or a later one.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from pairio_protocol.limits import PARKED_SEGMENTS_PER_PEER_MAX
@@ -97,8 +98,9 @@ class Log:
         if segment.first_seq > self.held_height:
             known = self.parked.get(segment.first_seq)
             return known if known is not None and known.hash != segment.hash else None
-        for held in self.segments:
-            if held.last_seq + 1 >= segment.first_seq and forked_seq(held, segment) is not None:
+        first = bisect_left(self.segments, segment.first_seq - 1, key=lambda held: held.last_seq)
+        for held in self.segments[first:]:
+            if forked_seq(held, segment) is not None:
                 return held
         return None
 
@@ -107,14 +109,18 @@ class Log:
         if len(self.parked) < PARKED_SEGMENTS_PER_PEER_MAX:
             self.parked[segment.first_seq] = segment
 
-    def count_accepted(self, chain: Chain) -> int:
-        """Return how many of the held segments count under these changes."""
+    def count_accepted(self, chain: Chain, known: int = 0) -> int:
+        """Return how many of the held segments count under these changes; `known` are known to,
+        which spares looking at a long log again for each segment that it gets."""
         if not self.segments:
             return 0
         author = self.segments[0].log.author
         kept = [(c.epoch, self._kept(c)) for c in chain.cuttings(author)]
-        epoch = 0
-        for index, segment in enumerate(self.segments):
+        if kept:  # a further segment can show that those before it are not on a cut's chain
+            known = 0
+        epoch = self.segments[known - 1].epoch if known else 0
+        for index in range(known, len(self.segments)):
+            segment = self.segments[index]
             folded = chain.at(segment.epoch)
             forked = self.fork_at is not None and segment.last_seq >= self.fork_at
             if forked or segment.epoch < epoch or folded is None or not folded.roles_of(author):

@@ -181,9 +181,10 @@ class Logs:
         )
         self._pending[service] = []
         self._pending_bytes[service] = 0
+        known = log.accepted if log.is_open else 0
         log.segments.append(segment)
         self._heights_of(service).changed(log_id)
-        log.accepted = log.count_accepted(chain)
+        log.accepted = log.count_accepted(chain, known)
         if log.accepted < len(log.segments):  # a role was lost since it was written
             log.segments.pop()
             self._ctx.counters["own segments that do not count"] += 1
@@ -285,7 +286,7 @@ class Logs:
         following: Segment | None = segment
         while following is not None:
             log.segments.append(following)
-            if log.count_accepted(chain) < len(log.segments):
+            if log.count_accepted(chain, log.accepted) < len(log.segments):
                 log.segments.pop()
                 self._ctx.counters["segments that do not count"] += 1
                 break
