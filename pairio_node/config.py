@@ -51,6 +51,10 @@ class NodeConfig:
     replicas: int = 1
     #: How long a running job goes on while no node runs on the home; 0: it ends with the node.
     restart_grace_s: int = 60
+    #: Hosts, or host:port, that inputs by URL may come from whatever their address.
+    allow_hosts: tuple[str, ...] = ()
+    #: Bytes that one input by URL may have.
+    url_input_bytes_max: int = 20 * _GIB
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
     gossip_loss_percent: int = 0
 
@@ -128,6 +132,12 @@ def _check(config: NodeConfig) -> None:
         peer_in(address)
     for peer in config.trust:
         _check_peer(peer, "trust")
+    for host in config.allow_hosts:
+        if not host or set(host) & set("/@*, "):
+            raise UserError(
+                f"setting allow_hosts is no list of hosts: {host!r}",
+                hint="use HOST or HOST:PORT, no URL",
+            )
     for name, low, high in (
         ("cpus", 0, 4096),
         ("memory_gb", 0, 65536),
@@ -138,6 +148,7 @@ def _check(config: NodeConfig) -> None:
         ("lease_ms", 1000, 3_600_000),
         ("replicas", 0, 16),
         ("restart_grace_s", 0, 86_400),
+        ("url_input_bytes_max", 1, 2**60),
         ("gossip_loss_percent", 0, 100),
     ):
         if not low <= getattr(config, name) <= high:

@@ -17,6 +17,7 @@ from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.runner import RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.supervisor.processes import remove_tree
+from pairio_node.urls import UrlError, UrlRules, fetch_url
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted, Executed
 
@@ -46,6 +47,7 @@ class Executions:
         runner_for: Callable[[str], Runner | None],
         deliver: Callable[[Executed], Awaitable[None]],
         restart_grace_s: int,
+        url_rules: UrlRules,
     ) -> None:
         self._content = content
         self._exchange = exchange
@@ -53,6 +55,7 @@ class Executions:
         self._runner_for = runner_for
         self._deliver = deliver
         self._grace_s = restart_grace_s
+        self._url_rules = url_rules
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
         self._yielding = False
@@ -159,14 +162,19 @@ class Executions:
         inputs = []
         for number, entry in enumerate(effect.document["inputs"]):
             source = entry["source"]
-            if "cid" not in source:
-                reason = f"input {entry['name']!r} is a URL, not read here yet"
-                return _no_result(effect.attempt, "infra", reason)
-            await self._exchange.fetch(source["cid"], effect.holders, limit_bytes=_LIMIT_BYTES)
             input_folder = folder / "in" / str(number)
             input_folder.mkdir(parents=True)
             path = input_folder / entry["base_name"]
-            await self._content.export(source["cid"], path)
+            if "url" in source:
+                try:
+                    await fetch_url(source["url"], path, self._url_rules)
+                except UrlError as error:  # elsewhere it may be allowed, or reachable
+                    said = "; ".join(part for part in (error.message, error.hint) if part)
+                    reason = f"input {entry['name']!r}: {said}"
+                    return _no_result(effect.attempt, "infra", reason)
+            else:
+                await self._exchange.fetch(source["cid"], effect.holders, limit_bytes=_LIMIT_BYTES)
+                await self._content.export(source["cid"], path)
             inputs.append(RunInput(entry["name"], entry["base_name"], path))
         return RunSpec(
             attempt=effect.attempt,

@@ -35,6 +35,7 @@ from pairio_node.transport import (
     TransportEvent,
 )
 from pairio_node.transport.libp2p_transport import Libp2pTransport
+from pairio_node.urls import UrlRules, split_url
 from pairio_node.views import (
     app_view,
     find_request,
@@ -98,6 +99,7 @@ class Node:
             self._runner_for,
             lambda executed: self.driver.post_stored(executed),
             config.restart_grace_s,
+            UrlRules(config.allow_hosts, config.url_input_bytes_max),
         )
         self._store = store
         self.writer: Writer | None = None
@@ -302,12 +304,8 @@ class Node:
         definition = body["jobDefinition"]
         for entry in definition.get("inputFiles", []):
             url = str(entry.get("url"))
-            if url.startswith(("http://", "https://")) and "/ipfs/" not in url:
-                raise UserError(
-                    f"input {entry.get('name')!r} is the URL {url[:200]!r}",
-                    hint="this version does not read URLs inside jobs yet: download it and give"
-                    " the file",
-                )
+            if url.startswith(("http://", "https://")):
+                split_url(url)  # what no node fetches is refused here
         mode = "skip_cache" if body.get("skipCache") else "use"
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"

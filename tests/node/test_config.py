@@ -93,6 +93,8 @@ def test_a_value_of_the_wrong_type_is_said(line: str, needs: str, tmp_path: Path
         ("lease_ms = 999", "1000 to 3600000"),
         ("replicas = 17", "0 to 16"),
         ("gossip_loss_percent = 101", "0 to 100"),
+        ("url_input_bytes_max = 0", "1 to"),
+        ('allow_hosts = ["http://lab/"]', "HOST or HOST:PORT"),
     ],
 )
 def test_a_value_out_of_range_is_said_with_the_range(
