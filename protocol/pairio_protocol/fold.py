@@ -329,7 +329,7 @@ class ServiceFold:
         for name, state in self.requests.items():
             if state.record.issued_unix_ms < before_unix_ms and self.is_open(name, unix_ms):
                 resolution = self.resolve(state.job)
-                # By its own id first: with other results of its inputs it may resolve otherwise there.
+                # Also by its own id: with other results of its inputs it resolves otherwise there.
                 asked = [state.job, resolution.job or state.job, *resolution.waits_for]
                 jobs.update(dict.fromkeys(asked))
                 if resolution.blocked_by is not None:  # it may have succeeded elsewhere
@@ -398,7 +398,7 @@ class ServiceFold:
         document = self.definitions[job]
         cids, upstream, waits = [], [], []
         for source in self._job_sources[job]:
-            result = self._result_of(source["job"], memo, depth)
+            result = self._result_of(source["job"], source["output"], memo, depth)
             if result is None:
                 waits.append(source["job"])
             elif isinstance(result, str):
@@ -436,9 +436,13 @@ class ServiceFold:
         return [job for job in jobs if self.resolve(job).job == resolved_job]
 
     def _result_of(
-        self, job: str, memo: dict[str, Resolution], depth: int
+        self, job: str, output: str, memo: dict[str, Resolution], depth: int
     ) -> ResultInfo | str | None:
-        """Return the result of an upstream job, None while it is missing, the id if it failed."""
+        """Return the result of an upstream job, None while it is missing, the id if it failed.
+
+        While its definition is not known here, results without the output that is needed do not
+        count: a liar's may be among them.
+        """
         definition = self.definitions.get(job)
         resolved: str | None = job
         if definition is not None:
@@ -448,6 +452,9 @@ class ServiceFold:
                 return job
             resolved = memo[job].job
         found = self.canonical(resolved, definition) if resolved is not None else None
+        if definition is None:
+            cids = self._by_resolved.get(job, ())
+            found = self._best(c for c in cids if self._gives(output, c))
         if found is None:
             return None
         if found.document.status != "completed":
@@ -489,6 +496,10 @@ class ServiceFold:
         document = self.results[cid].document
         declared = {output["name"] for output in job["outputs"]}
         return document.status != "completed" or declared <= set(document.outputs)
+
+    def _gives(self, output: str, cid: str) -> bool:
+        document = self.results[cid].document
+        return document.status != "completed" or output in document.outputs
 
     @staticmethod
     def _may_do_better(state: RequestState, failed: ResultInfo) -> bool:

@@ -170,7 +170,7 @@ class Lookups:
             for name in fold.upstream_of(job, UPSTREAM_SENT_MAX):
                 found = fold.results_for(name)
                 requests = fold.by_job.get(name)
-                if found and requests and found[0].document.job != name:
+                if found and requests and (name != job or found[0].document.job != name):
                     self._core.push(peer, fold.requests[requests[0]].segment)
                 for result in found:
                     self._core.push(peer, result.segment)
