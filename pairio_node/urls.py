@@ -24,6 +24,7 @@ import psutil
 import trio
 
 from pairio_node.errors import ForbiddenError, UserError
+from pairio_protocol.limits import URL_LENGTH_MAX
 
 __all__ = [
     "Fetched",
@@ -139,19 +140,15 @@ async def fetch_url(
     """
     resolve, connect = resolve or _resolve, connect or _connect
     following = url
-    try:
-        for _ in range(_REDIRECTS_MAX + 1):
-            target = split_url(following)
-            addresses = await approve(target, rules, resolve)
-            exchange = _Exchange(target, rules, destination)
-            await exchange.open(addresses, connect)
-            answer = await exchange.run()
-            if isinstance(answer, Fetched):
-                return answer
-            following = answer
-    except BaseException:
-        destination.unlink(missing_ok=True)
-        raise
+    for _ in range(_REDIRECTS_MAX + 1):
+        target = split_url(following)
+        addresses = await approve(target, rules, resolve)
+        exchange = _Exchange(target, rules, destination)
+        await exchange.open(addresses, connect)
+        answer = await exchange.run()
+        if isinstance(answer, Fetched):
+            return answer
+        following = answer
     raise UrlError(
         f"{_short(url)} is redirected more than {_REDIRECTS_MAX} times",
         hint="give the URL at the end of the redirects",
@@ -169,6 +166,8 @@ def split_url(url: str) -> Target:
     """
     if any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in url):
         raise UrlError(f"{_short(url)} holds a blank, a control character or a backslash")
+    if len(url) > URL_LENGTH_MAX:
+        raise UrlError(f"{_short(url)} has {len(url)} characters; at most {URL_LENGTH_MAX}")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -257,8 +256,12 @@ def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 def _short(url: str) -> str:
     """Return a URL for people: what precedes an `@` or follows a `?` may be a secret."""
     head, query, _ = re.sub("//[^/?#]*@", "//", url).partition("?")
-    head = "".join(c if c.isprintable() else "?" for c in head)
+    head = _printable(head)
     return (head if len(head) <= 120 else f"{head[:117]}...") + ("?..." if query else "")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 # -- the network --------------------------------------------------------------------------
@@ -288,6 +291,7 @@ class _Exchange:
         self._url = _short(target.url)
         self._socket: socket.socket
         self._size_bytes = 0
+        self._made_file = False
         self._is_shut = False
         self._stalled = False
 
@@ -307,20 +311,23 @@ class _Exchange:
 
     async def run(self) -> Fetched | str:
         """Return what was fetched, or the URL of a redirect."""
-        answer: Fetched | str | UrlError | None = None
+        answer: Fetched | str | UrlError = self._bad("canceled")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch)
                 answer = await trio.to_thread.run_sync(self._talk, limiter=self._rules.threads)
                 nursery.cancel_scope.cancel()
+            if self._stalled:
+                answer = self._bad(f"the server sent next to nothing for {self._rules.stall_s:g} s")
+            if isinstance(answer, UrlError):
+                raise answer
+            return answer
+        except BaseException:
+            if self._made_file:
+                self._destination.unlink()
+            raise
         finally:
             self._socket.close()
-        if self._stalled:
-            answer = self._bad(f"the server sent next to nothing for {self._rules.stall_s:g} s")
-        if isinstance(answer, UrlError):
-            raise answer
-        assert answer is not None
-        return answer
 
     async def _watch(self) -> None:
         try:
@@ -336,7 +343,8 @@ class _Exchange:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _bad(self, why: str) -> UrlError:
-        return UrlError(f"{self._url}: {why}", hint="submit again when it can be had")
+        # Some of it are the server's words, which a terminal must not obey.
+        return UrlError(f"{self._url}: {_printable(why)}", hint="submit again when it can be had")
 
     def _talk(self) -> Fetched | str | UrlError:
         try:
@@ -381,6 +389,7 @@ class _Exchange:
                 reason = response.reason[:100]
                 raise self._bad(f"the server answers {response.status} {reason}".rstrip())
             with self._destination.open("xb") as file:
+                self._made_file = True
                 return self._read(response, file)
 
     def _read(self, response: http.client.HTTPResponse, file: BinaryIO) -> Fetched:
@@ -403,7 +412,8 @@ class _Exchange:
             raise self._bad(f"it ended after {self._size_bytes} of {length} bytes")
         if self._is_shut:
             raise OSError("canceled")
-        return Fetched(self._size_bytes, response.headers.get("ETag", "")[:200], digest.hexdigest())
+        etag = _printable(response.headers.get("ETag", "")[:200])
+        return Fetched(self._size_bytes, etag, digest.hexdigest())
 
     def _too_large(self, what: str) -> UrlForbiddenError:
         return UrlForbiddenError(

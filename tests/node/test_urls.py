@@ -182,6 +182,7 @@ async def test_an_address_that_is_not_public_is_refused_before_a_connection(
         ("http://[fe80::1%25eth0]/", "names no host"),
         ("http://exa%6dple.com/", "names no host"),
         (f"http://{'a' * 64}.example/", "is no URL"),
+        (f"http://example.com/{'a' * 8192}", "has 8211 characters; at most 8192"),
     ],
 )
 async def test_what_is_no_plain_http_url_is_refused_unresolved(
@@ -391,6 +392,24 @@ def peer() -> Iterator[Peer]:
     yield made
     for end in made.ends:
         end.close()
+
+
+@pytest.mark.parametrize("sends", [b"\x1b]0;x\x07", b"HTTP/1.1 404 \x1b[2J\r\n\r\n"])
+async def test_what_a_server_says_commands_no_terminal(
+    sends: bytes, peer: Peer, tmp_path: Path
+) -> None:
+    peer.sends = sends + b"\r\n"
+    with pytest.raises(UrlError) as caught:
+        await peer.fetch("http://x.example/", tmp_path / "x")
+    assert caught.value.message.isprintable()
+
+
+async def test_a_file_that_is_there_is_left_alone(server: Server, tmp_path: Path) -> None:
+    server.gives("/x", TEXT)
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(UrlError, match="File exists"):
+        await fetch_url(server.url("/x"), tmp_path / "x", server.rules)
+    assert (tmp_path / "x").read_text() == "mine"
 
 
 @pytest.mark.parametrize("url", ["http://x.example/", "https://x.example/"])
