@@ -322,6 +322,17 @@ class ServiceFold:
             for request in self.by_job.get(job, ())
         )
 
+    def needed_jobs(self, unix_ms: int) -> set[str]:
+        """Return the jobs that open requests want, and those on which these rest."""
+        needed = {s.job for name, s in self.requests.items() if self.is_open(name, unix_ms)}
+        left = list(needed)
+        while left:
+            for source in self._job_sources.get(left.pop(), ()):
+                if source["job"] not in needed:
+                    needed.add(source["job"])
+                    left.append(source["job"])
+        return needed
+
     def open_since(self, before_unix_ms: int, unix_ms: int) -> list[str]:
         """Return the jobs of requests issued before that and still open, as they may be looked up:
         resolved if they can be, with what they wait for or are blocked by."""

@@ -4,11 +4,11 @@
         its segments with results, their requests, cancels of what stays --> kept, and served
         its name and height --> remembered: not taken again, and told to neighbours for a while
 
-What is over: a request that is answered, canceled or expired; a run that no open request wants. A
-node begins a new log of its own after LOG_AGE_MAX_MS, so that old ones become quiet. The age of a
-log goes by its author's clock, but never by more than this node has known it: a clock that is ahead
-keeps its log longer, one that is behind loses only what is over. Clock: a look every
-RETENTION_LOOK_MS.
+What is over: a request that is answered, canceled or expired, and on whose job no open request
+rests; a run that no open request wants. A node begins a new log of its own after LOG_AGE_MAX_MS, so
+that old ones become quiet. The age of a log goes by its author's clock, but never by more than this
+node has known it: a clock that is ahead keeps its log longer, one that is behind loses only what is
+over. Clock: a look every RETENTION_LOOK_MS.
 """
 
 from collections.abc import Iterable, Iterator
@@ -206,10 +206,11 @@ class Retention:
         before = self._ctx.unix_ms - self._ctx.config.retention_ms
         # What is open for so long may be over elsewhere, in a log that went before it came here.
         self._hooks.ask_for(service, fold.open_since(before, self._ctx.unix_ms))
+        needed = fold.needed_jobs(self._ctx.unix_ms)
         old = [
             (log_id, log)
             for log_id, log in self._hooks.quiet_logs(service, before)
-            if all(self._is_over(fold, *row) for row in _records(log.segments))
+            if all(self._is_over(fold, needed, *row) for row in _records(log.segments))
         ][:LOGS_DROPPED_PER_LOOK]
         if not old:
             return
@@ -229,12 +230,21 @@ class Retention:
         self.unsaved.append(_row(service, log_id, stone, tuple(segment.hash for segment in kept)))
 
     def _is_over(
-        self, fold: ServiceFold, segment: Segment, seq: int, record: Record | Unknown
+        self,
+        fold: ServiceFold,
+        needed: set[str],
+        segment: Segment,
+        seq: int,
+        record: Record | Unknown,
     ) -> bool:
+        """Say whether nothing that is open rests on a record. `needed` are the jobs whose definitions
+        open requests rest on."""
         match record:
             case Request():
                 name = request_id(segment.log.author, segment.log.boot, seq)
-                return not fold.is_open(name, self._ctx.unix_ms)
+                state = fold.requests.get(name)
+                needs = state is not None and state.job in needed
+                return not needs and not fold.is_open(name, self._ctx.unix_ms)
             case Start() | End():
                 return not fold.is_open(record.request, self._ctx.unix_ms)
             case _:
