@@ -237,8 +237,8 @@ def _objection(text: str, own: frozenset[IPv4Address | IPv6Address]) -> str:
         (address.is_multicast, "a multicast address"),
         (address in _METADATA, "the address of a metadata service"),
         (address.is_reserved, "a reserved address"),
-        (not address.is_global, "a private address"),
-        (any(address in network for network in _NOT_PUBLIC), "a private address"),
+        (not address.is_global, "no public address"),
+        (any(address in network for network in _NOT_PUBLIC), "no public address"),
         (address in own, "an address of this node"),
     )
     return next((words for holds, words in in_words if holds), "")

@@ -1,6 +1,7 @@
 """A job whose input is a URL: its computing node fetches it, if its owner's rules allow it."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -128,3 +129,23 @@ def test_a_url_with_a_password_is_refused_at_once(start_node: StartNode) -> None
     assert (run.returncode, run.stdout) == (1, "")
     assert "holds a user or a password" in run.stderr
     assert "secret" not in run.stderr
+
+
+def test_a_job_that_waits_for_a_silent_server_is_canceled_at_once(
+    start_node: StartNode, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connected to, never accepted
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        node = _with_service(_node(start_node, tmp_path, "a", host))
+        job_id = _count(node, f"http://{host}/x.txt").stdout.strip()
+        _until(node, "running", 1)
+        assert node.cli("job", "cancel", job_id).returncode == 0
+        _until(node, "running", 0)
+        assert list((node.home / "jobs").iterdir()) == []
+
+
+def _until(node: RunningNode, what: str, value: int) -> None:
+    ends = time.monotonic() + 10
+    while (found := node.get("status")[what]) != value:
+        assert time.monotonic() < ends, f"{what} is {found}"
+        time.sleep(0.05)  # house: waiting for another process

@@ -18,7 +18,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pairio_node.errors import UserError
-from pairio_node.urls import Fetched, UrlError, UrlForbiddenError, UrlRules, fetch_url, split_url
+from pairio_node.urls import (
+    Fetched,
+    UrlError,
+    UrlForbiddenError,
+    UrlRules,
+    approve,
+    fetch_url,
+    split_url,
+)
 
 TEXT = b"hello, URL\n" * 1000
 OWN = "93.184.216.7"
@@ -112,16 +120,16 @@ ADDRESSES = [
     ("http://127.255.255.254/", "127.255.255.254", "a loopback address"),
     ("http://[::1]/", "::1", "a loopback address"),
     ("http://LOCALHOST./", "127.0.0.1", "a loopback address"),
-    ("https://evil.example/", "10.0.0.1", "a private address"),
-    ("https://evil.example/", "172.16.0.1", "a private address"),
-    ("https://evil.example/", "192.168.1.1", "a private address"),
-    ("https://evil.example/", "100.64.0.1", "a private address"),
-    ("https://evil.example/", "198.18.0.1", "a private address"),
-    ("https://evil.example/", "192.0.0.192", "a private address"),
-    ("https://evil.example/", "fd00::1", "a private address"),
-    ("https://evil.example/", "fd00:ec2::254", "a private address"),
-    ("https://evil.example/", "fec0::1", "a private address"),
-    ("https://evil.example/", "2001:db8::1", "a private address"),
+    ("https://evil.example/", "10.0.0.1", "no public address"),
+    ("https://evil.example/", "172.16.0.1", "no public address"),
+    ("https://evil.example/", "192.168.1.1", "no public address"),
+    ("https://evil.example/", "100.64.0.1", "no public address"),
+    ("https://evil.example/", "198.18.0.1", "no public address"),
+    ("https://evil.example/", "192.0.0.192", "no public address"),
+    ("https://evil.example/", "fd00::1", "no public address"),
+    ("https://evil.example/", "fd00:ec2::254", "no public address"),
+    ("https://evil.example/", "fec0::1", "no public address"),
+    ("https://evil.example/", "2001:db8::1", "no public address"),
     ("http://169.254.169.254/latest/meta-data", "169.254.169.254", "a link-local address"),
     ("http://metadata.example/", "168.63.129.16", "the address of a metadata service"),
     ("http://evil.example/", "fe80::1", "a link-local address"),
@@ -136,11 +144,11 @@ ADDRESSES = [
     ("http://evil.example/", "::ffff:127.0.0.1", "a loopback address"),
     ("http://evil.example/", "::ffff:169.254.169.254", "a link-local address"),
     ("http://evil.example/", "2002:7f00:1::", "a loopback address"),
-    ("http://evil.example/", "2002:c0a8:101::1", "a private address"),
+    ("http://evil.example/", "2002:c0a8:101::1", "no public address"),
     ("http://evil.example/", "64:ff9b::7f00:1", "a loopback address"),
     ("http://evil.example/", "64:ff9b::a9fe:a9fe", "a link-local address"),
-    ("http://evil.example/", "64:ff9b:1::808:808", "a (private|reserved) address"),
-    ("http://evil.example/", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "a private address"),
+    ("http://evil.example/", "64:ff9b:1::808:808", "(no public|a reserved) address"),
+    ("http://evil.example/", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "no public address"),
     ("http://me.example/", OWN, "an address of this node"),
     ("http://me.example/", f"::ffff:{OWN}", "an address of this node"),
     ("http://me.example/", "2606:4700::77", "an address of this node"),
@@ -254,8 +262,15 @@ async def test_a_name_is_resolved_once_and_a_second_answer_never_matters(
         ("::1", "http://[::1]:9/", True),
     ],
 )
-def test_the_owner_names_hosts_or_a_port_of_them(entry: str, url: str, is_let_in: bool) -> None:
-    assert UrlRules(allow_hosts=(entry,)).allows(split_url(url)) is is_let_in
+async def test_the_owner_names_hosts_or_a_port_of_them(
+    entry: str, url: str, is_let_in: bool
+) -> None:
+    rules, resolver = replace(RULES, allow_hosts=(entry,)), Resolver(("10.0.0.1", "::1"))
+    if is_let_in:
+        assert await approve(split_url(url), rules, resolver) == ("10.0.0.1", "::1")
+    else:
+        with pytest.raises(UrlForbiddenError, match=r"10\.0\.0\.1 is no public address"):
+            await approve(split_url(url), rules, resolver)
 
 
 # -- redirects ----------------------------------------------------------------------------
@@ -494,6 +509,9 @@ async def test_tls_holds_the_server_to_the_name_though_an_address_is_connected_t
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
     assert (await fetch_url(good, tmp_path / "b", rules, to_it)).size_bytes == len(TEXT)
     assert server.hosts == [f"good.example:{server.port}"]
+    server.gives("/cut", TEXT, length=None)
+    with pytest.raises(UrlError, match=r"broke off: .*EOF occurred in violation"):
+        await fetch_url(good.replace("/x", "/cut"), tmp_path / "d", rules, to_it)
     with pytest.raises(UserError, match="its certificate is refused: Hostname mismatch"):
         await fetch_url(evil, tmp_path / "c", rules, to_it)
-    assert server.asked == ["/x"]
+    assert server.asked == ["/x", "/cut"]
