@@ -61,7 +61,7 @@ class HelloService:
 @dataclass(frozen=True, slots=True)
 class Hello:
     """First on a new connection, and again when a service changes. Names only services of which
-    the receiver is a member. A receiver that is behind answers `want_changes`."""
+    the receiver is a member, or was. A receiver that is behind answers `want_changes`."""
 
     boot: bytes
     services: tuple[HelloService, ...]

@@ -237,8 +237,8 @@ class Retention:
         seq: int,
         record: Record | Unknown,
     ) -> bool:
-        """Say whether nothing that is open rests on a record. `needed` are the jobs whose definitions
-        open requests rest on."""
+        """Say whether nothing that is open rests on a record; open requests rest on the
+        definitions of the jobs in `needed`."""
         match record:
             case Request():
                 name = request_id(segment.log.author, segment.log.boot, seq)
