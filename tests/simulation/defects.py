@@ -267,7 +267,7 @@ DEFECTS = [
     ),
     Defect(
         "role of the author ignored",
-        {"members only", "converged"},
+        {"members only", "converged", "every job ends"},
         (log.Log, "count_accepted", _count_without("role", "cut")),
         (service.Folded, "roles_of", lambda self, peer: ("admin", "compute", "submit")),
     ),
