@@ -275,11 +275,29 @@ def _samples() -> dict[str, tuple[Callable[[bytes], object], bytes]]:
 SAMPLES = _samples()
 
 
+def _takes_little_time(read: Callable[[], object]) -> None:
+    """Slow three times running: once may be a collection of garbage that fell into it."""
+    took_s = []
+    for _ in range(3):
+        began = time.thread_time()
+        read()
+        took_s.append(time.thread_time() - began)
+        if took_s[-1] < LONG_S:
+            return
+    raise AssertionError(f"took {took_s} s, allowed is {LONG_S} s")
+
+
 def _refused_or_taken(read: Callable[[bytes], object], data: bytes) -> None:
-    began = time.thread_time()
-    with suppress(DecodeError):
-        read(data)
-    assert time.thread_time() - began < LONG_S
+    def once() -> None:
+        with suppress(DecodeError):
+            read(data)
+
+    _takes_little_time(once)
+
+
+def _refused(read: Callable[[], object]) -> None:
+    with pytest.raises(DecodeError):
+        read()
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -448,10 +466,8 @@ _NOT_CANONICAL = {
 
 @pytest.mark.parametrize("name", _NOT_CANONICAL)
 def test_bytes_that_are_no_document_are_refused(name: str) -> None:
-    began = time.thread_time()
-    with pytest.raises(DecodeError):
-        decode(bytes.fromhex(_NOT_CANONICAL[name]), 60_000)
-    assert time.thread_time() - began < LONG_S
+    data = bytes.fromhex(_NOT_CANONICAL[name])
+    _takes_little_time(lambda: _refused(lambda: decode(data, 60_000)))
 
 
 _BAD_FRAMES = {
@@ -472,10 +488,7 @@ _BAD_FRAMES = {
 
 @pytest.mark.parametrize("name", _BAD_FRAMES)
 def test_bytes_that_are_no_frame_are_refused(name: str) -> None:
-    began = time.thread_time()
-    with pytest.raises(DecodeError):
-        unpack(_BAD_FRAMES[name])
-    assert time.thread_time() - began < LONG_S
+    _takes_little_time(lambda: _refused(lambda: unpack(_BAD_FRAMES[name])))
 
 
 def test_lists_that_claim_more_than_they_hold_take_little_memory() -> None:
