@@ -13,7 +13,6 @@ import trio
 from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
-from pairio_node.appdir import find_app, is_left_out, load_spec
 from pairio_node.blocks import Content, DiskBlockStore, Exchange, FetchFailed
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
@@ -23,6 +22,7 @@ from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.home import Home
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
+from pairio_node.services import Services
 from pairio_node.store import CommitRows, Store, Writer
 from pairio_node.transport import (
     CHANNEL_CONTROL,
@@ -37,23 +37,18 @@ from pairio_node.transport import (
 from pairio_node.transport.libp2p_transport import Libp2pTransport
 from pairio_node.urls import UrlRules, split_url
 from pairio_node.views import (
-    app_view,
     find_request,
     is_settled,
     job_view,
-    service_view,
     why_view,
 )
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
-from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState
-from pairio_protocol.ids import public_key_of
 from pairio_protocol.records import Resources
 from pairio_protocol.segment import Segment
-from pairio_protocol.service import parse_roles
 
 __all__ = ["Node", "run_node"]
 
@@ -90,6 +85,7 @@ class Node:
         self.content = Content(DiskBlockStore(home.path / "blocks", quota))
         self.exchange = Exchange(self.content, self.transport, self._may_read)
         self._runners = runners
+        self.services = Services(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         self.executions = Executions(
@@ -158,6 +154,11 @@ class Node:
             self.transport.keep_connected(peer_in(address), (address,))
         for peer, addresses in snapshot.peers:
             self.transport.keep_connected(peer, addresses)
+
+    @property
+    def strongest(self) -> Runner:
+        """The runner that isolates best of those that work here."""
+        return self._runners[0]
 
     # -- transport -> core ----------------------------------------------------------------
 
@@ -266,26 +267,13 @@ class Node:
 
     # -- the facade: jobs -----------------------------------------------------------------
 
-    def _service_of(self, name: str | None) -> str:
-        """Return the id of a service by name or id; the only one when no name is given."""
-        membership = self.core.membership
-        taken = sorted(membership.taken_up)
-        if name is None:
-            if len(taken) == 1:
-                return taken[0]
-            names = ", ".join(membership.petnames[s] for s in taken) or "none"
-            raise UserError(
-                "no service was named" if taken else "this node is in no service",
-                hint=f"name one of: {names}" if taken else "pairio service create NAME",
-            )
-        found = membership.find(name)
-        if found is None:
-            names = ", ".join(membership.petnames[s] for s in taken) or "none"
-            raise NotFoundError(f"no service {name!r} on this node", hint=f"services here: {names}")
-        return found
+    def _named_or_all(self, service: str | None) -> list[str]:
+        return [self.services.id_of(service)] if service else sorted(self.core.membership.taken_up)
 
     def _find(self, job_id: str, service: str | None) -> tuple[str, RequestState]:
-        services = [self._service_of(service)] if service else sorted(self.core.membership.taken_up)
+        services = (
+            [self.services.id_of(service)] if service else sorted(self.core.membership.taken_up)
+        )
         for name in services:
             state = find_request(self.core.fold(name), job_id)
             if state is not None:
@@ -300,7 +288,7 @@ class Node:
 
     async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
         """Submit a job in the original's form; returns the job."""
-        service = self._service_of(body.get("serviceName"))
+        service = self.services.id_of(body.get("serviceName"))
         definition = body["jobDefinition"]
         for entry in definition.get("inputFiles", []):
             url = str(entry.get("url"))
@@ -346,7 +334,7 @@ class Node:
         self, *, service: str | None, status: str | None, tag: str | None, limit: int
     ) -> list[dict[str, Any]]:
         """Return the newest jobs known here that match."""
-        names = [self._service_of(service)] if service else sorted(self.core.membership.taken_up)
+        names = self._named_or_all(service)
         states = [(n, s) for n in names for s in self.core.fold(n).requests.values()]
         states.sort(key=lambda pair: pair[1].record.issued_unix_ms, reverse=True)
         found = []
@@ -445,76 +433,10 @@ class Node:
         """Add bytes; returns (CID, size)."""
         return await self.content.add_stream(chunks)
 
-    # -- the facade: services ---------------------------------------------------------------
-
     @property
     def peer_id(self) -> str:
         """This node's id."""
         return self.transport.peer_id
-
-    def services(self) -> list[dict[str, Any]]:
-        """Return the services that are taken up here."""
-        return [service_view(self.core, s) for s in sorted(self.core.membership.taken_up)]
-
-    def service(self, name: str) -> dict[str, Any]:
-        """Return one service by name or id."""
-        return service_view(self.core, self._service_of(name))
-
-    def offers(self) -> list[dict[str, Any]]:
-        """Return the services that name this node and wait for its owner."""
-        return [service_view(self.core, s) for s in self.core.membership.offers()]
-
-    async def create_service(self, name: str) -> dict[str, Any]:
-        """Create a service with this node as its admin."""
-        nonce = secrets.token_hex(16)
-        answer = await self.driver.call(lambda call: ev.CreateService(call, name, nonce))
-        return service_view(self.core, answer["service"])
-
-    async def add_member(
-        self, service: str, peer_id: str, roles: list[str], name: str | None
-    ) -> dict[str, Any]:
-        """Put a peer on the list; it need not be connected."""
-        try:
-            public_key_of(peer_id)
-        except DecodeError as error:
-            raise UserError(
-                str(error), hint="the other node prints its id: pairio-node status"
-            ) from None
-        found = self._service_of(service)
-        parsed = parse_roles(roles)
-        await self.driver.call(lambda call: ev.AddMember(call, found, peer_id, parsed, name or ""))
-        return service_view(self.core, found)
-
-    async def remove_member(self, service: str, member: str) -> dict[str, Any]:
-        """Take a member off the list, by name or by peer id."""
-        found = self._service_of(service)
-        name = self.core.membership.folded(found).member_of(member) or member
-        await self.driver.call(lambda call: ev.RemoveMember(call, found, name))
-        return service_view(self.core, found)
-
-    async def accept(self, name: str) -> dict[str, Any]:
-        """Consent to a service; fine when it was taken up already."""
-        answer = await self.driver.call(lambda call: ev.AcceptService(call, name))
-        return service_view(self.core, answer["service"])
-
-    def apps(self, service: str) -> list[dict[str, Any]]:
-        """Return the apps of a service."""
-        folded = self.core.membership.folded(self._service_of(service))
-        return [app_view(app) for _, app in sorted(folded.apps.items())]
-
-    async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
-        """Make a directory content and put the app on the list (again: updates it)."""
-        found = self._service_of(service)
-        directory = find_app(source)
-        spec = await load_spec(directory, self._runners[0])
-        added = await self.content.add_directory(directory, is_left_out)
-        if image is not None:
-            for processor in spec.get("processors", []):
-                processor["image"] = image
-        app = {**spec, "bundle": added.cid}
-        answer = await self.driver.call(lambda call: ev.InstallApp(call, found, app))
-        folded = self.core.membership.folded(found)
-        return app_view(folded.apps[answer["app"]])
 
     def status(self) -> dict[str, Any]:
         """Return what `pairio-node status` shows."""

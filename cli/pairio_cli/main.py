@@ -2,172 +2,23 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import click
 import typer
 
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
+from pairio_cli.services import app_app, service_app
+from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
 
 __all__ = ["main"]
 
-_settings: dict[str, Any] = {
-    "no_args_is_help": True,
-    "pretty_exceptions_enable": False,
-    "rich_markup_mode": None,
-}
-app = typer.Typer(help="Submit jobs to a peer-to-peer compute network.", **_settings)
-service_app = typer.Typer(help="Services: who may do what.", **_settings)
-app_app = typer.Typer(help="Apps of a service.", **_settings)
-job_app = typer.Typer(help="Jobs.", **_settings)
-token_app = typer.Typer(help="Tokens for scripts.", **_settings)
+app = new_typer("Submit jobs to a peer-to-peer compute network.")
+job_app = new_typer("Jobs.")
+token_app = new_typer("Tokens for scripts.")
 app.add_typer(service_app, name="service")
 app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")
 app.add_typer(token_app, name="token")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
-
-
-def _api() -> Any:
-    from pairio._http import Api
-
-    api = Api()
-    click.get_current_context().call_on_close(api.close)
-    return api
-
-
-def _part(text: str) -> str:
-    from pairio._http import part
-
-    return part(text)
-
-
-# -- services -----------------------------------------------------------------------------
-
-
-def _show_service(service: dict[str, Any]) -> None:
-    data(f"{service['serviceName']}  {service['serviceId']}")
-    rows = [
-        [m["name"], ",".join(m["roles"]), " ".join(m["peers"]), "yes" if m["alive"] else "no"]
-        for m in service["members"]
-    ]
-    table(["MEMBER", "ROLES", "PEERS", "ALIVE"], rows)
-    data(f"apps: {', '.join(service['apps']) or 'none'}")
-
-
-@service_app.command("create")
-def service_create(name: str, json: Json = False) -> None:
-    """Create a service. Example: pairio service create lab"""
-    made = _api().call("POST", "/api/v1/services", {"name": name})
-    as_json(made) if json else data(made["serviceId"])
-    note(f"Created service {made['serviceName']!r}; this node is its admin")
-
-
-@service_app.command("ls")
-def service_ls(json: Json = False) -> None:
-    """List the services of this node. Example: pairio service ls"""
-    services = _api().call("GET", "/api/v1/services")["services"]
-    if json:
-        as_json(services)
-        return
-    rows = [
-        [s["serviceName"], ",".join(s["roles"]), str(len(s["members"])), ", ".join(s["apps"])]
-        for s in services
-    ]
-    table(["SERVICE", "MY ROLES", "MEMBERS", "APPS"], rows)
-
-
-@service_app.command("show")
-def service_show(name: str, json: Json = False) -> None:
-    """Show a service. Example: pairio service show lab"""
-    service = _api().call("GET", f"/api/v1/services/{_part(name)}")
-    as_json(service) if json else _show_service(service)
-
-
-@service_app.command("remove-member")
-def service_remove_member(service: str, member: str, json: Json = False) -> None:
-    """Take a member off the list, by name or peer. Example: pairio service remove-member lab bob"""
-    path = f"/api/v1/services/{_part(service)}/members/{_part(member)}"
-    found = _api().call("DELETE", path)
-    if json:
-        as_json(found)
-        return
-    note(f"{member!r} is no member of {service!r} any more; what it does from now on is refused")
-
-
-@service_app.command("add-member")
-def service_add_member(
-    name: str,
-    peer: str,
-    roles: Annotated[str, typer.Option(help="Comma list of admin, submit, compute, read.")],
-    member: Annotated[str | None, typer.Option("--name", help="Name of the member.")] = None,
-    json: Json = False,
-) -> None:
-    """Put a peer on the list. Example: pairio service add-member lab 12D3Koo... --roles submit"""
-    body = {"peerId": peer, "roles": roles.split(","), "name": member}
-    service = _api().call("POST", f"/api/v1/services/{_part(name)}/members", body)
-    if json:
-        as_json(service)
-    note(f"Added {short(peer)} to {service['serviceName']!r} as {roles}")
-
-
-@service_app.command("offers")
-def service_offers(json: Json = False) -> None:
-    """List services that wait for your consent. Example: pairio service offers"""
-    offers = _api().call("GET", "/api/v1/offers")["offers"]
-    if json:
-        as_json(offers)
-        return
-    rows = [[o["serviceName"], o["serviceId"], " ".join(map(short, o["admins"]))] for o in offers]
-    table(["SERVICE", "ID", "ADMINS"], rows)
-
-
-@service_app.command("accept")
-def service_accept(name: str, json: Json = False) -> None:
-    """Consent to be a member. Example: pairio service accept lab"""
-    service = _api().call("POST", f"/api/v1/services/{_part(name)}/accept")
-    if json:
-        as_json(service)
-    note(f"This node takes part in {service['serviceName']!r}")
-
-
-# -- apps ---------------------------------------------------------------------------------
-
-
-@app_app.command("install")
-def app_install(
-    service: str,
-    source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
-    image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
-    json: Json = False,
-) -> None:
-    """Install or update an app. Example: pairio app install lab hello_world"""
-    if Path(source).is_dir():
-        source = str(Path(source).absolute())
-    body = {"source": source, "image": image}
-    made = _api().call("POST", f"/api/v1/services/{_part(service)}/apps", body)
-    as_json(made) if json else data(made["appName"])
-    processors = ", ".join(p["name"] for p in made["appSpecification"]["processors"])
-    note(f"Installed {made['appName']!r} with processors {processors}")
-
-
-@app_app.command("ls")
-def app_ls(service: str, json: Json = False) -> None:
-    """List the apps of a service. Example: pairio app ls lab"""
-    apps = _api().call("GET", f"/api/v1/services/{_part(service)}/apps")["apps"]
-    if json:
-        as_json(apps)
-        return
-    rows = [
-        [a["appName"], ", ".join(p["name"] for p in a["appSpecification"]["processors"])]
-        for a in apps
-    ]
-    table(["APP", "PROCESSORS"], rows)
-
-
-# -- jobs ---------------------------------------------------------------------------------
 
 
 @app.command()
@@ -215,13 +66,13 @@ def submit(
         skip_cache=skip_cache,
         rerun_failing=rerun_failing,
     )
-    sys.exit(submit_wish(_api(), wish, wait=wait, timeout_s=timeout, json=json))
+    sys.exit(submit_wish(api(), wish, wait=wait, timeout_s=timeout, json=json))
 
 
 @job_app.command("show")
 def job_show(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
     """Show a job. Example: pairio job show ID"""
-    job = _api().call("GET", f"/api/v1/jobs/{_part(job_id)}", None, {"serviceName": service})
+    job = api().call("GET", f"/api/v1/jobs/{part(job_id)}", None, {"serviceName": service})
     if json:
         as_json(job)
         return
@@ -233,8 +84,8 @@ def job_show(job_id: str, service: ServiceOption = None, json: Json = False) -> 
 @job_app.command("why")
 def job_why(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
     """Say why a job is where it is, node by node. Example: pairio job why ID"""
-    path = f"/api/v1/jobs/{_part(job_id)}/why"
-    found = _api().call("GET", path, None, {"serviceName": service})
+    path = f"/api/v1/jobs/{part(job_id)}/why"
+    found = api().call("GET", path, None, {"serviceName": service})
     if json:
         as_json(found)
         return
@@ -251,8 +102,8 @@ def job_why(job_id: str, service: ServiceOption = None, json: Json = False) -> N
 @job_app.command("cancel")
 def job_cancel(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
     """Withdraw a job, or one request by its id. Example: pairio job cancel ID"""
-    path = f"/api/v1/jobs/{_part(job_id)}/cancel"
-    job = _api().call("POST", path, None, {"serviceName": service})
+    path = f"/api/v1/jobs/{part(job_id)}/cancel"
+    job = api().call("POST", path, None, {"serviceName": service})
     if json:
         as_json(job)
         return
@@ -269,7 +120,7 @@ def job_ls(
 ) -> None:
     """List jobs, newest first. Example: pairio job ls --status running"""
     query = {"serviceName": service, "status": status, "tag": tag, "limit": limit}
-    jobs = _api().call("GET", "/api/v1/jobs", None, query)["jobs"]
+    jobs = api().call("GET", "/api/v1/jobs", None, query)["jobs"]
     if json:
         as_json(jobs)
         return
@@ -289,8 +140,8 @@ def job_ls(
 @job_app.command("logs")
 def job_logs(job_id: str, service: ServiceOption = None) -> None:
     """Print the console output of a job. Example: pairio job logs ID"""
-    path = f"/api/v1/jobs/{_part(job_id)}/console"
-    for chunk in _api().stream(path, {"serviceName": service}):
+    path = f"/api/v1/jobs/{part(job_id)}/console"
+    for chunk in api().stream(path, {"serviceName": service}):
         sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
 
@@ -303,24 +154,24 @@ def get(
     service: ServiceOption = None,
 ) -> None:
     """Get an output of a job. Example: pairio get ID output -o greeting.txt"""
-    path = f"/api/v1/jobs/{_part(job_id)}/outputs/{_part(output)}"
-    chunks = _api().stream(path, {"serviceName": service})
+    path = f"/api/v1/jobs/{part(job_id)}/outputs/{part(output)}"
+    chunks = api().stream(path, {"serviceName": service})
     if file is None:
         for chunk in chunks:
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
         return
-    part = file.with_name(f".{file.name}.part")
+    partial = file.with_name(f".{file.name}.part")
     size = 0
     try:
-        with part.open("wb") as target:
+        with partial.open("wb") as target:
             for chunk in chunks:
                 size += target.write(chunk)
-        part.rename(file)
+        partial.rename(file)
     except OSError as error:
         fail(f"cannot write {file}: {error.strerror}", None, 1)
     finally:
-        part.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     note(f"Wrote {size} bytes to {file}")
 
 
@@ -330,9 +181,9 @@ def open_page(
     print_: Annotated[bool, typer.Option("--print", help="Print the link only.")] = False,
 ) -> None:
     """Open a job's page in the browser. Example: pairio open ID"""
-    api = _api()
-    job = api.call("GET", f"/api/v1/jobs/{_part(job_id)}")
-    link = api.call("POST", "/api/v1/links", {"path": f"/job/{job['jobId']}"})["url"]
+    node = api()
+    job = node.call("GET", f"/api/v1/jobs/{part(job_id)}")
+    link = node.call("POST", "/api/v1/links", {"path": f"/job/{job['jobId']}"})["url"]
     data(link)
     if not print_:
         import webbrowser
@@ -349,7 +200,7 @@ def token_create(
 ) -> None:
     """Create a token for a script. Example: pairio token create notebook --expires 7d"""
     body = {"name": name, "readOnly": read_only, "expiresSec": _seconds(expires)}
-    made = _api().call("POST", "/api/v1/tokens", body)
+    made = api().call("POST", "/api/v1/tokens", body)
     as_json(made) if json else data(made["token"])
     note("Shown this once; use it as PAIRIO_API_KEY with PAIRIO_API_URL")
 

@@ -16,15 +16,13 @@ from pairio_node.api.batch import BatchBody, submit_all
 from pairio_node.api.content import content_response
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.models import (
-    AppBody,
     LinkBody,
-    MemberBody,
-    NameBody,
     Status,
     SubmitBody,
     TokenBody,
 )
 from pairio_node.api.pages import home_page, job_page, login_page
+from pairio_node.api.services import service_routes
 from pairio_node.errors import UserError
 
 __all__ = ["make_app"]
@@ -50,7 +48,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     _errors(app)
     app.add_middleware(_Guard, auth=auth)
     _job_routes(app, node)
-    _service_routes(app, node)
+    service_routes(app, node.services)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app
@@ -187,44 +185,6 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     ) -> Response:
         cid, file_name, size = await node.output_cid(job_id, serviceName, name)
         return content_response(node, request, cid, file_name, size)
-
-
-def _service_routes(app: FastAPI, node: NodeFacade) -> None:
-    @app.get("/api/v1/services")
-    async def services() -> JSONResponse:
-        return JSONResponse({"services": node.services()})
-
-    @app.post("/api/v1/services")
-    async def create(body: NameBody) -> JSONResponse:
-        return JSONResponse(await node.create_service(body.name))
-
-    @app.get("/api/v1/services/{name}")
-    async def service(name: str) -> JSONResponse:
-        return JSONResponse(node.service(name))
-
-    @app.post("/api/v1/services/{name}/members")
-    async def add_member(name: str, body: MemberBody) -> JSONResponse:
-        return JSONResponse(await node.add_member(name, body.peerId, body.roles, body.name))
-
-    @app.delete("/api/v1/services/{name}/members/{member}")
-    async def remove_member(name: str, member: str) -> JSONResponse:
-        return JSONResponse(await node.remove_member(name, member))
-
-    @app.post("/api/v1/services/{name}/accept")
-    async def accept(name: str) -> JSONResponse:
-        return JSONResponse(await node.accept(name))
-
-    @app.get("/api/v1/offers")
-    async def offers() -> JSONResponse:
-        return JSONResponse({"offers": node.offers()})
-
-    @app.get("/api/v1/services/{name}/apps")
-    async def apps(name: str) -> JSONResponse:
-        return JSONResponse({"apps": node.apps(name)})
-
-    @app.post("/api/v1/services/{name}/apps")
-    async def install(name: str, body: AppBody) -> JSONResponse:
-        return JSONResponse(await node.install_app(name, body.source, body.image))
 
 
 def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:

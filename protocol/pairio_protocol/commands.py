@@ -1,4 +1,4 @@
-"""What the local owner and clients ask for: services, members, apps, jobs.
+"""What the local owner and clients ask for: jobs here, services in `service_commands.py`.
 
 A submit is answered when its request is committed here and acked `stored` by one other member if
 one is connected (at most STORED_ACK_MS, else `replicated` is 0 and said so). A hit answers at once.
@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
-from pairio_protocol.apps import validate_app
 from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState, ServiceFold
 from pairio_protocol.limits import (
     CANCELS_PER_RECORD_MAX,
-    CUTS_PER_CHANGE_MAX,
     HANDLES_MAX,
     REQUEST_EXPIRY_MS,
     REQUESTS_OPEN_PER_AUTHOR_MAX,
@@ -28,7 +26,8 @@ from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import Ack
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.records import Cancel, Request
-from pairio_protocol.service import Chain, Cut
+from pairio_protocol.service import Chain
+from pairio_protocol.service_commands import ServiceCommands
 
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
@@ -60,6 +59,7 @@ class Commands:
     def __init__(self, core: "NodeCore") -> None:
         self._core = core
         self._ctx = core.ctx
+        self._services = ServiceCommands(core)
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
         self._by_segment: dict[bytes, list[_Submit]] = {}
@@ -76,108 +76,16 @@ class Commands:
             match event:
                 case ev.Submit():
                     self._submit(event)
-                case ev.CreateService():
-                    self._create(event)
-                case ev.AddMember():
-                    self._add_member(event)
-                case ev.InstallApp():
-                    self._install(event)
-                case ev.AcceptService():
-                    self._accept(event)
-                case ev.RemoveMember():
-                    self._remove_member(event)
-                case ev.SetRoles():
-                    self._set_roles(event)
                 case ev.CancelRequests():
                     self._cancel(event)
+                case _:
+                    self._services.on_command(event)
         except DefinitionError as error:
             self._ctx.emit(Fail(event.call, str(error), error.hint))
 
-    # -- services -------------------------------------------------------------------------
-
-    def _service(self, name: str) -> tuple[str, Chain]:
-        membership = self._core.membership
-        service = membership.find(name)
-        if service is None:
-            known = ", ".join(sorted(membership.petnames[s] for s in membership.taken_up)) or "none"
-            raise DefinitionError(f"no service {name!r} on this node", f"services here: {known}")
-        chain = membership.active(service)
-        if chain is None:
-            raise DefinitionError(
-                f"service {name!r} waits for your consent",
-                f"pairio service accept {name}",
-            )
-        return service, chain
-
-    def _create(self, event: ev.CreateService) -> None:
-        membership = self._core.membership
-        if event.name in membership.petnames.values():
-            raise DefinitionError(
-                f"there is a service {event.name!r} on this node already", "use another name"
-            )
-        service = membership.create(event.name, event.nonce)
-        self._core.book.changed()
-        self._reply(event.call, {"service": service})
-
-    def _add_member(self, event: ev.AddMember) -> None:
-        service, chain = self._service(event.service)
-        name = event.member or chain.now.member_of(event.peer) or f"node-{event.peer[-6:]}"
-        op = {"op": "add", "member": name, "key": event.peer, "roles": list(event.roles)}
-        self._core.membership.change(service, [op])
-        self._core.intake.on_service_changed(service)
-        self._core.membership.hello(event.peer)
-        self._reply(event.call, {"service": service, "member": name})
-
-    def _install(self, event: ev.InstallApp) -> None:
-        service, chain = self._service(event.service)
-        app = validate_app(event.app)
-        if chain.now.apps.get(app["name"]) != app:
-            self._core.membership.change(service, [{"op": "app", "app": app}])
-            self._core.intake.on_service_changed(service)
-        self._reply(event.call, {"service": service, "app": app["name"]})
-
-    def _accept(self, event: ev.AcceptService) -> None:
-        membership = self._core.membership
-        service = membership.find(event.service)
-        if service is None:
-            offers = ", ".join(membership.petnames[s] for s in membership.offers()) or "none"
-            raise DefinitionError(f"no offer {event.service!r}", f"offers here: {offers}")
-        membership.take_up(service)
-        self._core.intake.on_service_changed(service)
-        self._reply(event.call, {"service": service})
-
-    def _remove_member(self, event: ev.RemoveMember) -> None:
-        service, chain = self._service(event.service)
-        _, keys = self._member(chain, event.member)
-        op: dict[str, Any] = {"op": "remove", "member": event.member}
-        if event.peer:
-            op["key"], keys = event.peer, (event.peer,)
-        cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
-        self._core.membership.change(service, [op], cuts)
-        self._core.intake.on_service_changed(service)
-        self._reply(event.call, {"service": service, "member": event.member})
-
-    def _set_roles(self, event: ev.SetRoles) -> None:
-        service, chain = self._service(event.service)
-        roles, keys = self._member(chain, event.member)
-        op = {"op": "role", "member": event.member, "roles": list(event.roles)}
-        cuts: tuple[Cut, ...] = ()
-        if set(roles) - set(event.roles):
-            cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
-        self._core.membership.change(service, [op], cuts)
-        self._core.intake.on_service_changed(service)
-        self._reply(event.call, {"service": service, "member": event.member})
-
-    @staticmethod
-    def _member(chain: Chain, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        if name not in chain.now.members:
-            known = ", ".join(sorted(chain.now.members))
-            raise DefinitionError(f"no member {name!r} in the service", f"members: {known}")
-        return chain.now.members[name]
-
     def _cancel(self, event: ev.CancelRequests) -> None:
         """Withdraw requests; local handles of cached answers have nothing to withdraw."""
-        service, chain = self._service(event.service)
+        service, chain = self._services.find(event.service)
         fold = self._core.fold(service)
         mine = chain.now.member_of(self._ctx.me)
         names = []
@@ -195,19 +103,13 @@ class Commands:
         for start in range(0, len(names), CANCELS_PER_RECORD_MAX):
             page = tuple(names[start : start + CANCELS_PER_RECORD_MAX])
             self._core.append(service, Cancel(page, self._ctx.unix_ms))
-        self._reply(event.call, {"service": service, "canceled": names})
-
-    def _reply(self, call: int, value: dict[str, Any]) -> None:
-        if self._core.has_pending():
-            self._core.disk.after_commit(Reply(call, value))
-        else:
-            self._ctx.emit(Reply(call, value))
+        self._services.reply(event.call, {"service": service, "canceled": names})
 
     # -- jobs -----------------------------------------------------------------------------
 
     def _submit(self, event: ev.Submit) -> None:
         """Answer from the cache, ask members who may have the result, else append a request."""
-        service, chain = self._service(event.service)
+        service, chain = self._services.find(event.service)
         folded = chain.now
         if "submit" not in folded.roles_of(self._ctx.me):
             raise DefinitionError(

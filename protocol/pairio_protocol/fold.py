@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pairio_protocol.allowlist import Folded
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId, rendezvous, request_id, run_id
 from pairio_protocol.jobs import decode_job
@@ -24,7 +25,6 @@ from pairio_protocol.records import (
     Unknown,
     result_cid,
 )
-from pairio_protocol.service import Folded
 
 __all__ = ["RequestState", "Resolution", "ResultInfo", "RunState", "ServiceFold"]
 

@@ -1,9 +1,9 @@
 """Pure choices: who fits, in what order, and why somebody does not."""
 
+from pairio_protocol.allowlist import Folded
 from pairio_protocol.ids import rendezvous
 from pairio_protocol.messages import Presence
 from pairio_protocol.records import ISOLATIONS, Request, Resources
-from pairio_protocol.service import Folded
 
 __all__ = ["ISOLATIONS", "isolation_needed", "misfit", "rank"]
 

@@ -8,120 +8,36 @@ a change) can be asked for its members.
 Source: DESIGN section 5. The rule at a fork is applied at the first divergence, never by length.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
-from pairio_protocol.apps import validate_app
+from pairio_protocol.allowlist import Folded, apply_ops, is_count
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.documents import decode, document_cid, encode
 from pairio_protocol.errors import DecodeError, DefinitionError
-from pairio_protocol.ids import LogId, public_key_of
+from pairio_protocol.ids import LogId
 from pairio_protocol.limits import (
     ADMINS_MAX,
     CHANGE_SIZE_BYTES_MAX,
     CHANGES_MAX,
     CUTS_PER_CHANGE_MAX,
     FRAME_SIZE_BYTES_MAX,
-    MEMBERS_MAX,
-    NAME_LENGTH_MAX,
     SERVICE_SIZE_BYTES_MAX,
     SIBLINGS_MAX,
     SIGNATURE_SIZE_BYTES,
 )
-from pairio_protocol.records import ISOLATIONS
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 
 __all__ = [
-    "ROLES",
     "Chain",
     "ChangeGap",
     "Cut",
     "Cutting",
-    "Folded",
     "SignedChange",
-    "parse_roles",
 ]
 
-#: Any role implies read.
-ROLES = ("admin", "submit", "compute", "read")
 _CHANGE_FIELDS = {"type", "v", "seq", "prev", "ops", "cuts", "over", "state", "issued"}
-#: Ops that may take keys off the list; for the others they are not compared, which would cost a
-#: list of thousands dearly.
-_REMOVING = ("remove", "admins")
-_ORIGINAL_ROLES = {"createJobs": "submit", "processJobs": "compute"}
-
-
-def parse_roles(names: list[str]) -> tuple[str, ...]:
-    """Return the roles that `names` mean, sorted; the original's createJobs, processJobs included.
-
-    Raises:
-        DefinitionError: none given, or one that does not exist.
-    """
-    roles = {_ORIGINAL_ROLES.get(name.strip(), name.strip()) for name in names if name.strip()}
-    unknown = sorted(roles - set(ROLES))
-    if unknown or not roles:
-        shown = repr(unknown[0]) if unknown else "nothing"
-        raise DefinitionError(f"role is {shown}", f"use {', '.join(ROLES)}")
-    return tuple(sorted(roles))
-
-
-@dataclass(frozen=True)
-class Folded:
-    """A service after some change: the allowlist, the apps, the policy."""
-
-    name: str
-    admins: tuple[str, ...]
-    threshold: int = 1
-    #: member name -> (roles, keys)
-    members: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
-    apps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    policy: dict[str, Any] = field(default_factory=dict)
-    ended: bool = False
-    #: roles that losing branches took from keys; not part of the document
-    barred: dict[str, frozenset[str]] = field(default_factory=dict)
-
-    def document(self) -> dict[str, Any]:
-        """Return the folded document, whose CID every change states."""
-        return {
-            "type": "pairio/service",
-            "v": 1,
-            "name": self.name,
-            "admins": list(self.admins),
-            "threshold": self.threshold,
-            "members": {
-                name: {"roles": list(roles), "keys": list(keys)}
-                for name, (roles, keys) in self.members.items()
-            },
-            "apps": self.apps,
-            "policy": self.policy,
-            "ended": self.ended,
-        }
-
-    def member_of(self, peer: str) -> str | None:
-        """Return the name of the member one of whose keys `peer` is."""
-        return self._member_by_key.get(peer)
-
-    @cached_property
-    def _member_by_key(self) -> dict[str, str]:
-        return {key: name for name, (_, keys) in self.members.items() for key in keys}
-
-    def roles_of(self, peer: str) -> tuple[str, ...]:
-        """Return the roles of a peer; empty for a stranger and after the service's end."""
-        return self._roles_by_key.get(peer, ())
-
-    @cached_property
-    def _roles_by_key(self) -> dict[str, tuple[str, ...]]:
-        if self.ended:
-            return {}
-        by_key = {key: roles for roles, keys in self.members.values() for key in keys}
-        for peer, gone in self.barred.items():
-            by_key[peer] = tuple(r for r in by_key.get(peer, ()) if r not in gone)
-        return by_key
-
-    def peers(self) -> list[str]:
-        """Return every key on the list, sorted."""
-        return sorted(key for _, keys in self.members.values() for key in keys)
 
 
 @dataclass(frozen=True)
@@ -336,7 +252,7 @@ class Chain:
             raise DecodeError("not a service change")
         seq = document["seq"]
         counts = (document["v"], seq, document["issued"])
-        if not all(map(_is_count, counts)) or document["v"] != 1:
+        if not all(map(is_count, counts)) or document["v"] != 1:
             raise DecodeError("not a service change of version 1")
         if not 0 <= seq <= CHANGES_MAX or len(self._known) > CHANGES_MAX:
             raise DecodeError(f"change {seq} is not between 0 and {CHANGES_MAX}")
@@ -399,7 +315,7 @@ class Chain:
         before = parent.folded if parent else None
         if before is not None:
             signers = _signers(change, before)  # first: whoever did not sign costs no folding
-        folded, removes = _fold(before, document["ops"])
+        folded, removes = apply_ops(before, document["ops"])
         if before is None:
             signers = _signers(change, folded)
         elif (folded.admins, folded.threshold) != (before.admins, before.threshold):
@@ -481,7 +397,7 @@ class Chain:
         """
         before = self._links[-1].folded if self._links else None
         try:
-            folded, _ = _fold(before, ops)
+            folded, _ = apply_ops(before, ops)
         except DecodeError as error:
             raise DefinitionError(str(error)) from None
         body = encode(
@@ -534,10 +450,6 @@ def _signers(change: SignedChange, folded: Folded) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
 def _lost(before: Folded | None, after: Folded) -> dict[str, frozenset[str]]:
     """Return the roles that every key has lost."""
     if before is None:
@@ -560,126 +472,3 @@ def _parse_cuts(plain: Any, lost: dict[str, frozenset[str]]) -> dict[LogId, Cut]
             raise DecodeError("a cut of a log whose author loses nothing, or a second one")
         cuts[cut.log] = cut
     return cuts
-
-
-def _fold(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
-    """Return the document after `ops`, and the keys that they remove."""
-    if not isinstance(ops, list) or not 1 <= len(ops) <= 256:
-        raise DecodeError("a change has 1 to 256 ops")
-    folded, removed = before, set()
-    for op in ops:
-        if not isinstance(op, dict):
-            raise DecodeError("an op is not a map")
-        if (folded is None) != (op.get("op") == "create"):
-            raise DecodeError("`create` is the first op, and only the first")
-        if folded is None:
-            folded = _created(op)
-            continue
-        before_op, folded = folded, _applied(folded, op)
-        if op["op"] in _REMOVING:
-            removed |= _keys(before_op) - _keys(folded)
-    assert folded is not None
-    if len(folded.members) > MEMBERS_MAX:
-        raise DecodeError(f"more than {MEMBERS_MAX} members")
-    return folded, frozenset(removed)
-
-
-def _keys(folded: Folded) -> set[str]:
-    return {*folded.peers(), *folded.admins}
-
-
-def _remove(folded: Folded, name: str, key: Any) -> Folded:
-    """Take a member off the list, or one of his keys; admins among the keys are none after it."""
-    roles, keys = folded.members[name]
-    gone = set(keys) if key is None else {k for k in keys if k == key}
-    if not gone:
-        raise DecodeError(f"member {name!r} has no key {str(key)[:80]!r}")
-    left = tuple(k for k in keys if k not in gone)
-    members = {n: m for n, m in folded.members.items() if n != name}
-    if left:
-        members[name] = (roles, left)
-    admins = tuple(p for p in folded.admins if p not in gone)
-    if len(admins) < folded.threshold:
-        raise DecodeError("the service would have fewer admins than its threshold")
-    return replace(folded, members=members, admins=admins)
-
-
-def _created(op: dict[str, Any]) -> Folded:
-    return Folded(_name(op.get("name"), "service name"), **_admins(op))
-
-
-def _admins(op: dict[str, Any]) -> dict[str, Any]:
-    admins = op.get("admins")
-    if not isinstance(admins, list) or not 1 <= len(admins) <= ADMINS_MAX:
-        raise DecodeError(f"a service has 1 to {ADMINS_MAX} admins")
-    for peer in admins:
-        public_key_of(_name(peer, "admin"))
-    if len(set(admins)) < len(admins):
-        raise DecodeError("an admin is named twice")
-    threshold = op.get("threshold")
-    if not _is_count(threshold) or not 1 <= threshold <= len(admins):
-        raise DecodeError("the threshold is not between 1 and the number of admins")
-    return {"admins": tuple(admins), "threshold": threshold}
-
-
-def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
-    match op.get("op"):
-        case "add":
-            return _add(folded, op)
-        case "role":
-            name, roles = _name(op.get("member"), "member"), _roles(op)
-            if name not in folded.members:
-                raise DecodeError(f"no member {name!r}")
-            return replace(
-                folded, members={**folded.members, name: (roles, folded.members[name][1])}
-            )
-        case "remove":
-            name = _name(op.get("member"), "member")
-            if name not in folded.members:
-                raise DecodeError(f"no member {name!r}")
-            return _remove(folded, name, op.get("key"))
-        case "admins":
-            return replace(folded, **_admins(op))
-        case "app":
-            try:
-                app = validate_app(op.get("app"))
-            except DefinitionError as error:
-                raise DecodeError(str(error)) from None
-            return replace(folded, apps={**folded.apps, app["name"]: app})
-        case "policy":
-            policy = op.get("policy")
-            if not isinstance(policy, dict):
-                raise DecodeError("policy is not a map")
-            if policy.get("isolation_min", "medium") not in ISOLATIONS:
-                raise DecodeError(f"isolation_min is not one of {', '.join(ISOLATIONS)}")
-            return replace(folded, policy=policy)
-        case "end":
-            return replace(folded, ended=True)
-    raise DecodeError(f"unknown op {str(op.get('op'))[:40]!r}")
-
-
-def _add(folded: Folded, op: dict[str, Any]) -> Folded:
-    name, roles, key = _name(op.get("member"), "member"), _roles(op), _name(op.get("key"), "key")
-    public_key_of(key)
-    owner = folded.member_of(key)
-    if owner is not None and owner != name:
-        raise DecodeError(f"{key} is a key of member {owner!r} already")
-    _, keys = folded.members.get(name, ((), ()))
-    if len(keys) >= 64:
-        raise DecodeError("a member has at most 64 keys")
-    return replace(folded, members={**folded.members, name: (roles, tuple(sorted({*keys, key})))})
-
-
-def _name(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= NAME_LENGTH_MAX:
-        raise DecodeError(f"{what} is not text of 1 to {NAME_LENGTH_MAX} characters")
-    if not value.isprintable() or "/" in value:
-        raise DecodeError(f"{what} {value!r} holds a slash or characters that cannot be printed")
-    return value
-
-
-def _roles(op: dict[str, Any]) -> tuple[str, ...]:
-    roles = op.get("roles")
-    if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
-        raise DecodeError(f"roles are not some of {', '.join(ROLES)}")
-    return tuple(sorted(set(roles)))

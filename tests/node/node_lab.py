@@ -141,7 +141,7 @@ async def until(is_so: Callable[[], Any], what: str) -> None:
 
 
 def _knows_the_app(node: LabNode) -> bool:
-    return bool(node.services() and node.apps(SERVICE))
+    return bool(node.services.all() and node.services.apps(SERVICE))
 
 
 @asynccontextmanager
@@ -152,10 +152,10 @@ async def three(network: MemoryNetwork, path: Path) -> AsyncIterator[tuple[LabNo
         running(network, path / "worker", admin) as worker,
         running(network, path / "guest", admin, compute=False) as guest,
     ):
-        await admin.create_service(SERVICE)
-        await admin.add_member(SERVICE, worker.peer_id, ["compute"], "worker")
-        await admin.add_member(SERVICE, guest.peer_id, ["submit"], "guest")
-        await admin.install_app(SERVICE, str(app_directory(path / "app")), None)
+        await admin.services.create(SERVICE)
+        await admin.services.add_member(SERVICE, worker.peer_id, ["compute"], "worker")
+        await admin.services.add_member(SERVICE, guest.peer_id, ["submit"], "guest")
+        await admin.services.install_app(SERVICE, str(app_directory(path / "app")), None)
         for node in (worker, guest):
             await until(partial(_knows_the_app, node), "the app is known")
         yield admin, worker, guest

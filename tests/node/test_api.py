@@ -105,10 +105,14 @@ class FakeFacade:
                 raise StorageFullError("the quota is full", hint="raise quota_bytes")
         return CID, size
 
-    def services(self) -> list[dict[str, Any]]:
+    @property
+    def services(self) -> "FakeFacade":
+        return self
+
+    def all(self) -> list[dict[str, Any]]:
         return [{"serviceName": "lab"}]
 
-    def service(self, name: str) -> dict[str, Any]:
+    def one(self, name: str) -> dict[str, Any]:
         if name != "lab":
             raise NotFoundError(f"no service {name!r} on this node", hint="services here: lab")
         return {"serviceName": name}
@@ -116,26 +120,26 @@ class FakeFacade:
     def offers(self) -> list[dict[str, Any]]:
         return []
 
-    async def create_service(self, name: str) -> dict[str, Any]:
+    async def create(self, name: str) -> dict[str, Any]:
         self.asked.append(("create", name))
         return {"serviceName": name}
 
     async def add_member(
         self, service: str, peer_id: str, roles: list[str], name: str | None
     ) -> dict[str, Any]:
-        return self.service(service)
+        return self.one(service)
 
     async def remove_member(self, service: str, member: str) -> dict[str, Any]:
-        return self.service(service)
+        return self.one(service)
 
     async def accept(self, name: str) -> dict[str, Any]:
-        return self.service(name)
+        return self.one(name)
 
     def apps(self, service: str) -> list[dict[str, Any]]:
-        return [self.service(service)]
+        return [self.one(service)]
 
     async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
-        return {"appName": source, **self.service(service)}
+        return {"appName": source, **self.one(service)}
 
 
 @dataclass

@@ -36,7 +36,7 @@ async def test_what_a_node_knew_is_there_after_a_restart_without_anybody(tmp_pat
     async with three(network, tmp_path) as (admin, _, _):
         job = await admin.done(await admin.greet("Ada"))
     async with running(network, tmp_path / "admin", compute=False) as admin:
-        await until(admin.services, "the disk was read")
+        await until(admin.services.all, "the disk was read")
         shown = admin.job(job["jobId"], None)
         assert (shown["status"], shown["requestId"]) == ("completed", job["requestId"])
         assert await admin.output(shown) == "hello Ada"
@@ -58,8 +58,8 @@ async def test_members_find_each_other_again_at_new_addresses(tmp_path: Path) ->
 
 async def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
     async with running(MemoryNetwork(), tmp_path / "a") as node:
-        await node.create_service(SERVICE)
-        await node.install_app(SERVICE, str(app_directory(tmp_path / "app")), None)
+        await node.services.create(SERVICE)
+        await node.services.install_app(SERVICE, str(app_directory(tmp_path / "app")), None)
         before = await node.done(await node.greet("Ada"))
         node.store.is_full = True
         with pytest.raises(UserError, match="not stored: database or disk is full") as caught:
@@ -73,7 +73,7 @@ async def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
         after = await node.done(await node.greet("Bob"))
         assert (after["status"], node.runner.ran) == ("completed", ["Ada", "Bob"])
     async with running(MemoryNetwork(), tmp_path / "a") as node:
-        await until(node.services, "the disk was read")
+        await until(node.services.all, "the disk was read")
         for job in (before, after):
             assert node.job(job["requestId"], None)["status"] == "completed"
 
@@ -84,8 +84,8 @@ async def test_a_removed_member_is_refused(tmp_path: Path) -> None:
         assert job["status"] == "completed"
         done = await admin.done(await admin.greet("Eve"))
         cid = done["outputFileResults"][0]["cid"]
-        await admin.remove_member(SERVICE, guest.peer_id)
-        await until(lambda: "guest" not in str(worker.service(SERVICE)["members"]), "told")
+        await admin.services.remove_member(SERVICE, guest.peer_id)
+        await until(lambda: "guest" not in str(worker.services.one(SERVICE)["members"]), "told")
         with pytest.raises(UserError, match="may not submit"):
             await guest.greet("Mallory")
         with pytest.raises(FetchFailed):
@@ -102,12 +102,12 @@ async def test_what_a_member_asks_for_after_its_removal_is_not_run(tmp_path: Pat
         await guest.done(await guest.greet("Ada"))
         for other in (admin, worker):
             network.cut(guest.peer_id, other.peer_id)
-        await admin.remove_member(SERVICE, guest.peer_id)
+        await admin.services.remove_member(SERVICE, guest.peer_id)
         job = await guest.greet("Mallory")  # it does not know yet
         assert (job["status"], job["replicated"]) == ("pending", 0)
         for other in (admin, worker):
             network.mend(guest.peer_id, other.peer_id)
-        await until(lambda: not guest.service(SERVICE)["roles"], "it is told of its removal")
+        await until(lambda: not guest.services.one(SERVICE)["roles"], "it is told of its removal")
         await a_moment(0.1)
         assert worker.runner.ran == ["Ada"]
         for node in (admin, worker):
@@ -119,6 +119,6 @@ async def test_a_submit_without_a_service_or_an_app_is_answered_in_words(tmp_pat
     async with running(MemoryNetwork(), tmp_path / "a") as node:
         with pytest.raises(UserError, match="this node is in no service"):
             await node.greet("Ada")
-        await node.create_service(SERVICE)
+        await node.services.create(SERVICE)
         with pytest.raises(UserError, match="no app 'greeter' in service"):
             await node.greet("Ada")

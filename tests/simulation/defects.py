@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from laws import Broken
 from scenario import run_seed
 
-from pairio_protocol import commands, disk, fold, intake, service
+from pairio_protocol import allowlist, commands, disk, fold, intake, service
 from pairio_protocol.machines import (
     bidder,
     coordinator,
@@ -269,7 +269,7 @@ DEFECTS = [
         "role of the author ignored",
         {"members only", "converged", "every job ends"},
         (log.Log, "count_accepted", _count_without("role", "cut")),
-        (service.Folded, "roles_of", lambda self, peer: ("admin", "compute", "submit")),
+        (allowlist.Folded, "roles_of", lambda self, peer: ("admin", "compute", "submit")),
     ),
     Defect(
         "record roles ignored",

@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
+from pairio_protocol.allowlist import Folded
 from pairio_protocol.context import Context
 from pairio_protocol.effects import JoinTopic
 from pairio_protocol.errors import DecodeError, DefinitionError
@@ -21,7 +22,7 @@ from pairio_protocol.limits import (
     OFFERS_MAX,
 )
 from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
-from pairio_protocol.service import Chain, ChangeGap, Cut, Folded, SignedChange
+from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
 
 __all__ = ["Membership"]
 

@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from pairio_protocol.service import Chain, Folded
+from pairio_protocol.allowlist import Folded
+from pairio_protocol.service import Chain
 
 __all__ = ["MembershipView"]
 

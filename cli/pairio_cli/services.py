@@ -1,0 +1,131 @@
+"""`pairio service` and `pairio app`: who may do what, and which apps there are."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pairio_cli.output import as_json, data, note, short, table
+from pairio_cli.shared import Json, api, new_typer, part
+
+__all__ = ["app_app", "service_app"]
+
+service_app = new_typer("Services: who may do what.")
+app_app = new_typer("Apps of a service.")
+
+
+def _show_service(service: dict[str, Any]) -> None:
+    data(f"{service['serviceName']}  {service['serviceId']}")
+    rows = [
+        [m["name"], ",".join(m["roles"]), " ".join(m["peers"]), "yes" if m["alive"] else "no"]
+        for m in service["members"]
+    ]
+    table(["MEMBER", "ROLES", "PEERS", "ALIVE"], rows)
+    data(f"apps: {', '.join(service['apps']) or 'none'}")
+
+
+@service_app.command("create")
+def service_create(name: str, json: Json = False) -> None:
+    """Create a service. Example: pairio service create lab"""
+    made = api().call("POST", "/api/v1/services", {"name": name})
+    as_json(made) if json else data(made["serviceId"])
+    note(f"Created service {made['serviceName']!r}; this node is its admin")
+
+
+@service_app.command("ls")
+def service_ls(json: Json = False) -> None:
+    """List the services of this node. Example: pairio service ls"""
+    services = api().call("GET", "/api/v1/services")["services"]
+    if json:
+        as_json(services)
+        return
+    rows = [
+        [s["serviceName"], ",".join(s["roles"]), str(len(s["members"])), ", ".join(s["apps"])]
+        for s in services
+    ]
+    table(["SERVICE", "MY ROLES", "MEMBERS", "APPS"], rows)
+
+
+@service_app.command("show")
+def service_show(name: str, json: Json = False) -> None:
+    """Show a service. Example: pairio service show lab"""
+    service = api().call("GET", f"/api/v1/services/{part(name)}")
+    as_json(service) if json else _show_service(service)
+
+
+@service_app.command("remove-member")
+def service_remove_member(service: str, member: str, json: Json = False) -> None:
+    """Take a member off the list, by name or peer. Example: pairio service remove-member lab bob"""
+    path = f"/api/v1/services/{part(service)}/members/{part(member)}"
+    found = api().call("DELETE", path)
+    if json:
+        as_json(found)
+        return
+    note(f"{member!r} is no member of {service!r} any more; what it does from now on is refused")
+
+
+@service_app.command("add-member")
+def service_add_member(
+    name: str,
+    peer: str,
+    roles: Annotated[str, typer.Option(help="Comma list of admin, submit, compute, read.")],
+    member: Annotated[str | None, typer.Option("--name", help="Name of the member.")] = None,
+    json: Json = False,
+) -> None:
+    """Put a peer on the list. Example: pairio service add-member lab 12D3Koo... --roles submit"""
+    body = {"peerId": peer, "roles": roles.split(","), "name": member}
+    service = api().call("POST", f"/api/v1/services/{part(name)}/members", body)
+    if json:
+        as_json(service)
+    note(f"Added {short(peer)} to {service['serviceName']!r} as {roles}")
+
+
+@service_app.command("offers")
+def service_offers(json: Json = False) -> None:
+    """List services that wait for your consent. Example: pairio service offers"""
+    offers = api().call("GET", "/api/v1/offers")["offers"]
+    if json:
+        as_json(offers)
+        return
+    rows = [[o["serviceName"], o["serviceId"], " ".join(map(short, o["admins"]))] for o in offers]
+    table(["SERVICE", "ID", "ADMINS"], rows)
+
+
+@service_app.command("accept")
+def service_accept(name: str, json: Json = False) -> None:
+    """Consent to be a member. Example: pairio service accept lab"""
+    service = api().call("POST", f"/api/v1/services/{part(name)}/accept")
+    if json:
+        as_json(service)
+    note(f"This node takes part in {service['serviceName']!r}")
+
+
+@app_app.command("install")
+def app_install(
+    service: str,
+    source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
+    image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
+    json: Json = False,
+) -> None:
+    """Install or update an app. Example: pairio app install lab hello_world"""
+    if Path(source).is_dir():
+        source = str(Path(source).absolute())
+    body = {"source": source, "image": image}
+    made = api().call("POST", f"/api/v1/services/{part(service)}/apps", body)
+    as_json(made) if json else data(made["appName"])
+    processors = ", ".join(p["name"] for p in made["appSpecification"]["processors"])
+    note(f"Installed {made['appName']!r} with processors {processors}")
+
+
+@app_app.command("ls")
+def app_ls(service: str, json: Json = False) -> None:
+    """List the apps of a service. Example: pairio app ls lab"""
+    apps = api().call("GET", f"/api/v1/services/{part(service)}/apps")["apps"]
+    if json:
+        as_json(apps)
+        return
+    rows = [
+        [a["appName"], ", ".join(p["name"] for p in a["appSpecification"]["processors"])]
+        for a in apps
+    ]
+    table(["APP", "PROCESSORS"], rows)

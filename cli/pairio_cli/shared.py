@@ -1,0 +1,34 @@
+"""What the commands share: how a group looks, common options, the node's API."""
+
+from typing import Annotated, Any
+
+import click
+import typer
+
+__all__ = ["Json", "ServiceOption", "api", "new_typer", "part"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
+
+
+def new_typer(help_text: str) -> typer.Typer:
+    """Return a group of commands that looks like the others."""
+    return typer.Typer(
+        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+
+def api() -> Any:
+    """Return the API of the node on this machine; closed when the command ends."""
+    from pairio._http import Api
+
+    found = Api()
+    click.get_current_context().call_on_close(found.close)
+    return found
+
+
+def part(text: str) -> str:
+    """Return text quoted as one part of a path."""
+    from pairio._http import part as quoted
+
+    return quoted(text)

@@ -1,0 +1,110 @@
+"""The facade's part about services: the list, consent, apps. Used by the API and by `Node`."""
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from pairio_node.appdir import find_app, is_left_out, load_spec
+from pairio_node.errors import NotFoundError, UserError
+from pairio_node.views import app_view, service_view
+from pairio_protocol import events as ev
+from pairio_protocol.allowlist import parse_roles
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.ids import public_key_of
+
+if TYPE_CHECKING:
+    from pairio_node.node import Node
+
+__all__ = ["Services"]
+
+
+class Services:
+    """What the API asks about services; every method may raise `UserError`."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+
+    def id_of(self, name: str | None) -> str:
+        """Return the id of a service by name or id; the only one when no name is given."""
+        membership = self._node.core.membership
+        taken = sorted(membership.taken_up)
+        if name is None:
+            if len(taken) == 1:
+                return taken[0]
+            names = ", ".join(membership.petnames[s] for s in taken) or "none"
+            raise UserError(
+                "no service was named" if taken else "this node is in no service",
+                hint=f"name one of: {names}" if taken else "pairio service create NAME",
+            )
+        found = membership.find(name)
+        if found is None:
+            names = ", ".join(membership.petnames[s] for s in taken) or "none"
+            raise NotFoundError(f"no service {name!r} on this node", hint=f"services here: {names}")
+        return found
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return the services that are taken up here."""
+        return [
+            service_view(self._node.core, s) for s in sorted(self._node.core.membership.taken_up)
+        ]
+
+    def one(self, name: str) -> dict[str, Any]:
+        """Return one service by name or id."""
+        return service_view(self._node.core, self.id_of(name))
+
+    def offers(self) -> list[dict[str, Any]]:
+        """Return the services that name this node and wait for its owner."""
+        return [service_view(self._node.core, s) for s in self._node.core.membership.offers()]
+
+    async def create(self, name: str) -> dict[str, Any]:
+        """Create a service with this node as its admin."""
+        nonce = secrets.token_hex(16)
+        answer = await self._node.driver.call(lambda call: ev.CreateService(call, name, nonce))
+        return service_view(self._node.core, answer["service"])
+
+    async def add_member(
+        self, service: str, peer_id: str, roles: list[str], name: str | None
+    ) -> dict[str, Any]:
+        """Put a peer on the list; it need not be connected."""
+        try:
+            public_key_of(peer_id)
+        except DecodeError as error:
+            raise UserError(
+                str(error), hint="the other node prints its id: pairio-node status"
+            ) from None
+        found = self.id_of(service)
+        parsed = parse_roles(roles)
+        await self._node.driver.call(
+            lambda call: ev.AddMember(call, found, peer_id, parsed, name or "")
+        )
+        return service_view(self._node.core, found)
+
+    async def remove_member(self, service: str, member: str) -> dict[str, Any]:
+        """Take a member off the list, by name or by peer id."""
+        found = self.id_of(service)
+        name = self._node.core.membership.folded(found).member_of(member) or member
+        await self._node.driver.call(lambda call: ev.RemoveMember(call, found, name))
+        return service_view(self._node.core, found)
+
+    async def accept(self, name: str) -> dict[str, Any]:
+        """Consent to a service; fine when it was taken up already."""
+        answer = await self._node.driver.call(lambda call: ev.AcceptService(call, name))
+        return service_view(self._node.core, answer["service"])
+
+    def apps(self, service: str) -> list[dict[str, Any]]:
+        """Return the apps of a service."""
+        folded = self._node.core.membership.folded(self.id_of(service))
+        return [app_view(app) for _, app in sorted(folded.apps.items())]
+
+    async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
+        """Make a directory content and put the app on the list (again: updates it)."""
+        found = self.id_of(service)
+        directory = find_app(source)
+        spec = await load_spec(directory, self._node.strongest)
+        added = await self._node.content.add_directory(directory, is_left_out)
+        if image is not None:
+            for processor in spec.get("processors", []):
+                processor["image"] = image
+        app = {**spec, "bundle": added.cid}
+        answer = await self._node.driver.call(lambda call: ev.InstallApp(call, found, app))
+        folded = self._node.core.membership.folded(found)
+        return app_view(folded.apps[answer["app"]])

@@ -1,0 +1,224 @@
+"""The allowlist of a service: who may do what, which apps it has; and the ops that change it.
+
+`Folded` is the list after some change; `apply_ops` makes the next one. Pure data: who may sign a
+change, and which branch of changes counts, is in `service.py`. Source: DESIGN section 5.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeGuard
+
+from pairio_protocol.apps import validate_app
+from pairio_protocol.errors import DecodeError, DefinitionError
+from pairio_protocol.ids import public_key_of
+from pairio_protocol.limits import ADMINS_MAX, MEMBERS_MAX, NAME_LENGTH_MAX
+from pairio_protocol.records import ISOLATIONS
+
+__all__ = ["ROLES", "Folded", "apply_ops", "is_count", "parse_roles"]
+
+#: Any role implies read.
+ROLES = ("admin", "submit", "compute", "read")
+#: Ops that may take keys off the list; for the others they are not compared, which would cost a
+#: list of thousands dearly.
+_REMOVING = ("remove", "admins")
+_ORIGINAL_ROLES = {"createJobs": "submit", "processJobs": "compute"}
+
+
+def parse_roles(names: list[str]) -> tuple[str, ...]:
+    """Return the roles that `names` mean, sorted; the original's createJobs, processJobs included.
+
+    Raises:
+        DefinitionError: none given, or one that does not exist.
+    """
+    roles = {_ORIGINAL_ROLES.get(name.strip(), name.strip()) for name in names if name.strip()}
+    unknown = sorted(roles - set(ROLES))
+    if unknown or not roles:
+        shown = repr(unknown[0]) if unknown else "nothing"
+        raise DefinitionError(f"role is {shown}", f"use {', '.join(ROLES)}")
+    return tuple(sorted(roles))
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A service after some change: the allowlist, the apps, the policy."""
+
+    name: str
+    admins: tuple[str, ...]
+    threshold: int = 1
+    #: member name -> (roles, keys)
+    members: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    apps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+    #: roles that losing branches took from keys; not part of the document
+    barred: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the folded document, whose CID every change states."""
+        return {
+            "type": "pairio/service",
+            "v": 1,
+            "name": self.name,
+            "admins": list(self.admins),
+            "threshold": self.threshold,
+            "members": {
+                name: {"roles": list(roles), "keys": list(keys)}
+                for name, (roles, keys) in self.members.items()
+            },
+            "apps": self.apps,
+            "policy": self.policy,
+            "ended": self.ended,
+        }
+
+    def member_of(self, peer: str) -> str | None:
+        """Return the name of the member one of whose keys `peer` is."""
+        return self._member_by_key.get(peer)
+
+    @cached_property
+    def _member_by_key(self) -> dict[str, str]:
+        return {key: name for name, (_, keys) in self.members.items() for key in keys}
+
+    def roles_of(self, peer: str) -> tuple[str, ...]:
+        """Return the roles of a peer; empty for a stranger and after the service's end."""
+        return self._roles_by_key.get(peer, ())
+
+    @cached_property
+    def _roles_by_key(self) -> dict[str, tuple[str, ...]]:
+        if self.ended:
+            return {}
+        by_key = {key: roles for roles, keys in self.members.values() for key in keys}
+        for peer, gone in self.barred.items():
+            by_key[peer] = tuple(r for r in by_key.get(peer, ()) if r not in gone)
+        return by_key
+
+    def peers(self) -> list[str]:
+        """Return every key on the list, sorted."""
+        return sorted(key for _, keys in self.members.values() for key in keys)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Say whether a value is a whole number from 0 to 2**63 - 1, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def apply_ops(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
+    """Return the document after `ops`, and the keys that they remove."""
+    if not isinstance(ops, list) or not 1 <= len(ops) <= 256:
+        raise DecodeError("a change has 1 to 256 ops")
+    folded, removed = before, set()
+    for op in ops:
+        if not isinstance(op, dict):
+            raise DecodeError("an op is not a map")
+        if (folded is None) != (op.get("op") == "create"):
+            raise DecodeError("`create` is the first op, and only the first")
+        if folded is None:
+            folded = _created(op)
+            continue
+        before_op, folded = folded, _applied(folded, op)
+        if op["op"] in _REMOVING:
+            removed |= _keys(before_op) - _keys(folded)
+    assert folded is not None
+    if len(folded.members) > MEMBERS_MAX:
+        raise DecodeError(f"more than {MEMBERS_MAX} members")
+    return folded, frozenset(removed)
+
+
+def _keys(folded: Folded) -> set[str]:
+    return {*folded.peers(), *folded.admins}
+
+
+def _remove(folded: Folded, name: str, key: Any) -> Folded:
+    """Take a member off the list, or one of his keys; admins among the keys are none after it."""
+    roles, keys = folded.members[name]
+    gone = set(keys) if key is None else {k for k in keys if k == key}
+    if not gone:
+        raise DecodeError(f"member {name!r} has no key {str(key)[:80]!r}")
+    left = tuple(k for k in keys if k not in gone)
+    members = {n: m for n, m in folded.members.items() if n != name}
+    if left:
+        members[name] = (roles, left)
+    admins = tuple(p for p in folded.admins if p not in gone)
+    if len(admins) < folded.threshold:
+        raise DecodeError("the service would have fewer admins than its threshold")
+    return replace(folded, members=members, admins=admins)
+
+
+def _created(op: dict[str, Any]) -> Folded:
+    return Folded(_name(op.get("name"), "service name"), **_admins(op))
+
+
+def _admins(op: dict[str, Any]) -> dict[str, Any]:
+    admins = op.get("admins")
+    if not isinstance(admins, list) or not 1 <= len(admins) <= ADMINS_MAX:
+        raise DecodeError(f"a service has 1 to {ADMINS_MAX} admins")
+    for peer in admins:
+        public_key_of(_name(peer, "admin"))
+    if len(set(admins)) < len(admins):
+        raise DecodeError("an admin is named twice")
+    threshold = op.get("threshold")
+    if not is_count(threshold) or not 1 <= threshold <= len(admins):
+        raise DecodeError("the threshold is not between 1 and the number of admins")
+    return {"admins": tuple(admins), "threshold": threshold}
+
+
+def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
+    match op.get("op"):
+        case "add":
+            return _add(folded, op)
+        case "role":
+            name, roles = _name(op.get("member"), "member"), _roles(op)
+            if name not in folded.members:
+                raise DecodeError(f"no member {name!r}")
+            return replace(
+                folded, members={**folded.members, name: (roles, folded.members[name][1])}
+            )
+        case "remove":
+            name = _name(op.get("member"), "member")
+            if name not in folded.members:
+                raise DecodeError(f"no member {name!r}")
+            return _remove(folded, name, op.get("key"))
+        case "admins":
+            return replace(folded, **_admins(op))
+        case "app":
+            try:
+                app = validate_app(op.get("app"))
+            except DefinitionError as error:
+                raise DecodeError(str(error)) from None
+            return replace(folded, apps={**folded.apps, app["name"]: app})
+        case "policy":
+            policy = op.get("policy")
+            if not isinstance(policy, dict):
+                raise DecodeError("policy is not a map")
+            if policy.get("isolation_min", "medium") not in ISOLATIONS:
+                raise DecodeError(f"isolation_min is not one of {', '.join(ISOLATIONS)}")
+            return replace(folded, policy=policy)
+        case "end":
+            return replace(folded, ended=True)
+    raise DecodeError(f"unknown op {str(op.get('op'))[:40]!r}")
+
+
+def _add(folded: Folded, op: dict[str, Any]) -> Folded:
+    name, roles, key = _name(op.get("member"), "member"), _roles(op), _name(op.get("key"), "key")
+    public_key_of(key)
+    owner = folded.member_of(key)
+    if owner is not None and owner != name:
+        raise DecodeError(f"{key} is a key of member {owner!r} already")
+    _, keys = folded.members.get(name, ((), ()))
+    if len(keys) >= 64:
+        raise DecodeError("a member has at most 64 keys")
+    return replace(folded, members={**folded.members, name: (roles, tuple(sorted({*keys, key})))})
+
+
+def _name(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= NAME_LENGTH_MAX:
+        raise DecodeError(f"{what} is not text of 1 to {NAME_LENGTH_MAX} characters")
+    if not value.isprintable() or "/" in value:
+        raise DecodeError(f"{what} {value!r} holds a slash or characters that cannot be printed")
+    return value
+
+
+def _roles(op: dict[str, Any]) -> tuple[str, ...]:
+    roles = op.get("roles")
+    if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
+        raise DecodeError(f"roles are not some of {', '.join(ROLES)}")
+    return tuple(sorted(set(roles)))
