@@ -48,9 +48,15 @@ class Home:
         self.path = path
         self._lock_fd: int | None = None
 
+    @property
+    def key_path(self) -> Path:
+        """Where the node's key lies."""
+        return self.path / "node.key"
+
     @staticmethod
-    def open(path: Path | None = None) -> "Home":
-        """Return the home at `path`, made if it is missing, completed if it has no key.
+    def open(path: Path | None = None, seed: bytes | None = None) -> "Home":
+        """Return the home at `path`, made if it is missing, completed if it has no key: with
+        `seed`, else with a new one.
 
         Raises:
             UserError: not a directory, not writable, a corrupt key or port file.
@@ -60,8 +66,8 @@ class Home:
             home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in ("blocks", "jobs"):
                 (home.path / name).mkdir(mode=0o700, exist_ok=True)
-            if not (home.path / "node.key").exists():
-                home._write("node.key", f"pairio-node-key-v1 ed25519 {secrets.token_hex(32)}\n")
+            if not home.key_path.exists():
+                home._write_key(seed or secrets.token_bytes(32))
             if not (home.path / "ports.json").exists():
                 api, gateway, listen = _free_ports(3)
                 ports = {"api": api, "gateway": gateway, "listen": listen}
@@ -88,9 +94,36 @@ class Home:
             temporary.unlink(missing_ok=True)
             raise
 
+    def _write_key(self, seed: bytes) -> None:
+        self._write("node.key", f"pairio-node-key-v1 ed25519 {seed.hex()}\n")
+
+    @staticmethod
+    def install_key(path: Path | None, seed: bytes, replace: bool) -> tuple["Home", Path | None]:
+        """Give the home at `path` a key from elsewhere; return it and where the old key went.
+
+        Raises:
+            ConflictError: a node runs on it, or it has another key and that is not to be replaced.
+        """
+        home = Home.open(path, seed)
+        home.lock()
+        try:
+            if home.seed() == seed:
+                return home, None
+            old = home.key().peer
+            if not replace:
+                raise ConflictError(
+                    f"{home.path} has another key already: it is node {old}",
+                    hint="use another home (--home DIR), or --replace: the old key is kept aside",
+                )
+            home._write(f"node.key.{old}", home.key_path.read_text())
+            home._write_key(seed)
+            return home, home.path / f"node.key.{old}"
+        finally:
+            home.unlock()
+
     def seed(self) -> bytes:
         """Return the 32 secret bytes of the node's key."""
-        path = self.path / "node.key"
+        path = self.key_path
         try:
             match = _KEY_TEXT.match(path.read_text())
         except (OSError, UnicodeDecodeError):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pairio_cli.keys import keys_app
 from pairio_cli.output import as_json, data, guarded, note
 from pairio_cli.watchdog import last_words, watch, watched
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(keys_app, name="key")
 
 
 def _home(path: Path | None) -> Any:
