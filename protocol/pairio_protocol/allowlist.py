@@ -12,6 +12,15 @@ from pairio_protocol.apps import validate_app
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import ADMINS_MAX, MEMBERS_MAX, NAME_LENGTH_MAX
+from pairio_protocol.proofs import (
+    Past,
+    Place,
+    check_leave,
+    invited,
+    linked,
+    with_invitation,
+    without_invitation,
+)
 from pairio_protocol.records import ISOLATIONS
 
 __all__ = ["ROLES", "Folded", "apply_ops", "is_count", "parse_roles"]
@@ -50,12 +59,16 @@ class Folded:
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
+    #: token key -> {roles, uses, used, expires_unix_ms, since, withdrawn?}
+    invitations: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: roles that losing branches took from keys; not part of the document
     barred: dict[str, frozenset[str]] = field(default_factory=dict)
+    #: what the changes so far did to keys; not part of the document
+    past: Past = field(default_factory=Past)
 
     def document(self) -> dict[str, Any]:
         """Return the folded document, whose CID every change states."""
-        return {
+        found = {
             "type": "pairio/service",
             "v": 1,
             "name": self.name,
@@ -69,6 +82,9 @@ class Folded:
             "policy": self.policy,
             "ended": self.ended,
         }
+        if self.invitations:
+            found["invitations"] = self.invitations
+        return found
 
     def member_of(self, peer: str) -> str | None:
         """Return the name of the member one of whose keys `peer` is."""
@@ -89,6 +105,12 @@ class Folded:
         by_key = {key: roles for roles, keys in self.members.values() for key in keys}
         for peer, gone in self.barred.items():
             by_key[peer] = tuple(r for r in by_key.get(peer, ()) if r not in gone)
+        if self.barred:  # nor may they let a device of theirs in that nobody has barred
+            for peer in self.past.linked:
+                gone = frozenset().union(
+                    *(self.barred.get(by, frozenset()) for by in self.past.vouchers(peer))
+                )
+                by_key[peer] = tuple(r for r in by_key.get(peer, ()) if r not in gone)
         return by_key
 
     def peers(self) -> list[str]:
@@ -101,8 +123,11 @@ def is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def apply_ops(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
+def apply_ops(
+    before: Folded | None, ops: Any, place: Place | None = None
+) -> tuple[Folded, frozenset[str]]:
     """Return the document after `ops`, and the keys that they remove."""
+    place = place or Place()
     if not isinstance(ops, list) or not 1 <= len(ops) <= 256:
         raise DecodeError("a change has 1 to 256 ops")
     folded, removed = before, set()
@@ -114,9 +139,12 @@ def apply_ops(before: Folded | None, ops: Any) -> tuple[Folded, frozenset[str]]:
         if folded is None:
             folded = _created(op)
             continue
-        before_op, folded = folded, _applied(folded, op)
+        before_op, folded = folded, _applied(folded, op, place)
         if op["op"] in _REMOVING:
-            removed |= _keys(before_op) - _keys(folded)
+            gone = _keys(before_op) - _keys(folded)
+            removed |= gone
+            if op["op"] != "remove" or "leave" not in op:
+                folded = replace(folded, past=folded.past.with_removal(gone, place.seq))
     assert folded is not None
     if len(folded.members) > MEMBERS_MAX:
         raise DecodeError(f"more than {MEMBERS_MAX} members")
@@ -161,10 +189,17 @@ def _admins(op: dict[str, Any]) -> dict[str, Any]:
     return {"admins": tuple(admins), "threshold": threshold}
 
 
-def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
+def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
     match op.get("op"):
         case "add":
-            return _add(folded, op)
+            return _add(folded, op, place)
+        case "invite":
+            public_key_of(_name(op.get("key"), "key"))
+            made = with_invitation(folded.invitations, op, _roles(op), place)
+            return replace(folded, invitations=made)
+        case "uninvite":
+            left = without_invitation(folded.invitations, op.get("key"))
+            return replace(folded, invitations=left)
         case "role":
             name, roles = _name(op.get("member"), "member"), _roles(op)
             if name not in folded.members:
@@ -176,6 +211,8 @@ def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
             name = _name(op.get("member"), "member")
             if name not in folded.members:
                 raise DecodeError(f"no member {name!r}")
+            if "leave" in op:
+                check_leave(op["leave"], op.get("key"), folded.past, place)
             return _remove(folded, name, op.get("key"))
         case "admins":
             return replace(folded, **_admins(op))
@@ -197,16 +234,38 @@ def _applied(folded: Folded, op: dict[str, Any]) -> Folded:
     raise DecodeError(f"unknown op {str(op.get('op'))[:40]!r}")
 
 
-def _add(folded: Folded, op: dict[str, Any]) -> Folded:
+def _add(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
     name, roles, key = _name(op.get("member"), "member"), _roles(op), _name(op.get("key"), "key")
     public_key_of(key)
     owner = folded.member_of(key)
     if owner is not None and owner != name:
         raise DecodeError(f"{key} is a key of member {owner!r} already")
-    _, keys = folded.members.get(name, ((), ()))
+    had, keys = folded.members.get(name, ((), ()))
     if len(keys) >= 64:
         raise DecodeError("a member has at most 64 keys")
-    return replace(folded, members={**folded.members, name: (roles, tuple(sorted({*keys, key})))})
+    if "device" in op:
+        if roles != had:
+            raise DecodeError("a further device has its member's roles")
+        folded = replace(folded, past=linked(op["device"], keys, key, folded.past, place))
+    if "invitation" in op:
+        folded = _add_invited(folded, op, roles, place)
+    past = folded.past.with_join(key, place.seq) if owner is None else folded.past
+    members = {**folded.members, name: (roles, tuple(sorted({*keys, key})))}
+    return replace(folded, members=members, past=past)
+
+
+def _add_invited(
+    folded: Folded, op: dict[str, Any], roles: tuple[str, ...], place: Place
+) -> Folded:
+    """Check an invitation: it names somebody new, or gives the member whose key this is more."""
+    name, key = op["member"], op["key"]
+    if name in folded.members and folded.member_of(key) != name:
+        raise DecodeError(f"there is a member {name!r} already")
+    invitations, allowed = invited(folded.invitations, op["invitation"], key, folded.past, place)
+    had = frozenset(folded.members.get(name, ((), ()))[0])
+    if not had <= set(roles) <= had | allowed:
+        raise DecodeError("other roles than the invitation gives")
+    return replace(folded, invitations=invitations)
 
 
 def _name(value: Any, what: str) -> str:

@@ -27,6 +27,10 @@ CHANGES_MAX: Final = 100_000
 SIBLINGS_MAX: Final = 64
 #: Logs that one change may cut; logs that it does not name are cut at 0.
 CUTS_PER_CHANGE_MAX: Final = 128
+#: Invitations of a service; when there are more, those that are dead are forgotten.
+INVITATIONS_MAX: Final = 256
+#: Times that one invitation may be used.
+INVITATION_USES_MAX: Final = 1000
 #: A job definition travels inline in its request.
 DEFINITION_SIZE_BYTES_MAX: Final = 40 * 1024
 #: Names of services, members, apps, processors, parameters, files.
@@ -59,6 +63,19 @@ PARKED_SEGMENTS_PER_PEER_MAX: Final = 256
 PRESENCE_PER_SERVICE_MAX: Final = MEMBERS_MAX
 #: Services that wait for the owner's consent.
 OFFERS_MAX: Final = 64
+#: Services of which the owner said that he wants no part.
+DECLINED_MAX: Final = 1024
+#: Wishes to join or leave a service that wait here for an admin; and those of one sender.
+WISHES_HELD_MAX: Final = 256
+WISHES_PER_PEER_MAX: Final = 16
+#: This node's own wishes, answered ones included.
+WISHES_OWN_MAX: Final = 64
+#: Members whose addresses a link holds.
+LINK_PEERS_MAX: Final = 4
+#: Addresses of one peer, in a link, a wish or a presence entry.
+ADDRESSES_MAX: Final = 8
+#: The text of a link.
+LINK_LENGTH_MAX: Final = 4096
 #: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
 #: Segments sent for one frontier; the rest follows the next.
@@ -94,6 +111,10 @@ HOLDS_SERVED_MAX: Final = 4_096
 # -- time (milliseconds of the node's clock) ----------------------------------------------
 #: Presence is said again this often though nothing has changed.
 PRESENCE_INTERVAL_MS: Final = 60_000
+#: A wish of this node that is not answered is said again to connected members of its link.
+WISH_RETRY_MS: Final = 15_000
+#: A wish that waits for an admin's word is forgotten after this time.
+WISH_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
 #: Changes of presence are said at most this often.
 PRESENCE_CHANGE_INTERVAL_MS: Final = 2_000
 #: An entry that was not renewed for so long is forgotten.

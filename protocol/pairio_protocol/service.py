@@ -27,6 +27,7 @@ from pairio_protocol.limits import (
     SIBLINGS_MAX,
     SIGNATURE_SIZE_BYTES,
 )
+from pairio_protocol.proofs import Place, is_proven
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 
 __all__ = [
@@ -149,6 +150,8 @@ class _Link:
     lost: dict[str, frozenset[str]]
     cuts: dict[LogId, Cut]
     over: tuple[str, ...]
+    #: signatures without which it would not be valid
+    needed: int = 1
 
 
 class ChangeGap(DecodeError):
@@ -170,6 +173,7 @@ class Chain:
         self._links: list[_Link] = []
         self._folds: list[Folded] = []
         self._cuttings: dict[str, list[Cutting]] = {}
+        self._named: set[str] = set()  # keys that any branch ever had on the list
         self._mix = bytes(32)
         self._deepest = -1  # the highest seq of any branch
         #: how often a fork made the past another one: who was what at an epoch
@@ -214,6 +218,10 @@ class Chain:
     def knows(self, cid: str) -> bool:
         """Say whether a change is known, on whatever branch."""
         return cid in self._known
+
+    def has_named(self, peer: str) -> bool:
+        """Say whether a key is or was on the list, on whatever branch."""
+        return peer in self._named
 
     def cuttings(self, author: str) -> list[Cutting]:
         """Return what changes of every branch took from a key."""
@@ -267,6 +275,7 @@ class Chain:
         if len(self._children.get(prev or "", ())) >= SIBLINGS_MAX:
             raise DecodeError(f"more than {SIBLINGS_MAX} changes after one")
         self._known[cid] = link
+        self._named |= _added(document["ops"])
         if prev is None:
             self._root = cid
         else:
@@ -313,23 +322,40 @@ class Chain:
         if parent is not None and parent.seq != seq - 1:
             raise DecodeError(f"change {seq} follows change {parent.seq}")
         before = parent.folded if parent else None
+        ops, needed = document["ops"], 1
         if before is not None:
-            signers = _signers(change, before)  # first: whoever did not sign costs no folding
-        folded, removes = apply_ops(before, document["ops"])
+            needed = 1 if is_proven(ops) else before.threshold
+            # First: whoever did not sign costs no folding.
+            signers = _signers(change, before, needed)
+        cuts = document["cuts"] if isinstance(document["cuts"], list) else []
+        place = Place(self._root, seq, document["issued"], tuple(cuts))
+        folded, removes = apply_ops(before, ops, place)
         if before is None:
-            signers = _signers(change, folded)
+            signers, needed = _signers(change, folded, folded.threshold), folded.threshold
         elif (folded.admins, folded.threshold) != (before.admins, before.threshold):
-            _signers(change, folded)
+            needed = before.threshold  # also when an admin leaves
+            _signers(change, before, needed)
+            _signers(change, folded, folded.threshold)
         data = encode(folded.document())
         if len(data) > SERVICE_SIZE_BYTES_MAX or document["state"] != document_cid(data):
             raise DecodeError(f"change {seq} states another document than it makes")
         lost = _lost(before, folded)
-        cuts = _parse_cuts(document["cuts"], lost)
+        parsed = _parse_cuts(document["cuts"], lost)
         over = document["over"]
         if not isinstance(over, list) or not all(isinstance(c, str) for c in over):
             raise DecodeError("`over` is not a list of CIDs")
         return _Link(
-            change.cid, seq, prev, change, signers, folded, removes, lost, cuts, tuple(over)
+            change.cid,
+            seq,
+            prev,
+            change,
+            signers,
+            folded,
+            removes,
+            lost,
+            parsed,
+            tuple(over),
+            needed,
         )
 
     # -- which branch wins, and what follows ----------------------------------------------
@@ -397,7 +423,8 @@ class Chain:
         """
         before = self._links[-1].folded if self._links else None
         try:
-            folded, _ = apply_ops(before, ops)
+            place = Place(self._root, len(self._links), unix_ms, tuple(c.plain() for c in cuts))
+            folded, _ = apply_ops(before, ops, place)
         except DecodeError as error:
             raise DefinitionError(str(error)) from None
         body = encode(
@@ -425,12 +452,13 @@ def _winner(siblings: list[_Link], before: Folded) -> _Link:
     """Return which of the changes that follow one change wins (DESIGN section 5).
 
     A change without whose removed signers a sibling would lack its threshold disarms that sibling;
-    of those that nobody disarms one-sidedly, the earliest signers in the previous admin list win,
-    then the smaller CID. Chosen among the set, since in pairs the rule may go round in a circle.
+    of those that nobody disarms one-sidedly, those that the threshold signed go before those that
+    needed one signature; then the earliest signers in the previous admin list win, then the
+    smaller CID. Chosen among the set, since in pairs the rule may go round in a circle.
     """
 
     def disarms(one: _Link, other: _Link) -> bool:
-        return len(set(other.signers) - one.removes) < before.threshold
+        return len(set(other.signers) - one.removes) < other.needed
 
     armed = [
         link
@@ -438,15 +466,24 @@ def _winner(siblings: list[_Link], before: Folded) -> _Link:
         if not any(disarms(other, link) and not disarms(link, other) for other in siblings)
     ]
     rank = {peer: number for number, peer in enumerate(before.admins)}
-    return min(armed or siblings, key=lambda k: (sorted(rank[p] for p in k.signers), k.cid))
+
+    def order(link: _Link) -> tuple[bool, list[int], str]:
+        weak = len(link.signers) < before.threshold
+        return weak, sorted(rank[p] for p in link.signers), link.cid
+
+    return min(armed or siblings, key=order)
 
 
-def _signers(change: SignedChange, folded: Folded) -> tuple[str, ...]:
-    """Return the admins who signed, sorted; DecodeError when they are fewer than the threshold."""
+def _added(ops: list[dict[str, Any]]) -> set[str]:
+    return {op["key"] for op in ops if op["op"] == "add"}
+
+
+def _signers(change: SignedChange, folded: Folded, needed: int) -> tuple[str, ...]:
+    """Return the admins who signed, sorted; DecodeError when they are fewer than are needed."""
     message = _signed_bytes(change.body)
     found = {p for p, s in change.signatures if p in folded.admins and verify(p, message, s)}
-    if len(found) < folded.threshold:
-        raise DecodeError(f"{len(found)} admins signed a change; {folded.threshold} are needed")
+    if len(found) < needed:
+        raise DecodeError(f"{len(found)} admins signed a change; {needed} are needed")
     return tuple(sorted(found))
 
 

@@ -1,0 +1,324 @@
+"""What stands in for the signatures of all admins but one: invitations, devices, leaving."""
+
+from typing import Any
+
+import pytest
+
+from pairio_protocol.errors import DecodeError, DefinitionError
+from pairio_protocol.ids import LogId
+from pairio_protocol.proofs import (
+    DeviceGrant,
+    proof_of_device,
+    proof_of_invitation,
+    proof_of_leave,
+)
+from pairio_protocol.service import Chain, Cut, SignedChange
+from pairio_protocol.signing import SigningKey
+
+ANN, BEN, CAT, DAN, EVE, TOKEN = (SigningKey(bytes([i]) * 32) for i in range(1, 7))
+HOUR_MS = 3_600_000
+Op = dict[str, Any]
+
+
+def service(threshold: int = 2) -> Chain:
+    """A service with three admins, of whom two must sign."""
+    chain = Chain()
+    admins = [ANN.peer, BEN.peer, CAT.peer]
+    create = {"op": "create", "name": "lab", "admins": admins, "threshold": threshold}
+    chain.add(chain.propose([{**create, "nonce": "00"}], [ANN, BEN], 0))
+    return chain
+
+
+def twin(chain: Chain) -> Chain:
+    """Another node that knows the same changes."""
+    other = Chain()
+    for change in chain.changes(-1):
+        other.add(change)
+    return other
+
+
+def do(chain: Chain, *ops: Op, by: tuple[SigningKey, ...] = (ANN, BEN), at_ms: int = 1) -> None:
+    chain.add(chain.propose(list(ops), list(by), at_ms))
+
+
+def invite(roles: tuple[str, ...] = ("submit", "compute"), uses: int = 1) -> Op:
+    return {
+        "op": "invite",
+        "key": TOKEN.peer,
+        "roles": list(roles),
+        "uses": uses,
+        "expires_unix_ms": HOUR_MS,
+    }
+
+
+def joins(chain: Chain, key: SigningKey, name: str, *roles: str, **changed: Any) -> Op:
+    signature = proof_of_invitation(TOKEN, chain.service, key.peer).hex()
+    return {
+        "op": "add",
+        "member": name,
+        "key": key.peer,
+        "roles": list(roles or ("submit",)),
+        "invitation": {"key": TOKEN.peer, "signature": signature},
+        **changed,
+    }
+
+
+def device(chain: Chain, voucher: SigningKey, key: SigningKey, name: str, **changed: Any) -> Op:
+    grant = DeviceGrant.sign(voucher, chain.service, TOKEN.peer, HOUR_MS)
+    proof = grant.plain(proof_of_device(TOKEN, chain.service, key.peer))
+    roles = list(chain.now.members[name][0])
+    return {
+        "op": "add",
+        "member": name,
+        "key": key.peer,
+        "roles": roles,
+        "device": {**proof, **changed},
+    }
+
+
+def add(key: SigningKey, name: str, *roles: str) -> Op:
+    return {"op": "add", "member": name, "key": key.peer, "roles": list(roles or ("submit",))}
+
+
+def remove(name: str) -> Op:
+    return {"op": "remove", "member": name}
+
+
+def refused(words: str, chain: Chain, *ops: Op, **how: Any) -> None:
+    head = chain.head
+    with pytest.raises((DecodeError, DefinitionError), match=words):
+        do(chain, *ops, **how)
+    assert chain.head == head
+
+
+# -- invitations --------------------------------------------------------------------------
+
+
+def test_an_invitation_needs_the_threshold_and_who_has_it_only_one_admin() -> None:
+    chain = service()
+    refused("1 admins signed a change; 2 are needed", chain, invite(), by=(ANN,))
+    do(chain, invite())
+    do(chain, joins(chain, DAN, "dan", "submit", "compute"), by=(CAT,))
+    assert chain.now.roles_of(DAN.peer) == ("compute", "submit")
+    assert twin(chain).now.document() == chain.now.document()
+
+
+def test_without_a_proof_one_admin_adds_nobody() -> None:
+    chain = service()
+    do(chain, invite())
+    refused("2 are needed", chain, add(DAN, "dan"), by=(ANN,))
+    both = (joins(chain, DAN, "dan"), add(EVE, "eve"))
+    refused("2 are needed", chain, *both, by=(ANN,))
+    refused("0 admins signed", chain, joins(chain, DAN, "dan"), by=(DAN,))
+
+
+@pytest.mark.parametrize(
+    ("words", "op", "at_ms"),
+    [
+        ("expired", lambda c: joins(c, DAN, "dan"), HOUR_MS + 1),
+        ("other roles", lambda c: joins(c, DAN, "dan", "admin"), 1),
+        ("over this key", lambda c: {**joins(c, EVE, "eve"), "key": DAN.peer}, 1),
+        ("already", lambda c: joins(c, DAN, "ann"), 1),
+        (
+            "no such invitation",
+            lambda c: joins(c, DAN, "d", invitation={"key": EVE.peer, "signature": "0" * 128}),
+            1,
+        ),
+        (
+            "128 lower-case",
+            lambda c: joins(c, DAN, "d", invitation={"key": TOKEN.peer, "signature": "F" * 128}),
+            1,
+        ),
+        ("not {", lambda c: joins(c, DAN, "dan", invitation=True), 1),
+    ],
+)
+def test_an_invitation_lets_in_whom_it_names_while_it_lives(
+    words: str, op: Any, at_ms: int
+) -> None:
+    chain = service()
+    do(chain, invite(), add(ANN, "ann"))
+    refused(words, chain, op(chain), by=(ANN,), at_ms=at_ms)
+
+
+def test_uses_are_counted_along_the_chain_and_withdrawn_is_withdrawn() -> None:
+    chain = service()
+    do(chain, invite(uses=2))
+    do(chain, joins(chain, DAN, "dan"), by=(ANN,))
+    other = twin(chain)
+    do(other, {"op": "uninvite", "key": TOKEN.peer})
+    refused("withdrawn", other, joins(other, EVE, "eve"), by=(ANN,))
+    do(chain, joins(chain, EVE, "eve"), by=(ANN,))
+    late = SigningKey(b"z" * 32)
+    refused("used_up", chain, joins(chain, late, "late"), by=(ANN,))
+
+
+def test_an_invitation_of_another_service_counts_for_nothing() -> None:
+    chain, other = service(), service(threshold=1)
+    do(chain, invite())
+    foreign = joins(other, DAN, "dan")
+    assert other.service != chain.service
+    refused("over this key", chain, foreign, by=(ANN,))
+
+
+def test_whom_the_admins_removed_comes_back_by_a_new_invitation_only() -> None:
+    chain = service()
+    do(chain, invite(uses=5))
+    do(chain, joins(chain, DAN, "dan"), by=(ANN,))
+    do(chain, remove("dan"))
+    refused("removed after the invitation", chain, joins(chain, DAN, "dan"), by=(ANN,))
+    do(chain, {"op": "uninvite", "key": TOKEN.peer})
+    fresh = SigningKey(b"f" * 32)
+    do(chain, {**invite(), "key": fresh.peer})
+    proof = {"key": fresh.peer, "signature": ""}
+    proof["signature"] = proof_of_invitation(fresh, chain.service, DAN.peer).hex()
+    do(chain, joins(chain, DAN, "dan", invitation=proof), by=(ANN,))
+    assert chain.now.roles_of(DAN.peer) == ("submit",)
+
+
+def test_one_admin_cannot_take_roles_away_under_cover_of_an_invitation() -> None:
+    chain = service()
+    do(chain, invite(), add(DAN, "dan", "submit", "read"))
+    refused("other roles", chain, joins(chain, DAN, "dan", "compute"), by=(ANN,))
+    do(chain, joins(chain, DAN, "dan", "compute", "read", "submit"), by=(ANN,))
+    assert chain.now.roles_of(DAN.peer) == ("compute", "read", "submit")
+
+
+def test_of_two_that_use_one_invitation_at_once_one_wins_on_every_node() -> None:
+    chain = service()
+    do(chain, invite())
+    one = chain.propose([joins(chain, DAN, "dan")], [ANN], 2)
+    two = chain.propose([joins(chain, EVE, "eve")], [BEN], 2)
+    nodes = [twin(chain), twin(chain)]
+    for node, order in zip(nodes, ((one, two), (two, one)), strict=True):
+        for change in order:
+            node.add(change)
+    assert nodes[0].head == nodes[1].head
+    assert nodes[0].now.member_of(DAN.peer) == "dan"  # Ann comes first in the list of admins
+    assert nodes[0].now.member_of(EVE.peer) is None
+    assert nodes[0].has_named(EVE.peer)
+    refused("used_up", nodes[0], joins(chain, EVE, "eve"), by=(BEN,))
+
+
+def test_a_single_signature_never_wins_over_the_thresholds() -> None:
+    chain = service()
+    do(chain, invite())
+    weak = chain.propose([joins(chain, DAN, "dan")], [ANN], 2)
+    strong = chain.propose([add(EVE, "eve")], [BEN, CAT], 2)
+    for order in ((weak, strong), (strong, weak)):
+        node = twin(chain)
+        for change in order:
+            node.add(change)
+        assert node.head == strong.cid
+
+
+# -- devices ------------------------------------------------------------------------------
+
+
+def test_a_member_brings_a_further_device_with_one_admins_signature() -> None:
+    chain = service()
+    do(chain, add(DAN, "dan", "submit", "read"))
+    do(chain, device(chain, DAN, EVE, "dan"), by=(CAT,))
+    assert chain.now.members["dan"] == (("read", "submit"), tuple(sorted([DAN.peer, EVE.peer])))
+    late = SigningKey(b"z" * 32)
+    refused("used_up", chain, device(chain, DAN, late, "dan"), by=(CAT,))
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "at_ms"),
+    [
+        ("not signed by a key of its member", {"by": ANN.peer}, 1),
+        ("expired", {}, HOUR_MS + 1),
+        ("not the member's signature", {"expires_unix_ms": HOUR_MS * 2}, 1),
+        ("not the token's signature", {"signature": "0" * 128}, 1),
+    ],
+)
+def test_a_device_comes_by_its_members_word_only(words: str, changed: Op, at_ms: int) -> None:
+    chain = service()
+    do(chain, add(DAN, "dan"), add(ANN, "ann"))
+    refused(words, chain, device(chain, DAN, EVE, "dan", **changed), by=(ANN,), at_ms=at_ms)
+    more = {**device(chain, DAN, EVE, "dan"), "roles": ["submit", "admin"]}
+    refused("its member's roles", chain, more, by=(ANN,))
+
+
+def test_a_removed_device_does_not_come_back_by_its_member() -> None:
+    chain = service()
+    do(chain, add(DAN, "dan"), add(EVE, "dan"))
+    do(chain, {**remove("dan"), "key": EVE.peer})
+    refused("removed before", chain, device(chain, DAN, EVE, "dan"), by=(ANN,))
+
+
+def test_whom_a_losing_branch_removed_lets_no_device_in() -> None:
+    chain = service(threshold=1)
+    do(chain, add(DAN, "dan"), by=(ANN,))
+    losing = chain.propose([remove("dan")], [BEN], 2)
+    winning = chain.propose([device(chain, DAN, EVE, "dan")], [ANN], 2)
+    for order in ((losing, winning), (winning, losing)):
+        node = twin(chain)
+        for change in order:
+            node.add(change)
+        assert node.head == winning.cid
+        assert node.now.roles_of(DAN.peer) == node.now.roles_of(EVE.peer) == ()
+
+
+# -- leaving ------------------------------------------------------------------------------
+
+
+def leaving(chain: Chain, key: SigningKey, name: str, cuts: tuple[Cut, ...], epoch: int) -> Op:
+    proof = proof_of_leave(key, chain.service, epoch, [cut.plain() for cut in cuts])
+    return {**remove(name), "key": key.peer, "leave": proof}
+
+
+def leave(chain: Chain, op: Op, cuts: tuple[Cut, ...], by: SigningKey = ANN) -> SignedChange:
+    change = chain.propose([op], [by], 5, cuts)
+    chain.add(change)
+    return change
+
+
+def test_a_member_leaves_by_its_own_word_and_names_its_own_cuts() -> None:
+    chain = service()
+    do(chain, add(DAN, "dan"))
+    cuts = (Cut(LogId(DAN.peer, bytes(16), 0), 7, bytes(32)),)
+    op = leaving(chain, DAN, "dan", cuts, chain.epoch)
+    with pytest.raises(DefinitionError, match="over its cuts"):  # an admin cuts more than it said
+        leave(chain, op, ())
+    leave(chain, op, cuts)
+    assert chain.now.member_of(DAN.peer) is None
+    assert list(chain.cuttings(DAN.peer)[0].cuts.values()) == list(cuts)
+
+
+def test_a_leave_is_not_said_again_after_the_member_has_come_back() -> None:
+    chain = service()
+    do(chain, add(DAN, "dan"))
+    op = leaving(chain, DAN, "dan", (), chain.epoch)
+    leave(chain, op, ())
+    do(chain, add(DAN, "dan"))
+    with pytest.raises(DefinitionError, match="from before the key was added"):
+        leave(chain, op, ())
+    assert chain.now.member_of(DAN.peer) == "dan"
+
+
+def test_nobody_is_made_to_leave() -> None:
+    chain = service()
+    do(chain, add(DAN, "dan"))
+    op = {**leaving(chain, EVE, "dan", (), chain.epoch), "key": DAN.peer}
+    with pytest.raises(DefinitionError, match="not the leaving key's"):
+        leave(chain, op, ())
+
+
+def test_an_admin_leaves_by_the_thresholds_signatures() -> None:
+    chain = service()
+    do(chain, add(CAT, "cat", "admin", "submit"))
+    op = leaving(chain, CAT, "cat", (), chain.epoch)
+    with pytest.raises(DecodeError, match="2 are needed"):
+        leave(chain, op, ())
+    do(chain, op)
+    assert chain.now.admins == (ANN.peer, BEN.peer)
+
+
+def test_one_who_left_may_use_the_invitation_again_while_it_lasts() -> None:
+    chain = service()
+    do(chain, invite(uses=2))
+    do(chain, joins(chain, DAN, "dan"), by=(ANN,))
+    leave(chain, leaving(chain, DAN, "dan", (), chain.epoch), ())
+    do(chain, joins(chain, DAN, "dan"), by=(ANN,))
+    assert chain.now.member_of(DAN.peer) == "dan"
