@@ -90,8 +90,7 @@ class Exchange:
         received = 0
         reasons = []
         for holder in [None, *holders]:
-            missing = await self._content.missing(cid)
-            if not missing:
+            if not await self._missing(cid):
                 return received
             if holder is None:
                 continue
@@ -108,10 +107,17 @@ class Exchange:
                 FetchFailed,
             ) as error:
                 reasons.append(f"{holder[-6:]}: {error or type(error).__name__}")
-        if not await self._content.missing(cid):
+        if not await self._missing(cid):
             return received
         asked = "; ".join(reasons) or "nobody who might have it is connected"
         raise FetchFailed(f"content {cid} could not be fetched ({asked})")
+
+    async def _missing(self, cid: str) -> list[str]:
+        """Return what is not here; members name content, so it may be none (FetchFailed)."""
+        try:
+            return await self._content.missing(cid)
+        except (CidError, UnixfsError, BlockCorrupt) as error:
+            raise FetchFailed(f"content {cid[:80]!r} cannot be: {error}") from None
 
     async def _fetch_from(self, holder: str, cid: str, limit_bytes: int) -> int:
         """Fetch what is missing from one holder, level by level."""

@@ -16,6 +16,7 @@ from pairio_protocol.fold import RequestState, ServiceFold
 from pairio_protocol.limits import (
     CANCELS_PER_RECORD_MAX,
     HANDLES_MAX,
+    RECORD_SIZE_BYTES_MAX,
     REQUEST_EXPIRY_MS,
     REQUESTS_OPEN_PER_AUTHOR_MAX,
     SEALED_MS,
@@ -26,6 +27,7 @@ from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import Ack
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.records import Cancel, Request
+from pairio_protocol.segment import record_size
 from pairio_protocol.service import Chain
 from pairio_protocol.service_commands import ServiceCommands
 
@@ -127,6 +129,12 @@ class Commands:
         job = job_id_of(document)
         fold.define(job, document)
         record = self._record(event, document, fold)
+        size = record_size(record)
+        if size > RECORD_SIZE_BYTES_MAX:
+            raise DefinitionError(
+                f"the request has {size} bytes; at most {RECORD_SIZE_BYTES_MAX}",
+                "put large values into an input file, and use shorter tags",
+            )
         if self._hit(event, service, chain, fold, document, job, record):
             return
         if self._core.lookups.ask_first(event, service, job):

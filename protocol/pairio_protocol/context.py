@@ -4,7 +4,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pairio_protocol.effects import Effect, Refuse, Send
-from pairio_protocol.limits import LEASE_MS, LOG_AGE_MAX_MS, RETENTION_LOOK_MS, RETENTION_MS
+from pairio_protocol.limits import (
+    FRAME_SIZE_BYTES_MAX,
+    LEASE_MS,
+    LOG_AGE_MAX_MS,
+    RETENTION_LOOK_MS,
+    RETENTION_MS,
+)
 from pairio_protocol.messages import MESSAGES, SYNC_KINDS, Message
 from pairio_protocol.signing import SigningKey
 
@@ -64,7 +70,11 @@ class Context:
         """Send a message to a connected peer, on the channel of its kind."""
         if peer in self.connected:
             channel = "sync" if isinstance(message, SYNC_KINDS) else "control"
-            self.effects.append(Send(peer, channel, MESSAGES.encode(message)))
+            data = MESSAGES.encode(message)
+            if len(data) > FRAME_SIZE_BYTES_MAX:  # of what others said: it must not end this node
+                self.counters["messages too large to be sent"] += 1
+                return
+            self.effects.append(Send(peer, channel, data))
 
     def refuse(self, peer: str, reason: str) -> None:
         """Count a peer's wrong move; `reason` is a short phrase, the same for every such move."""

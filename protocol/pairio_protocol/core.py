@@ -24,7 +24,7 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.intake import Intake
-from pairio_protocol.limits import REQUEST_EXPIRY_MS
+from pairio_protocol.limits import RECORD_SIZE_BYTES_MAX, REQUEST_EXPIRY_MS
 from pairio_protocol.lookups import Lookups
 from pairio_protocol.machines import bidder, coordinator, replication, retention, worker
 from pairio_protocol.machines.bidder import Bidder
@@ -63,6 +63,7 @@ from pairio_protocol.messages import (
     WantChanges,
 )
 from pairio_protocol.records import Record
+from pairio_protocol.segment import record_size
 from pairio_protocol.signing import SigningKey
 from pairio_protocol.wire import UnknownKind
 
@@ -409,15 +410,19 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             if resolved is not None and fold.canonical(resolved, document) is not None:
                 continue  # what it would be answered with at once
             self._asking.add((service, job))
+            asking = asked[-1].record if asked else replace(state.record, tags=(), batch="")
             expires = self.ctx.unix_ms + REQUEST_EXPIRY_MS
             record = replace(
-                asked[-1].record if asked else state.record,
+                asking,
                 definition=encode(document),
                 mode="use",
                 salt_of="",
                 expires_unix_ms=expires,
                 issued_unix_ms=self.ctx.unix_ms,
             )
+            if record_size(record) > RECORD_SIZE_BYTES_MAX:
+                self.ctx.counters["requests too large to be asked anew"] += 1
+                continue
             self.append(service, record)
 
     def own_presence(self, service: str) -> Presence | None:

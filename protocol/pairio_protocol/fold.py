@@ -401,15 +401,28 @@ class ServiceFold:
 
         Depth is bounded by DEPENDENCY_DEPTH_MAX; each job is done once.
         """
-        return self._resolve(job, {}, 0)
+        memo: dict[str, Resolution] = {}
+        left = [(job, 0)]  # no recursion: a member's chain of jobs may be long
+        while left:
+            name, depth = left[-1]
+            if name not in memo and depth > DEPENDENCY_DEPTH_MAX:
+                memo[name] = Resolution(None, None, blocked_by="too deep")
+            sources = [s["job"] for s in self._job_sources[name]] if name not in memo else []
+            first = [j for j in sources if j in self.definitions and j not in memo]
+            if first:
+                left += [(j, depth + 1) for j in reversed(first)]
+                continue
+            left.pop()
+            if name not in memo:
+                memo[name] = self._resolve(name, memo)
+        return memo[job]
 
-    def _resolve(self, job: str, memo: dict[str, Resolution], depth: int) -> Resolution:
-        if depth > DEPENDENCY_DEPTH_MAX:
-            return Resolution(None, None, blocked_by="too deep")
+    def _resolve(self, job: str, memo: dict[str, Resolution]) -> Resolution:
+        """Resolve a job; those known here on which it rests are in `memo`."""
         document = self.definitions[job]
         cids, upstream, waits = [], [], []
         for source in self._job_sources[job]:
-            result = self._result_of(source["job"], source["output"], memo, depth)
+            result = self._result_of(source["job"], source["output"], memo)
             if result is None:
                 waits.append(source["job"])
             elif isinstance(result, str):
@@ -447,7 +460,7 @@ class ServiceFold:
         return [job for job in jobs if self.resolve(job).job == resolved_job]
 
     def _result_of(
-        self, job: str, output: str, memo: dict[str, Resolution], depth: int
+        self, job: str, output: str, memo: dict[str, Resolution]
     ) -> ResultInfo | str | None:
         """Return the result of an upstream job, None while it is missing, the id if it failed.
 
@@ -457,8 +470,6 @@ class ServiceFold:
         definition = self.definitions.get(job)
         resolved: str | None = job
         if definition is not None:
-            if job not in memo:
-                memo[job] = self._resolve(job, memo, depth + 1)
             if memo[job].blocked_by is not None:
                 return job
             resolved = memo[job].job

@@ -5,6 +5,7 @@ key is in the name. Jobs, results and services are CIDs. The others are hex of s
 """
 
 import hashlib
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,9 +13,18 @@ import base58
 
 from pairio_protocol.errors import DecodeError
 
-__all__ = ["LogId", "peer_of", "public_key_of", "rendezvous", "request_id", "run_id"]
+__all__ = [
+    "LogId",
+    "is_attempt_of",
+    "peer_of",
+    "public_key_of",
+    "rendezvous",
+    "request_id",
+    "run_id",
+]
 
 # libp2p: multihash identity(0x00), 36 bytes of protobuf {type: Ed25519, data: 32 bytes}.
+_ATTEMPT = re.compile(r"[0-9A-Za-z]{1,64}/[0-9a-f]{16}/[0-9]{1,19}", re.ASCII)
 _PEER_PREFIX = bytes.fromhex("002408011220")
 
 
@@ -63,6 +73,11 @@ def request_id(author: str, boot: bytes, seq: int) -> str:
 def run_id(resolved_job_id: str, salt: str = "") -> str:
     """Return the id of one wanted execution; equal wishes share it (the salt is empty for them)."""
     return _hash(b"run", resolved_job_id.encode(), salt.encode())
+
+
+def is_attempt_of(attempt: str, coordinator: str) -> bool:
+    """Say whether an attempt id is one that this coordinator may give: it stands in records."""
+    return attempt.startswith(f"{coordinator}/") and _ATTEMPT.fullmatch(attempt) is not None
 
 
 def rendezvous(key: str, peer: str) -> bytes:

@@ -11,8 +11,12 @@ from typing import Final
 FRAME_SIZE_BYTES_MAX: Final = 60 * 1024
 #: A segment is the unit of signature, storage and gossip; it must fit into a frame.
 SEGMENT_SIZE_BYTES_MAX: Final = 48 * 1024
+#: One record of this node: a segment must hold it.
+RECORD_SIZE_BYTES_MAX: Final = SEGMENT_SIZE_BYTES_MAX - 1024
 #: Records in one segment; the driver seals at this number (group commit).
 SEGMENT_RECORDS_MAX: Final = 64
+#: A presence entry; many of them travel in one frame.
+PRESENCE_SIZE_BYTES_MAX: Final = 4 * 1024
 #: A service change; holds an app's spec or a few hundred members.
 CHANGE_SIZE_BYTES_MAX: Final = 48 * 1024
 #: The folded service document.

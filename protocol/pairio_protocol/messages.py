@@ -9,7 +9,12 @@ from functools import lru_cache
 
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
-from pairio_protocol.limits import DECODED_MAX, NAME_LENGTH_MAX, SIGNATURE_SIZE_BYTES
+from pairio_protocol.limits import (
+    DECODED_MAX,
+    NAME_LENGTH_MAX,
+    PRESENCE_SIZE_BYTES_MAX,
+    SIGNATURE_SIZE_BYTES,
+)
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 from pairio_protocol.wire import Registry
 
@@ -349,6 +354,8 @@ class Presence:
     @lru_cache(maxsize=DECODED_MAX)
     def decode(data: bytes) -> "Presence":
         """Return a signed entry; DecodeError when its peer did not sign it."""
+        if len(data) > PRESENCE_SIZE_BYTES_MAX:
+            raise DecodeError(f"presence of more than {PRESENCE_SIZE_BYTES_MAX} bytes")
         match unpack(data):
             case [bytes(body), bytes(signature)] if len(signature) == SIGNATURE_SIZE_BYTES:
                 entry: Presence = _PRESENCE.decode(body)

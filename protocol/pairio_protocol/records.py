@@ -4,6 +4,7 @@ Each says who may write it. Whether one counts is decided in `machines/log.py`, 
 `fold.py`; here is only what it looks like. `decode_record` makes these of what stands in a segment.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 RECORDS = Registry()
+#: What a result says of the limit that it failed by.
+_LIMIT = re.compile(r"(?:time_ms|memory_mib)=[0-9]{1,19}", re.ASCII)
 MODES = ("use", "skip_cache", "rerun_failing")
 ENDS = ("infra", "yield", "canceled")
 #: Weakest first.
@@ -247,6 +250,7 @@ class ResultDocument:
             self.status in ("completed", "failed")
             and all(isinstance(text, str) for text in texts)
             and all(0 <= figure < 2**63 for figure in figures)
+            and (not self.limit or _LIMIT.fullmatch(self.limit) is not None)
         )
 
     def sign(self, key: SigningKey) -> bytes:

@@ -164,7 +164,7 @@ def test_a_presence_entry_comes_back(entry: Presence) -> None:
 def test_a_result_comes_back(
     text: str, number: int, outputs: dict[str, tuple[str, int, str]]
 ) -> None:
-    result = _result(error=text, usage={text: number}, outputs=outputs, limit=text)
+    result = _result(error=text, usage={text: number}, outputs=outputs, limit=f"time_ms={number}")
     assert ResultDocument.decode(result.sign(KEY)) == result
 
 

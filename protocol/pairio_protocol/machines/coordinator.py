@@ -39,6 +39,7 @@ from pairio_protocol.records import End, Record
 __all__ = ["Attempt", "Coordinator", "Errand", "Hooks", "Wish"]
 
 _Key = tuple[str, str]  # (service, run)
+_NESTED_MAX = 16
 
 
 @dataclass
@@ -143,6 +144,8 @@ class Coordinator:
         self._look = False
         self._look_ms = 0
         self._review_ms = 0
+        self._nested = 0  # answers given because of one another
+        self._later: set[str] = set()
 
     # -- wishes -------------------------------------------------------------------------
 
@@ -237,7 +240,19 @@ class Coordinator:
             self._hooks.answered(state, answer, wish.service)
         self._drop(wish, state)
         # Whoever waited for this job can go on.
-        self._review_names(self._by_upstream.get(state.job, set()) - {wish.request})
+        self._go_on(self._by_upstream.get(state.job, set()) - {wish.request})
+
+    def _go_on(self, names: set[str]) -> None:
+        """Review wishes that an answer may let go on, and so on: in a long chain not nested."""
+        if self._nested >= _NESTED_MAX:
+            self._later |= names
+            return
+        self._nested += 1
+        self._review_names(names)
+        while self._nested == 1 and self._later:
+            names, self._later = self._later, set()
+            self._review_names(names)
+        self._nested -= 1
 
     def _note(
         self, wish: Wish, state: RequestState, resolution: Resolution, fold: ServiceFold

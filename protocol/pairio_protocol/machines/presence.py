@@ -17,6 +17,7 @@ from pairio_protocol.effects import Connect
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import (
     CONNECTIONS_MAX,
+    FRAME_SIZE_BYTES_MAX,
     PRESENCE_CHANGE_INTERVAL_MS,
     PRESENCE_EXPIRY_MS,
     PRESENCE_FANOUT,
@@ -30,6 +31,7 @@ from pairio_protocol.messages import Presence, PresenceUpdate
 __all__ = ["Heard", "PresenceBook"]
 
 _ENTRIES_PER_FRAME = 64
+_ENTRIES_BYTES = FRAME_SIZE_BYTES_MAX - 1024
 _PAST_BOOTS_MAX = 8
 #: Renewals are passed on; they come at about PRESENCE_INTERVAL_MS, delayed by other nodes.
 _PASSED_AGAIN_MS = PRESENCE_INTERVAL_MS * 5 // 6
@@ -138,9 +140,15 @@ class PresenceBook:
             self._send(peer, [h.data for p, h in self.heard[service].items() if p != peer])
 
     def _send(self, peer: str, entries: list[bytes]) -> None:
-        for start in range(0, len(entries), _ENTRIES_PER_FRAME):
-            page = tuple(entries[start : start + _ENTRIES_PER_FRAME])
-            self._ctx.send(peer, PresenceUpdate(page))
+        page: list[bytes] = []
+        for data in entries:
+            full = sum(map(len, page)) + len(data) > _ENTRIES_BYTES
+            if len(page) == _ENTRIES_PER_FRAME or full:
+                self._ctx.send(peer, PresenceUpdate(tuple(page)))
+                page = []
+            page.append(data)
+        if page:
+            self._ctx.send(peer, PresenceUpdate(tuple(page)))
 
     def on_update(self, source: str, message: PresenceUpdate) -> list[Presence]:
         """Take entries; return those that were news. Passes them on and dials whom we lack."""

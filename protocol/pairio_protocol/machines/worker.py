@@ -19,6 +19,7 @@ from pairio_protocol.effects import Execute, JobChanged, Kill
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.events import Adopted, Executed
 from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
+from pairio_protocol.ids import is_attempt_of
 from pairio_protocol.limits import (
     BACKLOG_PER_SLOT_MAX,
     TASKS_MAX,
@@ -109,7 +110,7 @@ class Worker:
         """Accept, or say why not."""
         fold = self.hooks.fold(award.service)
         state = fold.requests.get(award.request)
-        if award.attempt.partition("/")[0] != peer:
+        if not is_attempt_of(award.attempt, peer):
             self.ctx.refuse(peer, "an award under somebody else's attempt id")
             return
         if state is None or peer not in (state.author, self.ctx.me):
@@ -265,7 +266,7 @@ class Worker:
                 attempt=award.attempt,
                 request=award.request,
                 run=award.run,
-                upstream=award.upstream,
+                upstream=resolution.upstream,
                 coordinators=tuple(sorted(task.coordinators)),
                 lease_ms=award.lease_ms,
                 started_unix_ms=task.started_unix_ms,
