@@ -61,8 +61,10 @@ DEPTH_MAX: Final = 16
 DEPENDENCY_DEPTH_MAX: Final = 1000
 
 # -- state kept for others ----------------------------------------------------------------
-#: Segments of an unknown epoch that wait for their change, of one sender.
-PARKED_SEGMENTS_PER_PEER_MAX: Final = 256
+#: Segments of an unknown epoch that wait for their change, of one service.
+PARKED_SEGMENTS_PER_SERVICE_MAX: Final = 256
+#: Segments that wait for what comes before them, of one author.
+PARKED_SEGMENTS_PER_AUTHOR_MAX: Final = 256
 #: Presence entries kept for a service: one for every member.
 PRESENCE_PER_SERVICE_MAX: Final = MEMBERS_MAX
 #: Services that wait for the owner's consent.
@@ -80,6 +82,10 @@ LINK_PEERS_MAX: Final = 4
 ADDRESSES_MAX: Final = 8
 #: The text of a link.
 LINK_LENGTH_MAX: Final = 4096
+#: What one such service may weigh: the bytes of its changes, and 64 for each member after each.
+OFFER_WEIGHT_MAX: Final = 8 * 1024 * 1024
+#: Services whose changes come in several messages and have not named this node yet.
+UNNAMED_MAX: Final = 8
 #: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
 #: Segments sent for one frontier; the rest follows the next.

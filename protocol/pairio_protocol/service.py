@@ -175,6 +175,7 @@ class Chain:
         self._cuttings: dict[str, list[Cutting]] = {}
         self._named: set[str] = set()  # keys that any branch ever had on the list
         self._mix = bytes(32)
+        self._weight = 0
         self._deepest = -1  # the highest seq of any branch
         #: how often a fork made the past another one: who was what at an epoch
         self.rewrites = 0
@@ -214,6 +215,15 @@ class Chain:
         if len(self._folds) <= epoch <= self._deepest:
             return self._folds[-1]
         return self._folds[epoch] if 0 <= epoch < len(self._folds) else None
+
+    @property
+    def weight(self) -> int:
+        """About how much memory the chain takes, in bytes: each change has its own list."""
+        return self._weight
+
+    def has_signed(self, admins: set[str]) -> bool:
+        """Say whether one of these admins has signed a change of the winning branch."""
+        return any(admins.intersection(link.signers) for link in self._links)
 
     def knows(self, cid: str) -> bool:
         """Say whether a change is known, on whatever branch."""
@@ -275,6 +285,7 @@ class Chain:
         if len(self._children.get(prev or "", ())) >= SIBLINGS_MAX:
             raise DecodeError(f"more than {SIBLINGS_MAX} changes after one")
         self._known[cid] = link
+        self._weight += len(change.body) + 64 * len(link.folded.members)
         self._named |= _added(document["ops"])
         if prev is None:
             self._root = cid

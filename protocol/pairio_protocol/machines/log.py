@@ -13,7 +13,6 @@ chain that ends in the cut or written under that change or a later one.
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from pairio_protocol.limits import PARKED_SEGMENTS_PER_PEER_MAX
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain, Cutting
 
@@ -103,11 +102,6 @@ class Log:
             if forked_seq(held, segment) is not None:
                 return held
         return None
-
-    def park(self, segment: Segment) -> None:
-        """Keep a segment that lies beyond a gap, within a bound."""
-        if len(self.parked) < PARKED_SEGMENTS_PER_PEER_MAX:
-            self.parked[segment.first_seq] = segment
 
     def count_accepted(self, chain: Chain, known: int = 0) -> int:
         """Return how many of the held segments count under these changes; `known` are known to,

@@ -30,7 +30,8 @@ from pairio_protocol.limits import (
     LOG_RECORDS_MAX,
     LOGS_PER_FRONTIER_MAX,
     NEWS_SYNC_MS,
-    PARKED_SEGMENTS_PER_PEER_MAX,
+    PARKED_SEGMENTS_PER_AUTHOR_MAX,
+    PARKED_SEGMENTS_PER_SERVICE_MAX,
     SEGMENT_RECORDS_MAX,
     SEGMENT_SIZE_BYTES_MAX,
     SEGMENTS_PER_SYNC_MAX,
@@ -98,8 +99,10 @@ class Logs:
         self.unstored: set[bytes] = set()  # what no commit has brought to the disk yet
         self._verified: OrderedDict[bytes, None] = OrderedDict()
         self._sent: OrderedDict[tuple[str, bytes], None] = OrderedDict()
-        self._unknown_epoch: dict[str, list[Segment]] = {}
+        self._unknown_epoch: dict[str, dict[str, list[Segment]]] = {}  # service -> sender
         self._by_hash: dict[bytes, Segment] = {}
+        #: (service, author) -> what was parked beyond gaps in his logs, oldest first
+        self._gaps: dict[tuple[str, str], OrderedDict[tuple[LogId, int], Log]] = {}
         self._gap_asked_ms: dict[tuple[str, str, int], int] = {}
         self._heights: dict[str, Heights] = {}
         #: segments that came lately, which neighbours may still lack, and when they did
@@ -236,7 +239,8 @@ class Logs:
         try:
             segment = self.check(data, chain)
         except LookupError:
-            self._park_epoch(peer, Segment.decode(data))
+            assert chain is not None
+            self._park_epoch(peer, Segment.decode(data), chain)
             return Taken()
         except DecodeError as error:
             self._ctx.refuse(peer, str(error)[:80])
@@ -244,16 +248,23 @@ class Logs:
         assert chain is not None
         return self._link(segment, peer, chain, by_gossip)
 
-    def _park_epoch(self, peer: str, segment: Segment) -> None:
-        parked = self._unknown_epoch.setdefault(segment.service, [])
-        if len(parked) < PARKED_SEGMENTS_PER_PEER_MAX:
-            parked.append(segment)
-        self._ctx.counters["segments parked for an epoch"] += 1
+    def _park_epoch(self, peer: str, segment: Segment, chain: Chain) -> None:
+        """Keep a segment until its change is here. Only for members: others' come by sync, once it
+        is known that they are some. Beyond the bound whoever has most of them gives one up."""
         self._ctx.send(peer, WantChanges(segment.service, 0, ""))
+        if not chain.now.roles_of(peer):
+            self._ctx.refuse(peer, "a segment of an unknown epoch, of a stranger")
+            return
+        parked = self._unknown_epoch.setdefault(segment.service, {})
+        parked.setdefault(peer, []).append(segment)
+        self._ctx.counters["segments parked for an epoch"] += 1
+        if sum(map(len, parked.values())) > PARKED_SEGMENTS_PER_SERVICE_MAX:
+            del max(parked.values(), key=len)[0]
+            self._ctx.counters["segments beyond what is parked"] += 1
 
     def unpark(self, service: str) -> list[Segment]:
         """Return what waited for a change of the service, to be taken again."""
-        return self._unknown_epoch.pop(service, [])
+        return [s for parked in self._unknown_epoch.pop(service, {}).values() for s in parked]
 
     def _link(self, segment: Segment, peer: str, chain: Chain, by_gossip: bool = False) -> Taken:
         if self._memory.is_dropped(segment.service, segment.log):
@@ -266,8 +277,7 @@ class Logs:
         if rival is not None:
             return self._fork(log, rival, segment, chain)
         if segment.first_seq > log.held_height:
-            log.park(segment)
-            self._ctx.counters["segments parked for a gap"] += 1
+            self._park_gap(log, segment)
             self._fill_gap(peer, segment)
             return Taken()
         if not log.is_open:
@@ -280,6 +290,17 @@ class Logs:
         if taken.accepted and not by_gossip:
             self._news_of(segment.service).others.add(range_of(segment.log))
         return taken
+
+    def _park_gap(self, log: Log, segment: Segment) -> None:
+        """Keep a segment beyond a gap; of one author only so many, in however many logs."""
+        parked = self._gaps.setdefault((segment.service, segment.log.author), OrderedDict())
+        parked[segment.log, segment.first_seq] = log
+        log.parked[segment.first_seq] = segment
+        self._ctx.counters["segments parked for a gap"] += 1
+        if len(parked) > PARKED_SEGMENTS_PER_AUTHOR_MAX:
+            (_, first_seq), oldest = parked.popitem(last=False)
+            if oldest.parked.pop(first_seq, None) is not None:
+                self._ctx.counters["segments beyond what is parked"] += 1
 
     def _extend(self, log: Log, segment: Segment, chain: Chain) -> Taken:
         taken = Taken()

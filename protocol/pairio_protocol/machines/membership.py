@@ -19,7 +19,9 @@ from pairio_protocol.limits import (
     CHANGES_PER_REPLY_MAX,
     FRAME_SIZE_BYTES_MAX,
     HOME_NODES,
+    OFFER_WEIGHT_MAX,
     OFFERS_MAX,
+    UNNAMED_MAX,
 )
 from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
 from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
@@ -37,6 +39,10 @@ class Membership:
         self.taken_up: set[str] = set()
         self.unsaved_changes: list[tuple[str, str, int, bytes]] = []
         self.unsaved_services: set[str] = set()
+        #: services that this node's owner asked for: they come whatever else is offered
+        self.expected: set[str] = set()
+        #: chains that come in several messages and have not named this node yet
+        self._unnamed: dict[str, Chain] = {}
 
     # -- looking up -------------------------------------------------------------------
 
@@ -175,8 +181,7 @@ class Membership:
         for entry in hello.services:
             chain = self.chains.get(entry.service)
             if chain is None:
-                if len(self.offers()) < OFFERS_MAX:
-                    self._ctx.send(peer, WantChanges(entry.service, 0, ""))
+                self._ctx.send(peer, WantChanges(entry.service, 0, ""))
             elif entry.digest != chain.digest:
                 # Behind on the same branch: the rest of it. Otherwise there is a fork somewhere.
                 ahead = entry.epoch > chain.epoch
@@ -209,9 +214,11 @@ class Membership:
 
     def on_changes(self, peer: str, message: Changes) -> bool:
         """Take changes; True when a service's list has changed here."""
-        chain = self.chains.get(message.service, Chain())
         fresh = message.service not in self.chains
-        if fresh and len(self.offers()) >= OFFERS_MAX:
+        known = self._unnamed if fresh else self.chains
+        chain = known.get(message.service) or Chain()
+        if chain.weight > OFFER_WEIGHT_MAX and not self._is_wanted(message.service, chain):
+            self._unnamed.pop(message.service, None)
             self._ctx.refuse(peer, "an offer beyond what is kept")
             return False
         taken: list[SignedChange] = []
@@ -227,13 +234,17 @@ class Membership:
             except DecodeError:
                 self._ctx.refuse(peer, "invalid service change")
                 if fresh:
+                    self._unnamed.pop(message.service, None)
                     return False
                 break
         else:
             if message.more and last is not None:
                 self._ctx.send(peer, WantChanges(message.service, last.seq, last.cid))
-        if not taken:
+        if not taken or not self._may_keep(peer, message, chain):
             return False
+        if fresh:
+            self._unnamed.pop(message.service, None)
+            taken = chain.changes()
         self.chains[message.service] = chain
         taken = [chain.get(change.cid) for change in taken]  # with the signatures known before
         for change in taken:
@@ -241,6 +252,31 @@ class Membership:
         self._name(message.service)
         self._consider(message.service)
         self._pass_on(message.service, taken, peer)
+        return True
+
+    def _is_wanted(self, service: str, chain: Chain) -> bool:
+        """Say whether this node's owner has asked for a service, by name or by whom he trusts."""
+        asked = service in self.taken_up or service in self.expected
+        return asked or self._is_trusted(chain)
+
+    def _may_keep(self, peer: str, message: Changes, chain: Chain) -> bool:
+        """Say whether what came of a service is to be kept: anybody may make services, so of those
+        that nobody here asked for only such as name this node, and only so many."""
+        service = message.service
+        if service in self.chains or self._is_wanted(service, chain):
+            return True
+        self._unnamed.pop(service, None)
+        if chain.now.member_of(self._ctx.me) is None:
+            if message.more:  # maybe further on
+                self._unnamed[service] = chain
+                if len(self._unnamed) > UNNAMED_MAX:
+                    del self._unnamed[next(iter(self._unnamed))]
+            else:
+                self._ctx.refuse(peer, "changes of a service that does not name this node")
+            return False
+        if len(self.offers()) >= OFFERS_MAX:
+            self._ctx.refuse(peer, "an offer beyond what is kept")
+            return False
         return True
 
     @staticmethod
@@ -252,9 +288,15 @@ class Membership:
 
     def _consider(self, service: str) -> None:
         """Take a service up when one of its admins is a peer that the owner named."""
-        folded = self.chains[service].now
-        if folded.member_of(self._ctx.me) and set(folded.admins) & set(self._ctx.config.trust):
+        chain = self.chains[service]
+        if chain.now.member_of(self._ctx.me) and self._is_trusted(chain):
             self.take_up(service)
+
+    def _is_trusted(self, chain: Chain) -> bool:
+        """Say whether a peer that the owner named is an admin, and has signed a change: anybody may
+        name him as an admin of a service that he has never heard of."""
+        admins = set(chain.now.admins) & set(self._ctx.config.trust)
+        return bool(admins) and chain.has_signed(admins)
 
     def _pass_on(self, service: str, changes: list[SignedChange], source: str) -> None:
         """Send news to connected members, and to those whom the news removes."""

@@ -1,0 +1,146 @@
+"""What others may make a node keep: services nobody asked for, segments that wait."""
+
+from typing import Any
+
+import pytest
+
+from pairio_protocol import events as ev
+from pairio_protocol.context import CoreConfig
+from pairio_protocol.core import NodeCore
+from pairio_protocol.limits import (
+    OFFER_WEIGHT_MAX,
+    OFFERS_MAX,
+    PARKED_SEGMENTS_PER_AUTHOR_MAX,
+    PARKED_SEGMENTS_PER_SERVICE_MAX,
+    UNNAMED_MAX,
+)
+from pairio_protocol.machines import membership
+from pairio_protocol.messages import MESSAGES, Changes, Push
+from pairio_protocol.records import Cancel
+from pairio_protocol.segment import GENESIS, Segment
+from pairio_protocol.service import Chain
+from pairio_protocol.signing import SigningKey
+from tests.protocol.test_core_sim import World
+
+VICTIM, MEMBER, OTHER, STRANGER, TRUSTED = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 9, 8))
+ADD = {"op": "add", "member": "you", "key": VICTIM.peer, "roles": ["compute", "submit"]}
+
+
+def _fresh_node() -> NodeCore:
+    """A node in no service whose owner trusts one peer."""
+    core = NodeCore(VICTIM, CoreConfig(bytes(16), 1, trust=(TRUSTED.peer,)))
+    for peer in (STRANGER.peer, TRUSTED.peer):
+        core.handle(ev.PeerUp(peer), 1)
+    return core
+
+
+def _service(number: int, key: SigningKey, *admins: SigningKey, names_victim: bool = True) -> Chain:
+    chain = Chain()
+    listed = [k.peer for k in (key, *admins)]
+    create = {"op": "create", "name": f"s{number}", "admins": listed, "threshold": 1, "nonce": "0"}
+    ops: list[dict[str, Any]] = [create, ADD] if names_victim else [create]
+    chain.add(chain.propose(ops, [key], number))
+    return chain
+
+
+def _send(core: NodeCore, chain: Chain, sender: SigningKey, more: bool = False) -> None:
+    data = tuple(change.encode() for change in chain.changes())
+    frame = MESSAGES.encode(Changes(chain.service, data, more))
+    core.handle(ev.FrameReceived(sender.peer, frame), 1)
+
+
+def test_a_service_that_does_not_name_this_node_is_not_kept() -> None:
+    core = _fresh_node()
+    for number in range(20):
+        _send(core, _service(number, STRANGER, names_victim=False), STRANGER)
+    assert core.membership.chains == {}
+    assert not core.has_pending()
+    refused = "refused: changes of a service that does not name this node"
+    assert core.ctx.counters[refused] == 20
+
+
+def test_one_that_names_it_in_a_later_message_is_offered_and_only_few_of_those_wait() -> None:
+    core = _fresh_node()
+    for number in range(3 * UNNAMED_MAX):
+        _send(core, _service(number, STRANGER, names_victim=False), STRANGER, more=True)
+    assert len(core.membership._unnamed) == UNNAMED_MAX
+    late = _service(100, STRANGER, names_victim=False)
+    _send(core, late, STRANGER, more=True)
+    late.add(late.propose([ADD], [STRANGER], 2))
+    _send(core, late, STRANGER)
+    assert core.membership.offers() == [late.service]
+    assert len(core.membership.unsaved_changes) == 2
+
+
+def test_to_name_a_trusted_peer_as_a_second_admin_takes_no_service_up() -> None:
+    core = _fresh_node()
+    forged = _service(1, STRANGER, TRUSTED)
+    _send(core, forged, STRANGER)
+    assert core.membership.taken_up == set()
+    assert core.membership.offers() == [forged.service]
+    forged.add(forged.propose([{"op": "policy", "policy": {}}], [TRUSTED], 2))
+    _send(core, forged, STRANGER)
+    assert core.membership.taken_up == {forged.service}, "he has signed: it is his"
+
+
+def test_a_flood_of_offers_keeps_no_trusted_service_out() -> None:
+    core = _fresh_node()
+    for number in range(OFFERS_MAX + 10):
+        _send(core, _service(number, STRANGER), STRANGER)
+    assert len(core.membership.offers()) == OFFERS_MAX
+    assert core.ctx.counters["refused: an offer beyond what is kept"] == 10
+    wanted = _service(1000, TRUSTED)
+    _send(core, wanted, TRUSTED)
+    assert core.membership.taken_up == {wanted.service}
+
+
+def test_an_offer_that_grows_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "OFFER_WEIGHT_MAX", 10_000)
+    core, chain = _fresh_node(), _service(1, STRANGER)
+    for number in range(50):
+        chain.add(chain.propose([{"op": "policy", "policy": {"n": number}}], [STRANGER], 2))
+        _send(core, chain, STRANGER)
+    assert core.membership.chains[chain.service].weight < 20_000 < OFFER_WEIGHT_MAX
+    assert core.ctx.counters["refused: an offer beyond what is kept"]
+
+
+def _world() -> tuple[World, NodeCore, str, int]:
+    world = World(3).with_service()
+    core = world.cores[VICTIM.peer]
+    service = next(iter(core.membership.taken_up))
+    world.do(VICTIM.peer, ev.PeerUp(STRANGER.peer))
+    return world, core, service, core.membership.chains[service].epoch
+
+
+def _push(
+    world: World, service: str, author: SigningKey, number: int, epoch: int, seq: int = 0
+) -> None:
+    boot = number.to_bytes(16, "big")
+    prev = bytes([1]) * 32 if seq else GENESIS
+    segment = Segment.seal(author, service, boot, seq, epoch, prev, [Cancel(("x",), 1)])
+    frame = MESSAGES.encode(Push(segment.encode(), False))
+    world.do(VICTIM.peer, ev.FrameReceived(author.peer, frame))
+
+
+def test_segments_beyond_gaps_are_bounded_for_an_author_in_however_many_logs() -> None:
+    world, core, service, epoch = _world()
+    for number in range(PARKED_SEGMENTS_PER_AUTHOR_MAX + 50):
+        _push(world, service, MEMBER, number, epoch, seq=5)
+    _push(world, service, OTHER, 1, epoch, seq=5)
+    logs = core.logs.logs_of(service)
+    parked = {k.peer: sum(len(log.parked) for i, log in logs.items() if i.author == k.peer)
+              for k in (MEMBER, OTHER)}  # fmt: skip
+    assert parked == {MEMBER.peer: PARKED_SEGMENTS_PER_AUTHOR_MAX, OTHER.peer: 1}
+    assert core.ctx.counters["segments beyond what is parked"] == 50
+
+
+def test_segments_of_an_unknown_epoch_are_parked_for_members_and_none_takes_all_the_room() -> None:
+    world, core, service, epoch = _world()
+    _push(world, service, STRANGER, 0, epoch + 1)
+    assert core.logs.unpark(service) == []
+    _push(world, service, OTHER, 0, epoch + 1)
+    for number in range(PARKED_SEGMENTS_PER_SERVICE_MAX + 50):
+        _push(world, service, MEMBER, number, epoch + 1)
+    parked = core.logs.unpark(service)
+    assert len(parked) == PARKED_SEGMENTS_PER_SERVICE_MAX
+    assert [s.log.author for s in parked].count(OTHER.peer) == 1
