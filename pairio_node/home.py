@@ -22,6 +22,10 @@ __all__ = ["Home", "default_home"]
 
 _KEY_TEXT = re.compile(r"^pairio-node-key-v1 ed25519 ([0-9a-f]{64})\n?$")
 
+#: Earlier starts that a home remembers.
+_BOOTS_MAX = 1024
+_MACHINE_ID = Path("/etc/machine-id")
+
 _PORT_LOWEST = 10_240
 _PORT_HIGHEST = 32_768
 
@@ -188,6 +192,26 @@ class Home:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+    def begin_boot(self) -> tuple[bytes, tuple[bytes, ...]]:
+        """Return a new boot for this start, and those of earlier starts on this very home.
+
+        A copy of a home has none: what the other one began is not its own.
+        """
+        path = self.path / "boots.json"
+        machine = _MACHINE_ID.read_text().strip() if _MACHINE_ID.exists() else ""
+        place = f"{machine} {self.path.stat().st_ino}"
+        past: list[str] = []
+        try:
+            raw = json.loads(path.read_text())
+            if raw["place"] == place:
+                past = [boot for boot in raw["boots"] if len(bytes.fromhex(boot)) == 16]
+        except (OSError, ValueError, KeyError, TypeError):
+            past = []  # missing or corrupt: the node knows of no earlier start
+        boot = secrets.token_bytes(16)
+        boots = [*past, boot.hex()][-_BOOTS_MAX:]
+        self._write("boots.json", json.dumps({"place": place, "boots": boots}))
+        return boot, tuple(map(bytes.fromhex, past))
 
     def write_api(self, info: dict[str, Any]) -> None:
         """Tell local clients where the API is (api.json, 0600)."""

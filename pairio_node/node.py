@@ -37,9 +37,12 @@ from pairio_node.transport import (
 from pairio_node.transport.libp2p_transport import Libp2pTransport
 from pairio_node.urls import UrlRules, split_url
 from pairio_node.views import (
+    TWIN_HINT,
     find_request,
     is_settled,
     job_view,
+    twin_view,
+    twin_words,
     why_view,
 )
 from pairio_protocol import effects as ef
@@ -88,6 +91,8 @@ class Node:
         self.services = Services(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
+        #: Tells the owner something at once (stderr).
+        self.say: Callable[[str], None] = lambda _: None
         self.executions = Executions(
             self.content,
             self.exchange,
@@ -112,9 +117,11 @@ class Node:
         isolations = [r.isolation for r in self._runners]
         strongest = "medium" if "medium" in isolations else "none"
         trust = {*self.config.trust, *map(peer_in, self.config.bootstrap)}
+        boot, past_boots = self.home.begin_boot()
         core_config = CoreConfig(
-            boot=secrets.token_bytes(16),
+            boot=boot,
             started_unix_ms=self.clock.unix_ms(),
+            past_boots=past_boots,
             trust=tuple(sorted(trust)),
             compute=self.config.compute,
             cpu_millicores=self.config.cpu_millicores,
@@ -226,6 +233,8 @@ class Node:
             case ef.JobChanged():
                 self._changed.set()
                 self._changed = trio.Event()
+            case ef.TwinSeen():
+                self.say(f"warning: {twin_words(effect.boot, effect.since_unix_ms)}. {TWIN_HINT}")
             case ef.Refuse() | ef.Reply() | ef.Fail():
                 pass  # counted by the core; answers go through the driver
 
@@ -360,7 +369,8 @@ class Node:
         mine = folded.member_of(self.peer_id)
         requests = [state.id]
         if job_id != state.id:
-            same = (fold.requests[r] for r in fold.by_job.get(state.job, ()))
+            every = (fold.requests[r] for r in fold.by_job.get(state.job, ()))
+            same = (s for s in every if not self.core.is_twins(s))
             requests = [s.id for s in same if folded.member_of(s.author) == mine] or [state.id]
         await self.driver.call(lambda call: ev.CancelRequests(call, name, tuple(requests)))
         return self._view(name, state)
@@ -461,6 +471,7 @@ class Node:
             "peers": sorted(self.transport.connected()),
             "services": [core.membership.petnames[s] for s in sorted(core.membership.taken_up)],
             "offers": len(core.membership.offers()),
+            "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": self.code.missing,
             "blocks": {"usedBytes": self.content.store.used_bytes, **self.exchange.counters},
             "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
@@ -545,6 +556,7 @@ async def run_node(
                     _libp2p(home, config, bool(crashes and crashes["restarts"])),
                 )
                 node.crashes |= crashes or {}
+                node.say = say
                 await _serve(node, ready, stop)
                 top.cancel_scope.cancel()
     finally:

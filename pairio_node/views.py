@@ -1,15 +1,18 @@
 """What clients see: jobs, services, status, as plain JSON in the original's names."""
 
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
+from pairio_protocol.machines.twins import Twin
 from pairio_protocol.normalise import source_text
 from pairio_protocol.policy import isolation_needed, misfit
 from pairio_protocol.records import End
 
 __all__ = [
+    "TWIN_HINT",
     "LinkMaker",
     "app_view",
     "attempts_view",
@@ -17,6 +20,8 @@ __all__ = [
     "is_settled",
     "job_view",
     "service_view",
+    "twin_view",
+    "twin_words",
     "why_view",
 ]
 
@@ -29,6 +34,24 @@ class LinkMaker(Protocol):
 
     def content(self, cid: str, name: str) -> str:
         """Return the capability URL of some content."""
+
+
+TWIN_HINT = "Stop one of them: they take each other's messages (docs/privacy.md)"
+
+
+def twin_words(boot: bytes, since_unix_ms: int) -> str:
+    """Say that another node uses this node's key."""
+    since = datetime.fromtimestamp(since_unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"another node uses this key: boot {boot.hex()[:16]}, since {since}"
+
+
+def twin_view(twin: Twin) -> dict[str, Any]:
+    """Return another node that uses this node's key."""
+    return {
+        "boot": twin.boot.hex(),
+        "sinceSec": twin.since_unix_ms / 1000,
+        "words": twin_words(twin.boot, twin.since_unix_ms),
+    }
 
 
 def is_final(core: NodeCore, service: str, state: RequestState) -> bool:

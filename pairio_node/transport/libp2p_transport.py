@@ -58,6 +58,9 @@ _DIAL_FAILURES_KEPT = 5  # in a row, before somebody else may have the place
 _WRITE_S = 20.0
 _QUEUE_FRAMES_MAX = 4096
 _COALESCE_BYTES = 256 * 1024
+#: A connection that lasted so long is no sign that dialling again is in vain. Two nodes with one
+#: key push each other out: they take turns that grow.
+_STEADY_S = 20.0
 _BACKOFF_S_MIN, _BACKOFF_S_MAX = 0.05, 30.0
 _GOSSIP_INTERVAL_S = 0.1
 _GOSSIP_QUEUE_MAX = 256
@@ -256,7 +259,7 @@ class Libp2pTransport:
                     self._dial_failures.pop(peer, None)
                     began = trio.current_time()
                     await state.gone.wait()
-                    if trio.current_time() - began > 5:
+                    if trio.current_time() - began > _STEADY_S:
                         backoff_s = _BACKOFF_S_MIN
                 # Two that dial each other at once would meet again and again without jitter.
                 await trio.sleep(backoff_s * random.uniform(0.5, 1.5))
@@ -297,6 +300,7 @@ class Libp2pTransport:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write_loop, state, CHANNEL_CONTROL)
                     nursery.start_soon(self._write_loop, state, CHANNEL_SYNC)
+                    nursery.start_soon(self._give_up_half_open, state)
             if self._nursery is not None:
                 if state.up and self._sink is not None:
                     state.up = False
@@ -308,6 +312,14 @@ class Libp2pTransport:
             del self._peers[state.id]
             state.gone.set()
             state.told_up.set()
+
+    async def _give_up_half_open(self, state: _Peer) -> None:
+        """A peer that opens no stream of its own has another connection with our peer id, or is
+        none of ours: let go, dial again."""
+        with trio.move_on_after(_SILENCE_S):
+            await state.told_up.wait()
+        if not state.up:
+            self._lose(state, "it opened no control stream")
 
     async def _disconnect(self, state: _Peer) -> None:
         """Close what this connection used; the other side may have begun a new one already."""

@@ -27,6 +27,8 @@ class CoreConfig:
 
     boot: bytes
     started_unix_ms: int
+    #: boots of earlier starts on this home; logs of this key under other boots are another node's
+    past_boots: tuple[bytes, ...] = ()
     trust: tuple[str, ...] = ()
     compute: bool = True
     cpu_millicores: int = 1000

@@ -36,6 +36,7 @@ from pairio_protocol.machines.presence import PresenceBook
 from pairio_protocol.machines.replication import Replication
 from pairio_protocol.machines.retention import Retention
 from pairio_protocol.machines.sync import Sync
+from pairio_protocol.machines.twins import Twins
 from pairio_protocol.machines.worker import Worker
 from pairio_protocol.messages import (
     MESSAGES,
@@ -62,8 +63,8 @@ from pairio_protocol.messages import (
     SyncSegments,
     WantChanges,
 )
-from pairio_protocol.records import Record
-from pairio_protocol.segment import record_size
+from pairio_protocol.records import Record, Start, Unknown
+from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.signing import SigningKey
 from pairio_protocol.wire import UnknownKind
 
@@ -86,7 +87,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.membership = Membership(self.ctx)
         self.retention = Retention(self.ctx, self)
         self.logs = Logs(self.ctx, self.retention)
-        self.book = PresenceBook(self.ctx, self.membership)
+        self.twins = Twins(self.ctx, self._on_twins_changed)
+        self.book = PresenceBook(self.ctx, self.membership, self.twins)
         self.replication = Replication(self.ctx, self.membership, self)
         self.coordinator = Coordinator(self.ctx, self.membership, self)
         self.worker = Worker(self.ctx, self.membership, self)
@@ -151,6 +153,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             self.commands.deadline_ms(),
             self.lookups.deadline_ms(),
             self.sync.deadline_ms(),
+            self.twins.deadline_ms(),
         ]
         return min((d for d in deadlines if d is not None), default=None)
 
@@ -177,6 +180,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.commands.tick()
         self.lookups.tick()
         self.sync.tick()
+        self.twins.tick()
 
     def _route(self, event: ev.Event) -> None:
         match event:
@@ -374,6 +378,45 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         else:
             self.ctx.send(peer, message)
 
+    def _on_twins_changed(self) -> None:
+        """Leave alone what a live twin wants; look after what one that is gone has left."""
+        for service in sorted(self.membership.taken_up):
+            self.coordinator.leave_to_twins(service)
+            self.intake.see_to_all(service)
+
+    def is_twins(self, state: RequestState) -> bool:
+        """Say whether a request of this key is another live node's."""
+        if state.author != self.ctx.me or not self.twins.live:
+            return False
+        segment = self.logs.get(state.segment)
+        return segment is not None and self.twins.is_live(segment.log.boot)
+
+    def twin_wants(self, service: str, run: str) -> bool:
+        """Say whether another live node of this key wants a run."""
+        if not self.twins.live:
+            return False
+        fold = self.fold(service)
+        return any(
+            self.is_twins(state) and fold.run_of(state, fold.resolve(state.job)) == run
+            for state in fold.requests.values()
+            if not state.canceled
+        )
+
+    def begun_elsewhere(self, service: str) -> set[str]:
+        """Return the attempts of this key that another home began."""
+        return {
+            record.attempt
+            for log_id, log in self.logs.logs_of(service).items()
+            if log_id.author == self.ctx.me and not self.twins.is_own(log_id.boot)
+            for segment in log.counting()
+            for record in _records_of(segment)
+            if isinstance(record, Start)
+        }
+
+    def is_twins_attempt(self, attempt: str) -> bool:
+        """Say whether another live node of this key gave out an attempt."""
+        return self.twins.coordinates(attempt)
+
     def to_coordinator(self, peer: str, message: Have | Decline | Beat) -> None:
         """Send to a coordinator, which may be this node itself."""
         if peer == self.ctx.me:
@@ -509,3 +552,10 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
     def own_request_id(self, boot: bytes, seq: int) -> str:
         """Return the id of a request at `seq` of one of this node's logs."""
         return request_id(self.ctx.me, boot, seq)
+
+
+def _records_of(segment: Segment) -> list[Record | Unknown]:
+    try:
+        return segment.records()
+    except DecodeError:
+        return []

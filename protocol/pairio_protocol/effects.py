@@ -24,6 +24,7 @@ __all__ = [
     "Refuse",
     "Reply",
     "Send",
+    "TwinSeen",
 ]
 
 
@@ -164,6 +165,14 @@ class Commit:
     dropped: tuple[Dropped, ...] = ()
 
 
+@dataclass(frozen=True)
+class TwinSeen:
+    """Another node uses this node's key: tell the owner. Once for each boot."""
+
+    boot: bytes
+    since_unix_ms: int
+
+
 Effect = (
     Announce
     | Connect
@@ -176,4 +185,5 @@ Effect = (
     | Refuse
     | Reply
     | Send
+    | TwinSeen
 )

@@ -117,6 +117,8 @@ class Intake:
         """A request is known: coordinate it if it is ours, else watch whether it is started."""
         if state.cached or state.answer is not None:
             return
+        if self._core.is_twins(state):
+            return
         if state.author == self._ctx.me:
             self._core.coordinator.add(service, state.id)
         else:
@@ -134,6 +136,9 @@ class Intake:
         except DecodeError:
             self._ctx.refuse(segment.log.author, "malformed records in a signed segment")
             return
+        if segment.log.author == self._ctx.me and not own and not quiet:
+            issued = [getattr(record, "issued_unix_ms", 0) for record in records]
+            self._core.twins.on_segment(segment.log.boot, max(issued, default=0))
         for index, record in enumerate(records):
             if not isinstance(record, Unknown) and not self._may(roles, record):
                 self._ctx.refuse(segment.log.author, "a record that its author's role forbids")

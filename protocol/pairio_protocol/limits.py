@@ -203,6 +203,10 @@ RETENTION_LOOK_MS: Final = 600_000
 RETENTION_SKEW_MS: Final = 2 * 24 * 3600 * 1000
 #: A node begins a new log of its own after this time.
 LOG_AGE_MAX_MS: Final = 24 * 3600 * 1000
+#: Another node that uses this node's key counts as gone when nothing was heard of it for so long.
+TWIN_EXPIRY_MS: Final = 180_000
+#: Presence of another start of this node proves one that runs when its counter grows after this.
+TWIN_PROOF_MS: Final = 5_000
 
 # -- attempts -----------------------------------------------------------------------------
 #: Attempts of a request that machines may lose before it is exhausted.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -172,3 +173,32 @@ def test_the_home_is_where_the_environment_says(
     assert default_home() == tmp_path / "here"
     monkeypatch.setenv("PAIRIO_HOME", "")
     assert default_home().name == "pairio"
+
+
+def test_a_home_knows_its_earlier_starts_and_a_copy_of_it_has_none(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home")
+    first, none = home.begin_boot()
+    second, past = home.begin_boot()
+    assert none == ()
+    assert past == (first,)
+    assert len(second) == 16
+    assert second != first
+    shutil.copytree(home.path, tmp_path / "copy")
+    assert Home.open(tmp_path / "copy").begin_boot()[1] == ()
+    assert home.begin_boot()[1] == (first, second)
+
+
+def test_corrupt_boots_are_none(tmp_path: Path) -> None:
+    home = Home.open(tmp_path)
+    home.begin_boot()
+    (tmp_path / "boots.json").write_text('{"place": 1}')
+    assert home.begin_boot()[1] == ()
+
+
+def test_the_earlier_starts_of_a_home_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairio_node.home._BOOTS_MAX", 3)
+    home = Home.open(tmp_path)
+    boots = [home.begin_boot()[0] for _ in range(5)]
+    assert home.begin_boot()[1] == tuple(boots[-3:])

@@ -202,12 +202,13 @@ class World:
 
     def start(self, node: Node, trust: tuple[str, ...] = ()) -> None:
         node.boots += 1
-        boot = sha256(f"{node.index} {node.boots}".encode())[:16]
+        boot = _boot(node.index, node.boots)
         if trust:
             self._trust = trust
         config = CoreConfig(
             boot=boot,
             started_unix_ms=self._unix(node),
+            past_boots=tuple(_boot(node.index, number) for number in range(1, node.boots)),
             trust=self._trust,
             compute=node.compute,
             cpu_millicores=node.cpu_millicores,
@@ -616,3 +617,7 @@ def _put(node: Node, data: bytes) -> str:
     cid = cid_of(RAW, data)
     node.content.add(cid)
     return cid
+
+
+def _boot(index: int, number: int) -> bytes:
+    return sha256(f"{index} {number}".encode())[:16]

@@ -111,6 +111,18 @@ class Hooks:
         """Make sure that a peer has a segment."""
         raise NotImplementedError
 
+    def is_twins(self, state: RequestState) -> bool:
+        """Say whether a request of this key is another live node's."""
+        raise NotImplementedError
+
+    def twin_wants(self, service: str, run: str) -> bool:
+        """Say whether another live node of this key wants a run."""
+        raise NotImplementedError
+
+    def is_twins_attempt(self, attempt: str) -> bool:
+        """Say whether another live node of this key gave out an attempt."""
+        raise NotImplementedError
+
     def deliver(self, peer: str, award: Award) -> None:
         """Send an award, to this node itself if it is the one."""
         raise NotImplementedError
@@ -299,11 +311,24 @@ class Coordinator:
         del errand.wishes[wish.request]
         if not errand.wishes:
             if errand.attempt is not None:
-                cancel = CancelNow(errand.service, errand.attempt.id)
-                self._hooks.cancel_now(errand.attempt.worker, cancel)
+                self._cancel_now(errand, errand.attempt)
             self._end_attempt(errand)
             self._close(errand)
             del self.errands[errand.service, errand.run]
+
+    def _cancel_now(self, errand: Errand, attempt: Attempt) -> None:
+        """Let a worker kill an attempt, unless another node of this key wants the run too: its
+        word and ours are one peer's there."""
+        if not self._hooks.twin_wants(errand.service, errand.run):
+            self._hooks.cancel_now(attempt.worker, CancelNow(errand.service, attempt.id))
+
+    def leave_to_twins(self, service: str) -> None:
+        """Let go of requests that another live node of this key sees to."""
+        requests = self._hooks.fold(service).requests
+        for wish in list(self.wishes.values()):
+            state = requests.get(wish.request)
+            if wish.service == service and state is not None and self._hooks.is_twins(state):
+                self._drop(wish, state)
 
     def _drop(self, wish: Wish, state: RequestState | None) -> None:
         self._leave(wish)
@@ -555,7 +580,7 @@ class Coordinator:
         self._end_attempt(errand)
         self._award(errand, [entry])
         if self.errands.get((errand.service, errand.run)) is not errand:  # nobody wants it any more
-            self._hooks.cancel_now(before.worker, CancelNow(errand.service, before.id))
+            self._cancel_now(errand, before)
             return False
         if errand.attempt is None:  # it does not fit there: all stays as it was
             errand.attempt = before
@@ -608,14 +633,14 @@ class Coordinator:
         attempt = errand.attempt
         assert attempt is not None
         self._note_loss(errand, attempt.worker)
-        if attempt.held:
+        if not attempt.held:
+            self._strike(attempt.worker)
+            self._cancel_now(errand, attempt)
+        elif not self._hooks.is_twins_attempt(attempt.id):
             self._hooks.append(
                 errand.service,
                 End(attempt.request, errand.run, attempt.id, "infra", why, self._ctx.unix_ms),
             )
-        else:
-            self._strike(attempt.worker)
-            self._hooks.cancel_now(attempt.worker, CancelNow(errand.service, attempt.id))
         self._reopen(errand)
         self._tell(errand)
 

@@ -26,6 +26,7 @@ from pairio_protocol.limits import (
     PRESENCE_PER_SERVICE_MAX,
 )
 from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.machines.twins import Twins
 from pairio_protocol.messages import Presence, PresenceUpdate
 
 __all__ = ["Heard", "PresenceBook"]
@@ -47,13 +48,15 @@ class Heard:
     at_ms: int
     passed_ms: int = 0
     past_boots: tuple[bytes, ...] = ()
+    rival: bytes = b""  # what its peer said since under a past boot, to be shown to it
 
 
 class PresenceBook:
     """The newest entry of every member, by (service, peer)."""
 
-    def __init__(self, ctx: Context, membership: MembershipView) -> None:
+    def __init__(self, ctx: Context, membership: MembershipView, twins: Twins) -> None:
         self._ctx = ctx
+        self._twins = twins
         self._membership = membership
         self.heard: dict[str, dict[str, Heard]] = {}
         self._counter = 0
@@ -135,9 +138,12 @@ class PresenceBook:
     def greet(self, peer: str) -> None:
         """Tell a newly connected member everything we know of the services we share."""
         for service in self._membership.shared_with(peer):
-            if self._ctx.me not in self.heard.get(service, {}):
-                self._renew(service)
-            self._send(peer, [h.data for p, h in self.heard[service].items() if p != peer])
+            if self._ctx.me not in self.heard.get(service, {}) or self._twins.live:
+                self._renew(service)  # a twin is to learn that this start is no past one
+            heard = self.heard[service]
+            self._send(peer, [h.data for p, h in heard.items() if p != peer])
+            if peer in heard and heard[peer].rival:
+                self._send(peer, [heard[peer].rival])
 
     def _send(self, peer: str, entries: list[bytes]) -> None:
         page: list[bytes] = []
@@ -167,7 +173,10 @@ class PresenceBook:
         return news
 
     def _take(self, source: str, entry: Presence, data: bytes) -> bool:
-        if entry.service not in self._membership.taken_up or entry.peer == self._ctx.me:
+        if entry.service not in self._membership.taken_up:
+            return False
+        if entry.peer == self._ctx.me:
+            self._twins.on_presence(entry)
             return False
         if not self._membership.folded(entry.service).roles_of(entry.peer):
             self._ctx.refuse(source, "presence of somebody who is no member")
@@ -183,6 +192,8 @@ class PresenceBook:
                 self._wait_to_pass(source, entry, data)
             return entry.peer in book
         if not _is_newer(entry, known, source):
+            if source == entry.peer and entry.boot in known.past_boots:
+                self._note_rival(known, data)
             return False
         past = known.past_boots
         if entry.boot != known.entry.boot:
@@ -191,8 +202,15 @@ class PresenceBook:
         if _tells_more(entry, known.entry) or self._ctx.now_ms - passed_ms >= _PASSED_AGAIN_MS:
             passed_ms = self._ctx.now_ms
             self._wait_to_pass(source, entry, data)
-        book[entry.peer] = Heard(entry, data, self._ctx.now_ms, passed_ms, past)
+        book[entry.peer] = Heard(entry, data, self._ctx.now_ms, passed_ms, past, known.rival)
         return True
+
+    def _note_rival(self, known: Heard, data: bytes) -> None:
+        """A peer says itself what belongs to a start that had ended: two nodes use one key. Each
+        is told of the other, the second one when it is connected next."""
+        self._ctx.counters["peers that run twice"] += 1
+        known.rival = data
+        self._ctx.send(known.entry.peer, PresenceUpdate((known.data,)))
 
     def _wait_to_pass(self, source: str, entry: Presence, data: bytes) -> None:
         if not self._passing:

@@ -80,6 +80,10 @@ class Hooks:
         """Send to a coordinator, which may be this node itself."""
         raise NotImplementedError
 
+    def begun_elsewhere(self, service: str) -> set[str]:
+        """Return the attempts of this key that another home began."""
+        raise NotImplementedError
+
     def load_changed(self, load: int) -> None:
         """The number of queued and executing runs is another."""
         raise NotImplementedError
@@ -317,9 +321,10 @@ class Worker:
     def end_lost(self, service: str) -> None:
         """End, on record, what an earlier start of this node began and what did not outlive it."""
         fold = self.hooks.fold(service)
+        elsewhere = self.hooks.begun_elsewhere(service)
         for run in fold.runs:
             for attempt, worker in fold.live_attempts(run):
-                if worker == self.ctx.me and attempt not in self.tasks:
+                if worker == self.ctx.me and attempt not in (self.tasks.keys() | elsewhere):
                     start = fold.runs[run].starts[attempt, worker]
                     why = "the node restarted"
                     self.hooks.append(
