@@ -105,6 +105,7 @@ class ServiceFold:
         self.definitions: dict[str, dict[str, Any]] = {}
         self.by_job: dict[str, list[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
+        self._by_salt: dict[str, set[str]] = {}
         self._consumers: dict[str, list[str]] = {}
         self._job_sources: dict[str, list[dict[str, str]]] = {}
         #: (job, CIDs put for its job sources) -> resolved id and document
@@ -217,6 +218,8 @@ class ServiceFold:
             return None
         self.results[cid] = ResultInfo(cid, document, segment)
         self._by_resolved.setdefault(document.job, set()).add(cid)
+        if document.salt:
+            self._by_salt.setdefault(document.salt, set()).add(cid)
         self.run(document.run).results.add(cid)
         return cid
 
@@ -292,9 +295,15 @@ class ServiceFold:
             }
         )
 
+    def was_answered(self, state: RequestState) -> bool:
+        """Say whether this node gave a request an answer that still counts. One that was cut away
+        is shown to whoever has it, but the run is wanted again: for all others, and for what rests
+        on it, the request is open."""
+        return state.answer in self.results
+
     def is_wanted(self, state: RequestState, unix_ms: int) -> bool:
         """Say whether a request still waits: not canceled, not expired, not answered."""
-        if state.canceled or state.answer is not None or unix_ms > state.record.expires_unix_ms:
+        if state.canceled or self.was_answered(state) or unix_ms > state.record.expires_unix_ms:
             return False
         if not self._submits(state.author):
             return False
@@ -302,7 +311,7 @@ class ServiceFold:
 
     def has_answer(self, state: RequestState) -> bool:
         """Say whether a request was answered, or would be now."""
-        if state.answer is not None:
+        if self.was_answered(state):
             return True
         return self.answer_for(state, self.resolve(state.job)) is not None
 
@@ -484,13 +493,22 @@ class ServiceFold:
         return found
 
     def _has_new_try(self, job: str, failed: ResultInfo) -> bool:
-        """Say whether somebody has asked for another run of a failed job and waits for it."""
+        """Say whether another run of a failed job was asked for, and has not ended: a run of its
+        own, whatever the inputs gave when it was run. What its submitter was answered with is
+        known to him alone, and must not decide here."""
         return any(
-            state.answer is None
+            self._wants_own_run(state, failed)
             and not state.canceled
-            and state.record.mode != "use"
             and self._submits(state.author)
+            and not any(self._fits(state.document, c) for c in self._by_salt.get(state.salt(), ()))
             for state in (self.requests[name] for name in self.by_job.get(job, ()))
+        )
+
+    @staticmethod
+    def _wants_own_run(state: RequestState, failed: ResultInfo) -> bool:
+        mode = state.record.mode
+        return mode == "skip_cache" or (
+            mode == "rerun_failing" and state.record.salt_of == failed.cid
         )
 
     def run_of(self, state: RequestState, resolution: Resolution) -> str | None:

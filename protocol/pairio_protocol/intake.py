@@ -115,7 +115,7 @@ class Intake:
 
     def _see_to(self, service: str, state: RequestState) -> None:
         """A request is known: coordinate it if it is ours, else watch whether it is started."""
-        if state.cached or state.answer is not None:
+        if state.cached or self._core.fold(service).was_answered(state):
             return
         if self._core.is_twins(state):
             return

@@ -183,8 +183,9 @@ class Membership:
             if chain is None:
                 self._ctx.send(peer, WantChanges(entry.service, 0, ""))
             elif entry.digest != chain.digest:
-                # Behind on the same branch: the rest of it. Otherwise there is a fork somewhere.
-                ahead = entry.epoch > chain.epoch
+                # Behind on the same branch: the rest of it. Otherwise there is a fork somewhere, or
+                # a signature that decides one is missing here: then its head is known already.
+                ahead = entry.epoch > chain.epoch and not chain.knows(entry.head)
                 self._want(peer, entry.service, chain if ahead else None)
 
     def _want(self, peer: str, service: str, chain: Chain | None) -> None:
