@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pairio_protocol.allowlist import Folded
+from pairio_protocol.documents import document_cid
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId, rendezvous, request_id, run_id
 from pairio_protocol.jobs import decode_job
@@ -105,6 +106,8 @@ class ServiceFold:
         self.definitions: dict[str, dict[str, Any]] = {}
         self.by_job: dict[str, list[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
+        #: resolved job -> its canonical result, of those that have what its document declares
+        self._best_known: dict[str, ResultInfo | None] = {}
         self._by_salt: dict[str, set[str]] = {}
         self._consumers: dict[str, list[str]] = {}
         self._job_sources: dict[str, list[dict[str, str]]] = {}
@@ -153,7 +156,7 @@ class ServiceFold:
         if name in self.requests:
             return None
         document = decode_job(record.definition)
-        job = job_id_of(document)
+        job = document_cid(record.definition)
         self.define(job, document)
         state = RequestState(name, log.author, record, job, document, segment, epoch)
         state.answer = self.pins.get(name)
@@ -218,6 +221,7 @@ class ServiceFold:
             return None
         self.results[cid] = ResultInfo(cid, document, segment)
         self._by_resolved.setdefault(document.job, set()).add(cid)
+        self._best_known.pop(document.job, None)
         if document.salt:
             self._by_salt.setdefault(document.salt, set()).add(cid)
         self.run(document.run).results.add(cid)
@@ -371,12 +375,16 @@ class ServiceFold:
     ) -> ResultInfo | None:
         """Return the canonical result: completed, then lower rendezvous, then smaller CID.
 
-        With the job's `document`, results that lack a declared output do not count.
+        With the job's `document`, results that lack a declared output do not count. (All documents
+        that resolve to one job declare the same outputs.)
         """
         cids = self._by_resolved.get(resolved_job, ())
-        if document is not None:
-            return self._best(c for c in cids if self._fits(document, c))
-        return self._best(cids)
+        if document is None:
+            return self._best(cids)
+        if resolved_job not in self._best_known:
+            fitting = (c for c in cids if self._fits(document, c))
+            self._best_known[resolved_job] = self._best(fitting)
+        return self._best_known[resolved_job]
 
     def results_for(self, job: str) -> list[ResultInfo]:
         """Return what answers somebody who asks for a job by its id, resolved or not: the canonical
@@ -519,18 +527,18 @@ class ServiceFold:
         """Return the result that answers a request now, None when it has to be computed."""
         if resolution.job is None:
             return None
-        run = self.runs.get(run_id(resolution.job, state.salt()))
-        own = self._best(r for r in run.results if self._fits(state.document, r)) if run else None
         if state.record.mode == "skip_cache":
-            return own
-        best = self._best(
-            r for r in self._by_resolved.get(resolution.job, ()) if self._fits(state.document, r)
-        )
+            return self._own_result(state, resolution.job)
+        best = self.canonical(resolution.job, state.document)
         if best is None or best.document.status == "completed":
             return best
         if state.record.mode == "rerun_failing" and state.record.salt_of:
-            return own
+            return self._own_result(state, resolution.job)
         return None if self._may_do_better(state, best) else best
+
+    def _own_result(self, state: RequestState, resolved_job: str) -> ResultInfo | None:
+        run = self.runs.get(run_id(resolved_job, state.salt()))
+        return self._best(r for r in run.results if self._fits(state.document, r)) if run else None
 
     def _fits(self, job: dict[str, Any], cid: str) -> bool:
         document = self.results[cid].document

@@ -193,7 +193,18 @@ class Intake:
     def _on_result(self, service: str, result: ResultInfo) -> None:
         self._core.coordinator.on_result(service, result)
         self._core.worker.on_result(service, result)
+        self._see_to_what_rests_on(service, result)
         self._ctx.emit(JobChanged(service, result.document.job))
+
+    def _see_to_what_rests_on(self, service: str, result: ResultInfo) -> None:
+        """A better result of an input may open requests that seemed to be over: they resolve to
+        another job now, and their submitter may be gone."""
+        fold = self._core.fold(service)
+        given = {result.document.job, *fold.origins(result.document.job)}
+        for job in fold.resting_on(given) - given:
+            for name in fold.by_job.get(job, ()):
+                if fold.is_open(name, self._ctx.unix_ms):
+                    self._see_to(service, fold.requests[name])
 
     def on_service_changed(self, service: str) -> None:
         """The list has changed: try what was parked, greet who is new, look at everything again."""

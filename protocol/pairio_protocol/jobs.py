@@ -4,12 +4,14 @@ Whether a document is normal for its app is decided where the app is at hand (`n
 what every job document looks like, so that a member's wrong one is refused and not met later.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from pairio_protocol.cid import CidError, parse_cid
 from pairio_protocol.documents import decode
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import (
+    DECODED_MAX,
     DEFINITION_SIZE_BYTES_MAX,
     FILES_PER_JOB_MAX,
     NAME_LENGTH_MAX,
@@ -22,8 +24,9 @@ __all__ = ["decode_job"]
 _FIELDS = {"type", "v", "app", "processor", "code", "inputs", "outputs", "parameters"}
 
 
+@lru_cache(DECODED_MAX)
 def decode_job(data: bytes) -> dict[str, Any]:
-    """Return the job document in `data`.
+    """Return the job document in `data`; it is shared, and not to be changed.
 
     Raises:
         DecodeError: not a document, or not shaped as a job.

@@ -97,6 +97,7 @@ class Laws:
         self._lost_disk: set[int] = set()
         self._taken: set[tuple[int, int, str]] = set()
         self._fold_ids: dict[int, int] = {}
+        self._heights: dict[tuple[int, str], bytes] = {}  # at the last look at its logs
         self.accepted: dict[str, tuple[int, str, str, bool]] = {}  # request -> node, service, job
         self.calls: dict[int, tuple[int, int, str]] = {}  # call -> node, boot, service
 
@@ -327,6 +328,10 @@ class Laws:
         if self._fold_ids.get(node.index) != stamp:
             self._fold_ids[node.index] = stamp
             seen.clear()
+        heights = core.logs.digest(service)
+        if seen and self._heights.get((node.index, service)) == heights:
+            return
+        self._heights[node.index, service] = heights
         for log_id, log in core.logs.logs_of(service).items():
             before = seen.get((service, log_id), 0)
             if log.accepted == before and log.fork_at is None:

@@ -36,6 +36,7 @@ APP = {
         for name, inputs in (("make", []), ("use", ["input"]))
     ],
 }
+#: How long things go wrong; with more than seven nodes shorter, since each costs its share.
 TROUBLE_MS = 60_000
 SHORT_RETENTION = {"retention_ms": 20_000, "retention_look_ms": 2_000, "log_age_ms": 6_000}
 HEAL_MS = 600_000
@@ -131,7 +132,7 @@ class Life:
 
     def make_trouble(self) -> None:
         world, rng = self.world, self.rng
-        end_ms = world.now_ms + TROUBLE_MS
+        end_ms = world.now_ms + (TROUBLE_MS if self.count <= 7 else TROUBLE_MS * 5 // self.count)
         world.net.gossip_loss = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
         world.net.duplication = rng.choice((0.0, 0.3))
         world.net.delay_ms = (1, rng.choice((5, 50, 400)))

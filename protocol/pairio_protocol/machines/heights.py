@@ -79,8 +79,10 @@ class Heights:
 
     def __init__(self) -> None:
         self._ranges: dict[int, dict[LogId, tuple[bytes, Log]]] = {}
-        self._hashes: dict[int, bytes] = {}
+        self._hashes = [_EMPTY] * RANGES
+        self._stale: set[int] = set()  # ranges whose hash is to be made anew
         self._digest: bytes | None = None
+        self._coarse: dict[int, list[bytes]] = {}  # hashes by the number of ranges asked for
         self._count = 0
 
     def add(self, log_id: LogId, log: Log) -> None:
@@ -102,13 +104,15 @@ class Heights:
         self._forget(range_of(log_id))
 
     def _forget(self, index: int) -> None:
-        self._hashes.pop(index, None)
+        self._stale.add(index)
         self._digest = None
+        self._coarse.clear()
 
     def changed_all(self) -> None:
         """The height of any log may be another."""
-        self._hashes.clear()
+        self._stale.update(self._ranges)
         self._digest = None
+        self._coarse.clear()
 
     def within(self, bounds: Bounds = (b"", b"")) -> list[tuple[bytes, LogId, Log]]:
         """Return (key, id, log) of what is to be told, by key."""
@@ -121,27 +125,30 @@ class Heights:
         ]
         return sorted(found, key=lambda row: row[0])
 
-    def _hash(self, index: int) -> bytes:
-        known = self._hashes.get(index)
-        if known is None:
+    def _fresh(self) -> list[bytes]:
+        """Return the hashes of all ranges."""
+        for index in self._stale:
             bounds = (_bound(index), _bound(index + 1))
             rows = [[key, log.height, log.forked] for key, _, log in self.within(bounds)]
-            known = self._hashes[index] = sha256(pack(rows)) if rows else _EMPTY
-        return known
+            self._hashes[index] = sha256(pack(rows)) if rows else _EMPTY
+        self._stale.clear()
+        return self._hashes
 
     def digest(self) -> bytes:
         """Return a hash over the heights of all logs."""
         if self._digest is None:
-            self._digest = sha256(b"".join(map(self._hash, range(RANGES))))
+            self._digest = sha256(b"".join(self._fresh()))
         return self._digest
 
     def hashes(self, count: int) -> list[bytes]:
         """Return a short hash of each of `count` ranges (a power of two, at most RANGES)."""
-        width = RANGES // count
-        return [
-            sha256(b"".join(map(self._hash, range(i * width, (i + 1) * width))))[:_HASH_BYTES]
-            for i in range(count)
-        ]
+        if count not in self._coarse:
+            width, all_ranges = RANGES // count, self._fresh()
+            self._coarse[count] = [
+                sha256(b"".join(all_ranges[i * width : (i + 1) * width]))[:_HASH_BYTES]
+                for i in range(count)
+            ]
+        return self._coarse[count]
 
     @property
     def worth(self) -> int:
