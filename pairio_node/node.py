@@ -151,6 +151,7 @@ class Node:
             adopted,
             snapshot.kept,
             tuple(ef.Dropped(*row) for row in snapshot.dropped),
+            snapshot.notes,
         )
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
@@ -224,13 +225,15 @@ class Node:
                 self.transport.join_topic(
                     _topic(service), lambda _, data: self.core.accepts_gossip(service, data)
                 )
+            case ef.LeaveTopic():
+                self.transport.leave_topic(_topic(effect.service))
             case ef.Execute():
                 self._nursery.start_soon(self.executions.execute, effect)
             case ef.Kill():
                 self.executions.kill(effect.attempt)
             case ef.FetchBlocks():
                 self._nursery.start_soon(self._fetch, effect)
-            case ef.JobChanged():
+            case ef.JobChanged() | ef.WishChanged():
                 self._changed.set()
                 self._changed = trio.Event()
             case ef.TwinSeen():
@@ -254,6 +257,8 @@ class Node:
             answers=commit.answers,
             kept=tuple(map(row, commit.kept)),
             dropped=tuple((astuple(d)[:6], d.kept) for d in commit.dropped),
+            notes=commit.notes,
+            forgotten=commit.forgotten,
         )
         self.writer.submit(rows, on_done)
 

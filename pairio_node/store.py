@@ -43,6 +43,11 @@ _MIGRATIONS = (
         forked integer not null, dropped_unix_ms integer not null,
         primary key (service, author, boot)) strict;
     """,
+    """
+    create table notes (
+        kind text not null, name text not null, data blob not null,
+        primary key (kind, name)) strict;
+    """,
 )
 
 _SegmentRow = tuple[bytes, str, str, bytes, int, bytes, int]
@@ -66,6 +71,8 @@ class CommitRows:
     peers: tuple[tuple[str, str, int], ...] = ()
     kept: tuple[_SegmentRow, ...] = ()
     dropped: tuple[tuple[_DroppedRow, tuple[bytes, ...]], ...] = ()
+    notes: tuple[tuple[str, str, bytes], ...] = ()  # wishes, choices; without data: removed
+    forgotten: tuple[str, ...] = ()  # services whose changes go
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Snapshot:
     peers: tuple[tuple[str, tuple[str, ...]], ...]
     kept: tuple[bytes, ...] = ()
     dropped: tuple[_DroppedRow, ...] = ()
+    notes: tuple[tuple[str, str, bytes], ...] = ()
 
 
 class Store:
@@ -123,6 +131,7 @@ class Store:
         kept = db.execute(f"select data {in_order}", (1,))
         dropped = db.execute("select * from dropped_logs")
         answers = db.execute("select service, request, result from answers")
+        notes = db.execute("select kind, name, data from notes order by rowid")
         peers = db.execute("select peer, addresses from known_peers order by heard_unix_ms desc")
         return Snapshot(
             tuple((s, p, bool(t)) for s, p, t in services),
@@ -132,6 +141,7 @@ class Store:
             tuple((peer, tuple(text.split())) for peer, text in peers.fetchmany(256)),
             tuple(data for (data,) in kept),
             tuple(dropped.fetchall()),
+            tuple(notes.fetchall()),
         )
 
     def commit(self, rows: CommitRows) -> None:
@@ -139,11 +149,16 @@ class Store:
         db = self._db
         try:
             db.execute("begin immediate")
+            for service in rows.forgotten:
+                db.execute("delete from changes where service = ?", (service,))
+                db.execute("delete from services where service = ?", (service,))
             db.executemany("insert or replace into services values (?, ?, ?, ?)", rows.services)
             db.executemany("insert or replace into changes values (?, ?, ?, ?)", rows.changes)
             segment = "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?, {})"
             db.executemany(segment.format(0), rows.segments)
             db.executemany(segment.format(1), rows.kept)
+            for note in rows.notes:
+                self._note(note)
             for log, kept in rows.dropped:
                 self._drop(log, kept)
             db.executemany("insert or ignore into answers values (?, ?, ?)", rows.answers)
@@ -153,6 +168,12 @@ class Store:
             if db.in_transaction:
                 db.execute("rollback")
             raise StoreError(str(error)) from None
+
+    def _note(self, note: tuple[str, str, bytes]) -> None:
+        if note[2]:
+            self._db.execute("insert or replace into notes values (?, ?, ?)", note)
+        else:
+            self._db.execute("delete from notes where kind = ? and name = ?", note[:2])
 
     def _drop(self, log: _DroppedRow, kept: tuple[bytes, ...]) -> None:
         db = self._db

@@ -131,6 +131,9 @@ class Transport(Protocol):
     def join_topic(self, topic: str, accept: Callable[[str, bytes], bool]) -> None:
         """Take part in a topic; `accept(forwarder, data)` says what is passed on."""
 
+    def leave_topic(self, topic: str) -> None:
+        """Take part in a topic no more; what waits to be published is dropped."""
+
     def announce(self, topic: str, data: bytes) -> None:
         """Publish, paced; may lose anything."""
 

@@ -168,6 +168,7 @@ class Libp2pTransport:
         self._dial_failures: Counter[str] = Counter()  # in a row, by peer
         self._topics: dict[str, deque[bytes]] = {}
         self._topic_wakes: dict[str, trio.Event] = {}
+        self._topic_scopes: dict[str, trio.CancelScope] = {}
         self._forwarders: dict[bytes, str] = {}  # of accepted gossip that waits to be handed on
         self._counters: Counter[str] = Counter()
         self._nursery: trio.Nursery | None = None
@@ -497,10 +498,27 @@ class Libp2pTransport:
             return ok
 
         self._pubsub.set_topic_validator(topic, validate, False)
-        self._nursery.start_soon(self._gossip_in, topic)
-        self._nursery.start_soon(self._gossip_out, topic)
+        scope = self._topic_scopes[topic] = trio.CancelScope()
+        self._nursery.start_soon(self._gossip_in, topic, scope)
 
-    async def _gossip_in(self, topic: str) -> None:
+    def leave_topic(self, topic: str) -> None:
+        """Take part in a topic no more; what waits to be published is dropped."""
+        if self._topics.pop(topic, None) is not None:
+            self._topic_wakes.pop(topic)
+            self._topic_scopes.pop(topic).cancel()
+
+    async def _gossip_in(self, topic: str, scope: trio.CancelScope) -> None:
+        """Hand on what comes in a topic, and publish, until it is left."""
+        assert self._nursery is not None
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._gossip_out, topic)
+                await self._hand_on(topic)
+        if topic not in self._topics:  # it was not joined again meanwhile
+            self._pubsub.remove_topic_validator(topic)
+            await self._pubsub.unsubscribe(topic)
+
+    async def _hand_on(self, topic: str) -> None:
         subscription = await self._pubsub.subscribe(topic)
         mine = self._host.get_id().to_bytes()
         while True:
@@ -516,8 +534,8 @@ class Libp2pTransport:
             self._topic_wakes[topic].set()
 
     async def _gossip_out(self, topic: str) -> None:
-        queue = self._topics[topic]
-        while True:
+        queue = self._topics.get(topic)  # None: left before this began
+        while queue is not None:
             if not queue:
                 self._topic_wakes[topic] = trio.Event()
                 await self._topic_wakes[topic].wait()

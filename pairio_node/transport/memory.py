@@ -308,6 +308,12 @@ class MemoryTransport:
         self._announced_wakes[topic] = trio.Event()
         self._nursery.start_soon(self._gossip_out, topic)
 
+    def leave_topic(self, topic: str) -> None:
+        """Take part in a topic no more; what waits to be published is dropped."""
+        if self._topics.pop(topic, None) is not None:
+            self._announced.pop(topic)
+            self._announced_wakes.pop(topic).set()
+
     def announce(self, topic: str, data: bytes) -> None:
         """Publish, paced; the oldest waiting frames are dropped when too many wait."""
         if topic in self._topics:
@@ -316,10 +322,11 @@ class MemoryTransport:
 
     async def _gossip_out(self, topic: str) -> None:
         queue = self._announced[topic]
-        while True:
+        while self._announced.get(topic) is queue:
             if not queue:
                 self._announced_wakes[topic] = trio.Event()
                 await self._announced_wakes[topic].wait()
+                continue
             data = queue.popleft()
             if self._is_news(data):
                 self._counters["gossip_sent"] += 1

@@ -13,6 +13,7 @@ from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState, ServiceFold
+from pairio_protocol.join_commands import JoinCommands
 from pairio_protocol.limits import (
     CANCELS_PER_RECORD_MAX,
     HANDLES_MAX,
@@ -62,6 +63,7 @@ class Commands:
         self._core = core
         self._ctx = core.ctx
         self._services = ServiceCommands(core)
+        self._joins = JoinCommands(core, self._services)
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
         self._by_segment: dict[bytes, list[_Submit]] = {}
@@ -81,7 +83,8 @@ class Commands:
                 case ev.CancelRequests():
                     self._cancel(event)
                 case _:
-                    self._services.on_command(event)
+                    if not self._joins.on_command(event):
+                        self._services.on_command(event)
         except DefinitionError as error:
             self._ctx.emit(Fail(event.call, str(error), error.hint))
 
@@ -288,6 +291,7 @@ class Commands:
 
     def tick(self) -> None:
         """Go on without those who have not answered in time."""
+        self._joins.tick()
         for key in self._due.due(self._ctx.now_ms):
             submit = self._submits[key]
             submit.late = True
@@ -300,4 +304,5 @@ class Commands:
 
     def deadline_ms(self) -> int | None:
         """When a waiting submit is answered anyway."""
-        return self._due.next_ms()
+        deadlines = (self._due.next_ms(), self._joins.deadline_ms())
+        return min((d for d in deadlines if d is not None), default=None)

@@ -24,6 +24,7 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.intake import Intake
+from pairio_protocol.joining import Joining
 from pairio_protocol.limits import RECORD_SIZE_BYTES_MAX, REQUEST_EXPIRY_MS
 from pairio_protocol.lookups import Lookups
 from pairio_protocol.machines import bidder, coordinator, replication, retention, worker
@@ -62,7 +63,10 @@ from pairio_protocol.messages import (
     Push,
     SyncSegments,
     WantChanges,
+    WishAnswer,
+    WishMessage,
 )
+from pairio_protocol.own_wishes import OwnWishes
 from pairio_protocol.records import Record, Start, Unknown
 from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.signing import SigningKey
@@ -98,6 +102,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.disk = Disk(self)
         self.intake = Intake(self)
         self.lookups = Lookups(self)
+        self.joining = Joining(self)
+        self.own_wishes = OwnWishes(self)
         self.commands = Commands(self)
         self._boots: dict[str, bytes] = {}
         self._asking: set[tuple[str, str]] = set()  # jobs asked for since the last seal
@@ -154,6 +160,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             self.lookups.deadline_ms(),
             self.sync.deadline_ms(),
             self.twins.deadline_ms(),
+            self.own_wishes.deadline_ms(),
         ]
         return min((d for d in deadlines if d is not None), default=None)
 
@@ -181,6 +188,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.lookups.tick()
         self.sync.tick()
         self.twins.tick()
+        self.own_wishes.tick()
 
     def _route(self, event: ev.Event) -> None:
         match event:
@@ -191,6 +199,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case ev.PeerUp():
                 self.ctx.connected[event.peer] = event.addresses
                 self.greet(event.peer)
+                self.joining.on_peer_up(event.peer)
+                self.own_wishes.on_peer_up(event.peer)
                 self.worker.on_peer_up()
                 self.replication.on_peer_up()
                 self.coordinator.look()
@@ -270,6 +280,11 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case PresenceUpdate():
                 if self.book.on_update(peer, message):
                     self.coordinator.look()
+            case WishMessage():
+                self.joining.on_wish(peer, message)
+            case WishAnswer():
+                if not self.joining.on_answer(peer, message):
+                    self.own_wishes.on_answer(peer, message)
             case Held():
                 self.replication.on_held(peer, message)
             case Hold():

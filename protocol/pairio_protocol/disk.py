@@ -8,6 +8,7 @@ seal: changes, segments, answers --> Commit(ticket) --Committed--> answers, acks
 from typing import TYPE_CHECKING
 
 from pairio_protocol import events as ev
+from pairio_protocol import joining, own_wishes
 from pairio_protocol.effects import Commit, Effect, Fail, JoinTopic
 from pairio_protocol.ids import LogId
 from pairio_protocol.machines.retention import Tombstone
@@ -45,6 +46,10 @@ class Disk:
             or retention.unsaved_kept
             or membership.unsaved_changes
             or membership.unsaved_services
+            or membership.forgotten
+            or membership.unsaved_notes
+            or self._core.joining.unsaved
+            or self._core.own_wishes.unsaved
         )
 
     def begin(self) -> None:
@@ -76,8 +81,16 @@ class Disk:
             tuple(self.answers),
             tuple(self._core.retention.unsaved_kept),
             tuple(self._core.retention.unsaved),
+            (
+                *membership.unsaved_notes,
+                *self._core.joining.unsaved,
+                *self._core.own_wishes.unsaved,
+            ),
+            tuple(membership.forgotten),
         )
         self.answers = []
+        membership.unsaved_notes, membership.forgotten = [], []
+        self._core.joining.unsaved, self._core.own_wishes.unsaved = [], []
         self._core.retention.unsaved, self._core.retention.unsaved_kept = [], []
         membership.unsaved_changes, membership.unsaved_services = [], set()
         self._core.logs.unsaved = []
@@ -119,6 +132,8 @@ class Disk:
             self.answers[:0] = commit.answers
             self._core.retention.unsaved[:0] = commit.dropped
             self._core.retention.unsaved_kept[:0] = commit.kept
+            self._core.membership.unsaved_notes[:0] = commit.notes
+            self._core.membership.forgotten[:0] = commit.forgotten
 
     def is_stored(self, segment: bytes) -> bool:
         """Say whether a segment is on this node's disk."""
@@ -141,6 +156,9 @@ class Disk:
         """Take what the disk held; go on with what outlived the last start, and end the rest."""
         for service, petname, taken_up in event.services:
             self._core.membership.restore(service, petname, taken_up)
+        for kind, name, data in event.notes:
+            if kind == "choice":
+                self._core.membership.choices[name] = data.decode()
         for service, data in event.changes:
             self._core.membership.restore_change(service, data)
         for row in event.dropped:
@@ -157,10 +175,18 @@ class Disk:
         for service in sorted(self._core.membership.taken_up):
             self._ctx.emit(JoinTopic(service))
             self._core.intake.refold(service)
+        self._restore_wishes(event)
         for adopted in event.adopted:
             self._core.worker.adopt(adopted)
         for service in sorted(self._core.membership.taken_up):
             self._core.worker.end_lost(service)
+
+    def _restore_wishes(self, event: ev.Restored) -> None:
+        for kind, _, data in event.notes:
+            if kind == own_wishes.NOTE:
+                self._core.own_wishes.restore(data)
+            elif kind == joining.NOTE:
+                self._core.joining.restore(data)
 
 
 def _segments_of(commit: Commit) -> tuple[bytes, ...]:

@@ -21,10 +21,12 @@ __all__ = [
     "JobChanged",
     "JoinTopic",
     "Kill",
+    "LeaveTopic",
     "Refuse",
     "Reply",
     "Send",
     "TwinSeen",
+    "WishChanged",
 ]
 
 
@@ -56,6 +58,20 @@ class Connect:
 @dataclass(frozen=True)
 class JoinTopic:
     """Take part in the gossip of a service."""
+
+    service: str
+
+
+@dataclass(frozen=True)
+class LeaveTopic:
+    """Take no part in the gossip of a service any more."""
+
+    service: str
+
+
+@dataclass(frozen=True)
+class WishChanged:
+    """Something that clients see of a wish to join or leave has changed."""
 
     service: str
 
@@ -154,7 +170,7 @@ class Dropped:
 @dataclass(frozen=True)
 class Commit:
     """What one transaction writes. `Committed(ticket)` or `CommitFailed(ticket)` follows.
-    `segments` are links of logs, `kept` stand alone."""
+    `segments` are links of logs, `kept` stand alone. `notes` are wishes and the owner's choices."""
 
     ticket: int
     changes: tuple[tuple[str, str, int, bytes], ...]  # (service, cid, seq, bytes)
@@ -163,6 +179,8 @@ class Commit:
     answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
     kept: tuple[bytes, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    notes: tuple[tuple[str, str, bytes], ...] = ()  # (kind, name, data); without data: removed
+    forgotten: tuple[str, ...] = ()  # services whose changes are kept no longer
 
 
 @dataclass(frozen=True)
@@ -182,8 +200,10 @@ Effect = (
     | JobChanged
     | JoinTopic
     | Kill
+    | LeaveTopic
     | Refuse
     | Reply
     | Send
     | TwinSeen
+    | WishChanged
 )

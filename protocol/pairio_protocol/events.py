@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from pairio_protocol.effects import Dropped
+from pairio_protocol.links import Link
 from pairio_protocol.records import Resources
 
 __all__ = [
     "AcceptService",
     "AddMember",
     "Adopted",
+    "ApproveWish",
     "CancelRequests",
     "CommitFailed",
     "Committed",
     "CreateService",
+    "DeclineService",
+    "DenyWish",
     "Draining",
     "Event",
     "Executed",
@@ -25,6 +29,9 @@ __all__ = [
     "FrameReceived",
     "GossipReceived",
     "InstallApp",
+    "Invite",
+    "JoinService",
+    "LeaveService",
     "PeerDown",
     "PeerUp",
     "RemoveMember",
@@ -32,6 +39,7 @@ __all__ = [
     "SetRoles",
     "Submit",
     "TimePassed",
+    "Uninvite",
     "Woke",
 ]
 
@@ -64,6 +72,7 @@ class Restored:
     adopted: tuple[Adopted, ...] = ()
     kept: tuple[bytes, ...] = ()  # segments of logs that were dropped
     dropped: tuple[Dropped, ...] = ()
+    notes: tuple[tuple[str, str, bytes], ...] = ()  # wishes, and the owner's choices
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,74 @@ class AcceptService:
 
 
 @dataclass(frozen=True)
+class DeclineService:
+    """The owner wants no part in a service that names this node; it is not offered again."""
+
+    call: int
+    service: str
+
+
+@dataclass(frozen=True)
+class Invite:
+    """The owner, an admin, makes an invitation; `key` is the public half of its token."""
+
+    call: int
+    service: str
+    key: str
+    roles: tuple[str, ...]
+    uses: int
+    expires_unix_ms: int
+
+
+@dataclass(frozen=True)
+class Uninvite:
+    """The owner, an admin, withdraws an invitation."""
+
+    call: int
+    service: str
+    key: str
+
+
+@dataclass(frozen=True)
+class JoinService:
+    """The owner joins with a link. Without roles: those that the link gives."""
+
+    call: int
+    link: Link
+    name: str
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeaveService:
+    """The owner takes part in a service no more: its runs here end, its requests are withdrawn,
+    and the admins are asked to take this node off the list."""
+
+    call: int
+    service: str
+
+
+@dataclass(frozen=True)
+class ApproveWish:
+    """The owner, an admin, grants a wish that waits (named by the beginning of its id, or by its
+    peer); without roles: those that it asks for."""
+
+    call: int
+    service: str
+    wish: str
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DenyWish:
+    """The owner, an admin, refuses a wish that waits."""
+
+    call: int
+    service: str
+    wish: str
+
+
+@dataclass(frozen=True)
 class Executed:
     """A run that `Execute` asked for, or that was adopted, is over. `kind` is "" (a result),
     `infra`, `canceled`, or `yield` (this node stops: elsewhere, please)."""
@@ -243,16 +320,22 @@ class Woke:
 Event = (
     AcceptService
     | AddMember
+    | ApproveWish
     | CancelRequests
     | CommitFailed
     | Committed
     | CreateService
+    | DeclineService
+    | DenyWish
     | Draining
     | Executed
     | Fetched
     | FrameReceived
     | GossipReceived
     | InstallApp
+    | Invite
+    | JoinService
+    | LeaveService
     | PeerDown
     | PeerUp
     | RemoveMember
@@ -260,5 +343,6 @@ Event = (
     | SetRoles
     | Submit
     | TimePassed
+    | Uninvite
     | Woke
 )

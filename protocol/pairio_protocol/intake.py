@@ -208,6 +208,7 @@ class Intake:
 
     def on_service_changed(self, service: str) -> None:
         """The list has changed: try what was parked, greet who is new, look at everything again."""
+        self._core.own_wishes.on_service_changed(service)
         chain = self._core.membership.active(service)
         if chain is None:
             return
@@ -228,3 +229,4 @@ class Intake:
         self.see_to_all(service)
         self._core.coordinator.review_all()
         self._core.worker.review(service)
+        self._core.joining.on_service_changed(service)

@@ -46,6 +46,8 @@ __all__ = [
     "Push",
     "SyncSegments",
     "WantChanges",
+    "WishAnswer",
+    "WishMessage",
 ]
 
 MESSAGES = Registry()
@@ -292,6 +294,27 @@ class Forks:
     pairs: tuple[tuple[bytes, ...], ...]
 
 
+@MESSAGES.wire("wish")
+@dataclass(frozen=True, slots=True)
+class WishMessage:
+    """A signed wish, from the peer who has it or passed on by a member. Answered with
+    `wish_answer`, also when it was answered before."""
+
+    wish: bytes
+
+
+@MESSAGES.wire("wish_answer")
+@dataclass(frozen=True, slots=True)
+class WishAnswer:
+    """What became of the wish with this sha2-256: `waits`, `granted` or `refused`, and a code that
+    says why. A member who passed the wish on passes the answer back."""
+
+    service: str
+    wish: bytes
+    state: str
+    code: str
+
+
 SYNC_KINDS = (Digest, Forks, Frontier, SyncSegments)
 
 Message = (
@@ -316,6 +339,8 @@ Message = (
     | Push
     | SyncSegments
     | WantChanges
+    | WishAnswer
+    | WishMessage
 )
 
 _PRESENCE = Registry()

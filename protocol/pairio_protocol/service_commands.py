@@ -46,6 +46,11 @@ class ServiceCommands:
             known = ", ".join(sorted(membership.petnames[s] for s in membership.taken_up)) or "none"
             raise DefinitionError(f"no service {name!r} on this node", f"services here: {known}")
         chain = membership.active(service)
+        if chain is None and service not in membership.offers():
+            raise DefinitionError(
+                f"this node takes no part in service {name!r}",
+                "join it with a link: pairio join LINK",
+            )
         if chain is None:
             raise DefinitionError(
                 f"service {name!r} waits for your consent",
@@ -90,9 +95,11 @@ class ServiceCommands:
     def _accept(self, event: ev.AcceptService) -> None:
         membership = self._core.membership
         service = membership.find(event.service)
-        if service is None:
+        if service is None or not membership.chains[service].now.member_of(self._ctx.me):
             offers = ", ".join(membership.petnames[s] for s in membership.offers()) or "none"
             raise DefinitionError(f"no offer {event.service!r}", f"offers here: {offers}")
+        membership.choose(service, "")
+        self._core.own_wishes.remove(f"{service} leave")
         membership.take_up(service)
         self._core.intake.on_service_changed(service)
         self.reply(event.call, {"service": service})

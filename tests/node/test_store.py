@@ -286,3 +286,25 @@ async def test_everybody_in_a_group_that_failed_is_told_so(tmp_path: Path) -> No
     writer.stop()  # writes what waits
     assert len(store.load().segments) == 2
     store.close()
+
+
+def test_notes_are_kept_changed_and_removed_and_forgotten_services_go(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "node.db")
+    store.commit(
+        CommitRows(
+            services=(("svc", "lab", 0, 0), ("other", "x", 1, 0)),
+            changes=(("svc", "c0", 0, b"0"), ("other", "d0", 0, b"d")),
+            notes=(("own wish", "svc join", b"1"), ("choice", "svc", b"declined")),
+        )
+    )
+    store.commit(CommitRows(notes=(("own wish", "svc join", b"2"),)))
+    assert set(store.load().notes) == {
+        ("own wish", "svc join", b"2"),
+        ("choice", "svc", b"declined"),
+    }
+    store.commit(CommitRows(notes=(("own wish", "svc join", b""),), forgotten=("svc",)))
+    found = store.load()
+    store.close()
+    assert found.notes == (("choice", "svc", b"declined"),)
+    assert found.services == (("other", "x", True),)
+    assert found.changes == (("other", b"d"),)

@@ -288,6 +288,25 @@ async def test_gossip_that_is_not_accepted_goes_no_further(lab: Lab, how: str) -
         assert c.transport.counters().get("gossip_refused", 0) == 0
 
 
+async def test_who_has_left_a_topic_hears_nothing_of_it_until_it_is_back(lab: Lab) -> None:
+    async with line(lab, "a", "b") as (a, b):
+        for side in (a, b):
+            side.transport.join_topic(TOPIC, lambda *_: True)
+        await _announce_until(a, b, 2)
+        b.transport.leave_topic(TOPIC)
+        b.transport.leave_topic(TOPIC)
+        await a_moment(0.5)
+        heard = len(b.gossip())
+        for number in range(5):
+            a.transport.announce(TOPIC, b"unheard %d" % number)
+            b.transport.announce(TOPIC, b"unsaid %d" % number)
+            await a_moment(0.15)
+        assert len(b.gossip()) == heard
+        assert not any(g.data.startswith(b"unsaid") for g in a.gossip())
+        b.transport.join_topic(TOPIC, lambda *_: True)
+        await _announce_until(a, b, heard + 2, b"again")
+
+
 async def test_an_oversized_announcement_is_refused_by_whoever_gets_it(lab: Lab) -> None:
     async with line(lab, "a", "b") as (a, b):
         a.transport.join_topic(TOPIC, lambda *_: True)

@@ -36,11 +36,14 @@ from pairio_protocol.messages import (
     Kept,
     Push,
     SyncSegments,
+    WishAnswer,
+    WishMessage,
 )
 from pairio_protocol.records import RECORDS, Cancel, Request, Resources
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain, SignedChange
 from pairio_protocol.signing import SigningKey, sha256, signing_input
+from pairio_protocol.wishes import leaving
 from tests.protocol.test_core_sim import APP, RESOURCES, World, definition
 
 ADMIN, VICTIM, MEMBER, STRANGER = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 9))
@@ -235,6 +238,11 @@ def _segment(service: str, epoch: int, rng: _Random, plain: list[Any]) -> bytes:
     return Segment(service, log, 0, epoch, GENESIS, body, max(1, len(plain)), signature).encode()
 
 
+def _wish(victim: Victim) -> bytes:
+    chain = victim.core.membership.chains[victim.service]
+    return leaving(victim.service, MEMBER, chain.epoch, (), 1).sign(MEMBER)
+
+
 def _samples(victim: Victim) -> dict[str, list[bytes]]:
     """Return frames of every kind: as they were sent, and made here where none was."""
     service, log = victim.service, LogId(MEMBER.peer, bytes(16), 0)
@@ -253,6 +261,8 @@ def _samples(victim: Victim) -> dict[str, list[bytes]]:
         Kept(one.encode()),
         SyncSegments(service, (one.encode(),), False),
         Award(service, name, run, attempt, (), 10_000),
+        WishMessage(_wish(victim)),
+        WishAnswer(service, bytes(32), "refused", "used_up"),
     ]
     found = {kind: list(frames) for kind, frames in victim.frames.items()}
     for message in made:

@@ -199,6 +199,13 @@ class Coordinator:
         """Return unresolved job ids, waited for here, whose inputs give `resolved`."""
         return [job for job in fold.origins(resolved) if job in self._by_upstream]
 
+    def forget_service(self, service: str) -> None:
+        """This node takes part in a service no more: it sees to nothing of it."""
+        fold = self._hooks.fold(service)
+        for wish in list(self.wishes.values()):
+            if wish.service == service:
+                self._drop(wish, fold.requests.get(wish.request))
+
     def review_all(self) -> None:
         """Look at every wish again (after a change of the service, a cancel, a wake)."""
         self._review_names(set(self.wishes))

@@ -160,6 +160,10 @@ class Logs:
         """Return how many records wait to be sealed."""
         return sum(map(len, self._pending.values()))
 
+    def pending_of(self, service: str) -> bool:
+        """Say whether records of a service wait to be sealed."""
+        return bool(self._pending.get(service))
+
     def seal(self, chains: Mapping[str, Chain]) -> list[Segment]:
         """Sign what is pending. The segments are to be committed and announced by the caller."""
         for service, pending in self._pending.items():

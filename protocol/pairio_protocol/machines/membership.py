@@ -1,6 +1,9 @@
 """Membership: the services this node knows, their changes, and consent.
 
     unknown --a chain that names this node--> offered --accept, or a trusted admin--> taken up
+        |                                        |                                      |
+        +--joined by link: taken up as soon as   +--decline--> not offered again        +--leave
+           a change names this node
 
 Nobody is made a member against their will: an offered service is kept, shown, and nothing else
 happens for it. Clock: none; changes have no time.
@@ -12,11 +15,12 @@ from typing import Any
 
 from pairio_protocol.allowlist import Folded
 from pairio_protocol.context import Context
-from pairio_protocol.effects import JoinTopic
+from pairio_protocol.effects import JoinTopic, LeaveTopic
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import rendezvous
 from pairio_protocol.limits import (
     CHANGES_PER_REPLY_MAX,
+    DECLINED_MAX,
     FRAME_SIZE_BYTES_MAX,
     HOME_NODES,
     OFFER_WEIGHT_MAX,
@@ -37,9 +41,13 @@ class Membership:
         self.chains: dict[str, Chain] = {}
         self.petnames: dict[str, str] = {}  # service -> name on this node
         self.taken_up: set[str] = set()
+        self.choices: dict[str, str] = {}  # service -> what its owner said: declined, left
+        self.unsaved_notes: list[tuple[str, str, bytes]] = []
+        self.forgotten: list[str] = []  # services whose changes need not be kept
         self.unsaved_changes: list[tuple[str, str, int, bytes]] = []
         self.unsaved_services: set[str] = set()
-        #: services that this node's owner asked for: they come whatever else is offered
+        #: services that this node's owner joins by link: they come whatever else is offered, and
+        #: are taken up as soon as they name this node
         self.expected: set[str] = set()
         #: chains that come in several messages and have not named this node yet
         self._unnamed: dict[str, Chain] = {}
@@ -76,7 +84,9 @@ class Membership:
         return sorted(
             s
             for s, chain in self.chains.items()
-            if s not in self.taken_up and chain.now.member_of(self._ctx.me)
+            if s not in self.taken_up
+            and s not in self.choices
+            and chain.now.member_of(self._ctx.me)
         )
 
     # -- the owner's acts ---------------------------------------------------------------
@@ -89,6 +99,8 @@ class Membership:
 
     def restore_change(self, service: str, data: bytes) -> None:
         """Take a change from disk; it was valid when it was written."""
+        if self.choices.get(service) == "declined":
+            return
         self.chains.setdefault(service, Chain()).add(SignedChange.decode(data))
 
     def create(self, name: str, nonce: str) -> str:
@@ -143,6 +155,53 @@ class Membership:
         self._save(service, change)
         self._pass_on(service, [change], self._ctx.me)
 
+    def append_proven(self, service: str, ops: list[dict[str, Any]], cuts: tuple[Cut, ...]) -> None:
+        """Sign and take a change whose proofs make one admin's signature enough.
+
+        Raises:
+            DefinitionError: a proof is not good, the ops do not fit, or it needs more admins.
+        """
+        chain = self.chains[service]
+        change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms, cuts)
+        try:
+            chain.add(change)
+        except DecodeError as error:
+            raise DefinitionError(str(error)) from None
+        change = chain.get(change.cid)
+        self._save(service, change)
+        self._pass_on(service, [change], self._ctx.me)
+
+    def choose(self, service: str, choice: str) -> None:
+        """Remember what the owner said of a service: declined, left, or nothing any more."""
+        if choice == self.choices.get(service, ""):
+            return
+        self.choices.pop(service, None)
+        if choice:
+            self.choices[service] = choice
+        if len(self.choices) > DECLINED_MAX:
+            self.choose(next(iter(self.choices)), "")
+        self.unsaved_notes.append(("choice", service, choice.encode()))
+
+    def decline(self, service: str) -> None:
+        """Forget an offered service but for its name, so that it is not offered again."""
+        self._forget(service)
+        self.choose(service, "declined")
+
+    def _forget(self, service: str) -> None:
+        if self.chains.pop(service, None) is None:
+            return
+        self.petnames.pop(service, None)
+        self.unsaved_changes = [row for row in self.unsaved_changes if row[0] != service]
+        self.unsaved_services.discard(service)
+        self.forgotten.append(service)
+
+    def take_down(self, service: str) -> None:
+        """Take part no more; what is known of the service stays."""
+        if service in self.taken_up:
+            self.taken_up.discard(service)
+            self.unsaved_services.add(service)
+            self._ctx.emit(LeaveTopic(service))
+
     def take_up(self, service: str) -> None:
         """Become an active member: join the gossip, store, run if so configured."""
         if service in self.taken_up:
@@ -172,7 +231,7 @@ class Membership:
         services = tuple(
             HelloService(s, chain.epoch, chain.head, chain.digest)
             for s, chain in sorted(self.chains.items())
-            if s in self.taken_up and (chain.now.member_of(peer) or chain.cuttings(peer))
+            if s in self.taken_up and chain.has_named(peer)
         )
         self._ctx.send(peer, Hello(self._ctx.config.boot, services[:256]))
 
@@ -181,7 +240,8 @@ class Membership:
         for entry in hello.services:
             chain = self.chains.get(entry.service)
             if chain is None:
-                self._ctx.send(peer, WantChanges(entry.service, 0, ""))
+                if self.choices.get(entry.service) != "declined":
+                    self._ctx.send(peer, WantChanges(entry.service, 0, ""))
             elif entry.digest != chain.digest:
                 # Behind on the same branch: the rest of it. Otherwise there is a fork somewhere, or
                 # a signature that decides one is missing here: then its head is known already.
@@ -195,9 +255,9 @@ class Membership:
             self._ctx.send(peer, WantChanges(service, chain.epoch, chain.head))
 
     def on_want_changes(self, peer: str, want: WantChanges) -> None:
-        """Send changes to a member of the service, and to one that it has removed."""
+        """Send changes to whom the service names or has named."""
         chain = self.active(want.service)
-        if chain is None or not (chain.now.member_of(peer) or chain.cuttings(peer)):
+        if chain is None or not chain.has_named(peer):
             self._ctx.refuse(peer, "changes asked for by a stranger")
             return
         batch: list[bytes] = []
@@ -216,6 +276,8 @@ class Membership:
     def on_changes(self, peer: str, message: Changes) -> bool:
         """Take changes; True when a service's list has changed here."""
         fresh = message.service not in self.chains
+        if fresh and self.choices.get(message.service) == "declined":
+            return False
         known = self._unnamed if fresh else self.chains
         chain = known.get(message.service) or Chain()
         if chain.weight > OFFER_WEIGHT_MAX and not self._is_wanted(message.service, chain):
@@ -288,9 +350,10 @@ class Membership:
         return taken
 
     def _consider(self, service: str) -> None:
-        """Take a service up when one of its admins is a peer that the owner named."""
+        """Take a service up when its owner joined by link, or named one of its admins."""
         chain = self.chains[service]
-        if chain.now.member_of(self._ctx.me) and self._is_trusted(chain):
+        trusted = service not in self.choices and self._is_trusted(chain)
+        if chain.now.member_of(self._ctx.me) and (service in self.expected or trusted):
             self.take_up(service)
 
     def _is_trusted(self, chain: Chain) -> bool:
@@ -300,13 +363,13 @@ class Membership:
         return bool(admins) and chain.has_signed(admins)
 
     def _pass_on(self, service: str, changes: list[SignedChange], source: str) -> None:
-        """Send news to connected members, and to those whom the news removes."""
+        """Send news to connected members, and to those who were named before."""
         chain = self.active(service)
         if chain is None:
             return
         for change in changes:
             for peer in sorted(self._ctx.connected):
-                if peer != source and (chain.now.member_of(peer) or chain.cuttings(peer)):
+                if peer != source and chain.has_named(peer):
                     self._ctx.send(peer, Changes(service, (change.encode(),), False))
 
     def home_nodes(self, service: str, job: str) -> list[str]:

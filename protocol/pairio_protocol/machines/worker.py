@@ -453,6 +453,21 @@ class Worker:
                 self._give_back(task, _Refusal("the node stops"))
         self.hooks.load_changed(len(self.tasks))
 
+    def leave(self, service: str) -> None:
+        """This node takes part in a service no more: what it has of it ends, and others take it."""
+        for attempt, task in list(self.tasks.items()):
+            if task.award.service != service:
+                continue
+            if not task.executing:
+                self._give_back(task, _Refusal("the node leaves the service"))
+                continue
+            del self.tasks[attempt]
+            award, why = task.award, "the node left the service"
+            end = End(award.request, award.run, attempt, "yield", why, self.ctx.unix_ms)
+            self.hooks.append(service, end)
+            self.ctx.emit(Kill(attempt, why))
+        self.hooks.load_changed(len(self.tasks))
+
     def _give_back(self, task: Task, why: _Refusal) -> None:
         """Drop a run that only waits here, and say so to those who awarded it."""
         del self.tasks[task.award.attempt]

@@ -1,0 +1,272 @@
+"""Joining: the wishes of others, at members of a service.
+
+    wish --granted already--------------------------------> answer `granted`
+         --this node is an admin: good proof--> change ----> answer `granted`
+         |                        bad proof----------------> answer `refused`, and why
+         |                        none, or not known yet --> held, answer `waits`
+         --it is not: held, passed on to connected admins; their answers are passed back
+
+Held wishes are looked at again when the list changes and when an admin is connected. They are
+bounded in number, by sender and altogether; without a proof they go first.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pairio_protocol.codec import pack, unpack
+from pairio_protocol.effects import WishChanged
+from pairio_protocol.errors import DecodeError, DefinitionError
+from pairio_protocol.limits import (
+    DECLINED_MAX,
+    WISH_EXPIRY_MS,
+    WISHES_HELD_MAX,
+    WISHES_PER_PEER_MAX,
+)
+from pairio_protocol.messages import WishAnswer, WishMessage
+from pairio_protocol.service import Chain
+from pairio_protocol.signing import sha256
+from pairio_protocol.wishes import SOFT, Wish, is_granted, op_for, why_refused
+
+if TYPE_CHECKING:
+    from pairio_protocol.core import NodeCore
+
+__all__ = ["NOTE", "Held", "Joining"]
+
+NOTE = "held wish"
+
+
+@dataclass
+class Held:
+    """A wish that waits: who brought it, when, and what was answered last."""
+
+    wish: Wish
+    data: bytes
+    source: str
+    at_unix_ms: int
+    code: str = ""
+
+    @property
+    def hash(self) -> bytes:
+        """The hash that answers name."""
+        return sha256(self.data)
+
+    @property
+    def id(self) -> str:
+        """The wish's name for people."""
+        return self.hash.hex()[:16]
+
+
+class Joining:
+    """Wishes of others, by service and hash."""
+
+    def __init__(self, core: "NodeCore") -> None:
+        self._core = core
+        self._ctx = core.ctx
+        self.held: dict[str, dict[bytes, Held]] = {}
+        self.unsaved: list[tuple[str, str, bytes]] = []
+        self._denied: dict[bytes, None] = {}
+        self._looking = False
+        self._look_again: set[str] = set()
+
+    # -- from peers -----------------------------------------------------------------------
+
+    def on_wish(self, peer: str, message: WishMessage) -> None:
+        """Grant a wish, pass it on, or say why not."""
+        try:
+            wish = Wish.decode(message.wish)
+        except DecodeError:
+            self._ctx.refuse(peer, "an invalid wish")
+            return
+        chain = self._core.membership.active(wish.service)
+        held = Held(wish, message.wish, peer, self._ctx.unix_ms)
+        if chain is None:
+            self._ctx.refuse(peer, "a wish for a service that is not here")
+            self._answer(held, "refused", "unknown_service")
+        elif peer != wish.peer and not chain.now.roles_of(peer):
+            self._ctx.refuse(peer, "a wish passed on by a stranger")
+        else:
+            self._see_to(chain, held)
+
+    def on_answer(self, peer: str, answer: WishAnswer) -> bool:
+        """Pass an admin's answer on to whoever has the wish; False when it is not held here."""
+        held = self.held.get(answer.service, {}).get(answer.wish)
+        chain = self._core.membership.active(answer.service)
+        if held is None or chain is None or peer not in chain.now.admins:
+            return False
+        self._answer(held, answer.state, answer.code)
+        if answer.state != "waits":
+            self._drop(held)
+        return True
+
+    def on_peer_up(self, peer: str) -> None:
+        """Somebody is connected: an admin is told what waits for one."""
+        for service, waiting in self.held.items():
+            chain = self._core.membership.active(service)
+            if chain is not None and peer in chain.now.admins:
+                for held in waiting.values():
+                    self._ctx.send(peer, WishMessage(held.data))
+
+    def on_service_changed(self, service: str) -> None:
+        """The list has changed: look at what waits again. What that changes is looked at after."""
+        self._look_again.add(service)
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            while self._look_again:
+                self._look(self._look_again.pop())
+        finally:
+            self._looking = False
+
+    def _look(self, service: str) -> None:
+        chain = self._core.membership.active(service)
+        for held in list(self.held.get(service, {}).values()):
+            if chain is None:
+                self._drop(held)
+            elif is_granted(held.wish, chain.now) or (
+                held.code in SOFT and self._ctx.me in chain.now.admins
+            ):
+                self._see_to(chain, held)
+
+    # -- deciding -------------------------------------------------------------------------
+
+    def _see_to(self, chain: Chain, held: Held) -> None:
+        wish = held.wish
+        if is_granted(wish, chain.now):
+            self._drop(held)
+            self._answer(held, "granted", "")
+            self._core.membership.hello(wish.peer)
+        elif held.hash in self._denied:
+            self._answer(held, "refused", "denied")
+        elif self._ctx.me in chain.now.admins:
+            self._decide(chain, held)
+        elif self._hold(held, "waits_admin"):
+            self._answer(held, "waits", "waits_admin")
+            for peer in chain.now.admins:
+                self._ctx.send(peer, WishMessage(held.data))
+
+    def _decide(self, chain: Chain, held: Held) -> None:
+        """This node is an admin: append what has its proof; keep what a person decides."""
+        wish = held.wish
+        code = why_refused(wish, chain.now, self._ctx.unix_ms)
+        if not code and wish.kind == "request":
+            code = "waits_approval"
+        if not code:
+            try:
+                self.grant(chain, held)
+            except DefinitionError:
+                # Its signature does not fit, or this needs more admins than one.
+                code = "waits_approval" if self._is_an_admins_leave(chain, wish) else "bad_proof"
+        if not code:
+            return
+        if code in SOFT or code == "waits_approval":
+            if self._hold(held, code):
+                self._answer(held, "waits", code)
+        else:
+            self._ctx.counters[f"wishes refused: {code}"] += 1
+            self._drop(held)
+            self._answer(held, "refused", code)
+
+    @staticmethod
+    def _is_an_admins_leave(chain: Chain, wish: Wish) -> bool:
+        return wish.kind == "leave" and wish.peer in chain.now.admins
+
+    def grant(self, chain: Chain, held: Held) -> None:
+        """Append what a proven wish is for, and tell its peer.
+
+        Raises:
+            DefinitionError: its proof is not good, or the list has no place.
+        """
+        wish, service = held.wish, held.wish.service
+        self._core.membership.append_proven(service, [op_for(wish, chain.now)], wish.cuts())
+        self._drop(held)
+        self._answer(held, "granted", "")
+        self._core.intake.on_service_changed(service)
+        self._core.membership.hello(wish.peer)
+
+    # -- the owner's word -------------------------------------------------------------------
+
+    def waiting(self, service: str) -> list[Held]:
+        """Return what waits for an admin's word, oldest first."""
+        return [h for h in self.held.get(service, {}).values() if h.code == "waits_approval"]
+
+    def find(self, service: str, name: str) -> Held:
+        """Return the wish that a person names; DefinitionError if it is none or not one."""
+        waiting = self.waiting(service)
+        found = [h for h in waiting if h.id.startswith(name) or h.wish.peer.endswith(name)]
+        if len(found) != 1 or not name:
+            known = ", ".join(h.id for h in waiting) or "none"
+            what = "several requests" if len(found) > 1 else "no request"
+            raise DefinitionError(f"{what} {name!r}", f"waiting: {known}")
+        return found[0]
+
+    def deny(self, held: Held) -> None:
+        """Refuse a wish, now and when it is said again."""
+        self._denied[held.hash] = None
+        if len(self._denied) > DECLINED_MAX:
+            del self._denied[next(iter(self._denied))]
+        self._drop(held)
+        self._answer(held, "refused", "denied")
+
+    # -- keeping --------------------------------------------------------------------------
+
+    def _hold(self, held: Held, code: str) -> bool:
+        """Keep a wish; False, and counted, when there is no place for it."""
+        waiting = self.held.setdefault(held.wish.service, {})
+        known = waiting.get(held.hash)
+        if known is not None:
+            known.source = held.source
+            changed, known.code = known.code != code, code
+        else:
+            changed = True
+            if not self._make_place(held):
+                self._ctx.refuse(held.source, "a wish beyond what is kept")
+                self._answer(held, "refused", "full")
+                return False
+            held.code = code
+            waiting[held.hash] = held
+        if changed:
+            self._save(waiting[held.hash])
+        return True
+
+    def _make_place(self, held: Held) -> bool:
+        """Older wishes of the same peer go; then what waited too long; then, for one with a
+        proof, the oldest one without."""
+        everything = [h for waiting in self.held.values() for h in waiting.values()]
+        for old in everything:
+            same = (old.wish.peer, old.wish.service) == (held.wish.peer, held.wish.service)
+            if same or self._ctx.unix_ms - old.at_unix_ms > WISH_EXPIRY_MS:
+                self._drop(old)
+        left = [h for waiting in self.held.values() for h in waiting.values()]
+        if sum(h.source == held.source for h in left) >= WISHES_PER_PEER_MAX:
+            return False
+        if len(left) < WISHES_HELD_MAX:
+            return True
+        weak = next((h for h in left if not h.wish.proof), None)
+        if weak is None or not held.wish.proof:
+            return False
+        self._drop(weak)
+        return True
+
+    def _save(self, held: Held) -> None:
+        data = pack([held.data, held.source, held.at_unix_ms, held.code])
+        self.unsaved.append((NOTE, held.hash.hex(), data))
+        self._ctx.emit(WishChanged(held.wish.service))
+
+    def _drop(self, held: Held) -> None:
+        waiting = self.held.get(held.wish.service, {})
+        if waiting.pop(held.hash, None) is not None:
+            self.unsaved.append((NOTE, held.hash.hex(), b""))
+            self._ctx.emit(WishChanged(held.wish.service))
+
+    def restore(self, data: bytes) -> None:
+        """Take a held wish from disk."""
+        raw, source, at_unix_ms, code = unpack(data)
+        held = Held(Wish.decode(raw), raw, source, at_unix_ms, code)
+        self.held.setdefault(held.wish.service, {})[held.hash] = held
+
+    def _answer(self, held: Held, state: str, code: str) -> None:
+        """Tell who brought the wish, and its peer if it is connected too."""
+        answer = WishAnswer(held.wish.service, held.hash, state, code)
+        for peer in dict.fromkeys((held.source, held.wish.peer)):
+            self._ctx.send(peer, answer)
