@@ -510,8 +510,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.book.set_load(load)
 
     def answered(self, state: RequestState, result: ResultInfo, service: str) -> None:
-        """One of this node's requests has its answer: make it safe."""
-        if not state.cached:  # a local handle is gone with this start of the node
+        """A request that this node sees to has its answer: make it safe. Only its own submitter
+        was given an answer, which stays; a local handle is gone with this start of the node."""
+        if state.author == self.ctx.me and not state.cached:
             self.disk.answers.append((service, state.id, result.cid))
         if not self.replication.is_safe(result.cid):
             self._copy(service, result)

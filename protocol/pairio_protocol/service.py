@@ -172,6 +172,7 @@ class Chain:
         self._root = ""
         self._links: list[_Link] = []
         self._folds: list[Folded] = []
+        self._now: Folded | None = None
         self._cuttings: dict[str, list[Cutting]] = {}
         self._named: set[str] = set()  # keys that any branch ever had on the list
         self._mix = bytes(32)
@@ -202,8 +203,10 @@ class Chain:
 
     @property
     def now(self) -> Folded:
-        """The folded document after the newest change."""
-        return self._folds[-1]
+        """The folded document after the newest change, less what any losing branch took away: also
+        one that is longer, whose cuts apply to all that is written now."""
+        assert self._now is not None
+        return self._now
 
     def at(self, epoch: int) -> Folded | None:
         """Return the fold after change `epoch`, None when that is not known here.
@@ -213,7 +216,7 @@ class Chain:
         change, until there is one with that seq.
         """
         if len(self._folds) <= epoch <= self._deepest:
-            return self._folds[-1]
+            return self.now
         return self._folds[epoch] if 0 <= epoch < len(self._folds) else None
 
     @property
@@ -375,6 +378,7 @@ class Chain:
         """What `_choose` comes to when there is no fork."""
         self._links.append(link)
         self._folds.append(link.folded)
+        self._now = link.folded
         for key in link.lost:
             self._cuttings.setdefault(key, []).append(Cutting(link.seq, link.cuts))
 
@@ -388,17 +392,19 @@ class Chain:
         self._links = links
         winners = {link.cid for link in links}
         losers = [link for cid, link in self._known.items() if cid not in winners]
-        self._folds = [self._barred(link, losers) for link in links]
+        self._folds = [self._barred(link, losers, link.seq) for link in links]
+        self._now = self._barred(links[-1], losers, self._deepest)
         self._cuttings = {}
         for link in sorted(self._known.values(), key=lambda k: (k.seq, k.cid)):
             for key in link.lost:
                 self._cuttings.setdefault(key, []).append(Cutting(link.seq, link.cuts))
 
-    def _barred(self, link: _Link, losers: list[_Link]) -> Folded:
+    def _barred(self, link: _Link, losers: list[_Link], until_seq: int) -> Folded:
+        """Return the fold after `link` without what losing changes up to a seq took away."""
         over = self._signed_over(link.seq + 1)
         barred: dict[str, frozenset[str]] = {}
         for loser in losers:
-            if loser.seq <= link.seq and loser.cid not in over:
+            if loser.seq <= until_seq and loser.cid not in over:
                 for key, roles in loser.lost.items():
                     barred[key] = barred.get(key, frozenset()) | roles
         return replace(link.folded, barred=barred) if barred else link.folded

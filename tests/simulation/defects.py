@@ -95,6 +95,7 @@ def _first_come(self: Any) -> None:
         links.append(self._known[children[0]])
     self._links = links
     self._folds = [link.folded for link in links]
+    self._now = self._folds[-1]
     self._cuttings = {}
     for link in links:
         for key in link.lost:

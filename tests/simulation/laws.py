@@ -77,7 +77,7 @@ def _kind_of(frame: bytes) -> str:
 def _list_at(chain: Chain, epoch: int) -> Any:
     """Return the winning branch's list at an epoch, beyond its end the newest; without `Chain.at`,
     which is what is looked at."""
-    return chain._folds[min(epoch, len(chain._folds) - 1)]
+    return chain._folds[epoch] if epoch < len(chain._folds) else chain._now
 
 
 class Laws:

@@ -268,7 +268,7 @@ class Retention:
                         name = request_id(segment.log.author, segment.log.boot, seq)
                         names.add(name)
                         state = fold.requests.get(name)
-                        if state is None or fold.has_answer(state):
+                        if state is None or state.answer is not None or fold.has_answer(state):
                             kept.add(segment.hash)
                 if segment.hash not in kept:
                     left_out |= names
