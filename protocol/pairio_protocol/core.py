@@ -251,6 +251,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
     def _on_peer_down(self, peer: str) -> None:
         self.ctx.connected.pop(peer, None)
         self.logs.forget_sent(peer)
+        self.sync.on_peer_down(peer)
         self.coordinator.look()
         self.coordinator.on_peer_gone(peer)
         self.replication.on_peer_down(peer)

@@ -135,6 +135,8 @@ PRESENCE_FANOUT: Final = 4
 PRESENCE_PASS_MS: Final = 1_000
 #: A random neighbour is compared with this often.
 SYNC_INTERVAL_MS: Final = 3_000
+#: Heights that have differed from a neighbour's for so long without moving differ by dropped logs.
+SYNC_SETTLED_MS: Final = 10_000
 #: A worker that does not answer an award for so long is passed over.
 AWARD_ANSWER_MS: Final = 1_000
 #: A run that nobody started for so long gets bids, rank times the next later.

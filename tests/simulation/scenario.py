@@ -568,11 +568,21 @@ class Life:
 
         roles_of = core.membership.folded(self.service).roles_of
         resolution = fold.resolve(state.job)
+        if self._is_bereft(fold, resolution):
+            return True
         run = fold.run_of(state, resolution)
         exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
         vain = resolution.blocked_by is not None or self._waits_in_vain(fold, resolution, roles_of)
         nobody = not any("compute" in roles_of(m.peer) and m.compute for m in members)
         return exhausted or vain or nobody
+
+    def _is_bereft(self, fold: Any, resolution: Any) -> bool:
+        """An input's bytes went with the only machine that held them: its result was not safe."""
+        for cid in resolution.upstream:
+            for output, _, _ in fold.results[cid].document.outputs.values():
+                if not any(node.up and output in node.content for node in self.world.nodes):
+                    return True
+        return False
 
     def _waits_in_vain(self, fold: Any, resolution: Any, roles_of: Any) -> bool:
         """An input's job may be one that nobody wants any more, or whose submitter is gone."""
@@ -582,7 +592,9 @@ class Life:
                 return True
             inner = fold.resolve(job) if job in fold.definitions else None
             if inner is not None and (
-                inner.blocked_by or self._waits_in_vain(fold, inner, roles_of)
+                inner.blocked_by
+                or self._waits_in_vain(fold, inner, roles_of)
+                or self._is_bereft(fold, inner)
             ):
                 return True
             run = inner.job if inner is not None else None
@@ -598,6 +610,8 @@ class Life:
 
         for name in fold.by_job.get(job, ()):
             state = fold.requests[name]
+            if not fold.is_wanted(state, 0):
+                continue
             run = fold.run_of(state, fold.resolve(state.job))
             if run is not None and fold.lost_attempts(state, run) < ATTEMPTS_MAX:
                 return False

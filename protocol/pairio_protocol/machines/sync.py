@@ -9,7 +9,12 @@ NEWS_SYNC_MS after news that gossip did not bring with some, after its own with 
 """
 
 from pairio_protocol.context import Context
-from pairio_protocol.limits import NEWS_FANOUT, NEWS_SYNC_MS, SYNC_INTERVAL_MS
+from pairio_protocol.limits import (
+    NEWS_FANOUT,
+    NEWS_SYNC_MS,
+    SYNC_INTERVAL_MS,
+    SYNC_SETTLED_MS,
+)
 from pairio_protocol.machines.heights import News, bounds_of
 from pairio_protocol.machines.logs import Logs
 from pairio_protocol.machines.membership import Membership
@@ -31,6 +36,8 @@ class Sync:
         self._sync_ms = 0
         self._sync_turn = 0
         self._synced_ms: dict[str, int] = {}
+        #: (service, peer) -> heights here and there that differ, and since when they are these
+        self._differed: dict[tuple[str, str], tuple[bytes, bytes, int]] = {}
 
     def tick(self) -> None:
         """Compare what is due."""
@@ -54,6 +61,19 @@ class Sync:
         if not self._membership.connected_members(service):
             return None
         return self._synced_ms.get(service, -1)
+
+    def _have_settled(self, peer: str, message: Digest) -> bool:
+        """Say whether heights here and there have not moved for a while."""
+        now_ms, mine = self._ctx.now_ms, self._logs.digest(message.service)
+        known = self._differed.get((message.service, peer))
+        if known is None or known[:2] != (mine, message.digest):
+            known = self._differed[message.service, peer] = (mine, message.digest, now_ms)
+        return now_ms - known[2] >= SYNC_SETTLED_MS
+
+    def on_peer_down(self, peer: str) -> None:
+        """What was on its way is lost: compared with this neighbour is nothing."""
+        for key in [k for k in self._differed if k[1] == peer]:
+            del self._differed[key]
 
     def _sync_one(self) -> None:
         """Begin a round of sync with the next neighbour of every service."""
@@ -90,10 +110,16 @@ class Sync:
         self._logs.send_digest(peer, service, self._membership.chains[service].digest)
 
     def on_digest(self, peer: str, message: Digest) -> None:
-        """Changes first, then segments; equal ones are noted: this neighbour knows nothing else."""
+        """Changes first, then segments; equal ones are noted: this neighbour knows nothing else.
+
+        Neither does one whose heights have differed from those here for a while and are the same,
+        although each was told: what is left are logs that one of the two has dropped.
+        """
         service = message.service
         if message.changes != self._membership.chains[service].digest:
             self._membership.hello(peer)
+        elif self._have_settled(peer, message):
+            self._synced_ms[service] = self._ctx.now_ms
         if self._logs.is_same(message):
             if self._ctx.now_ms - self._synced_ms.get(service, -1) > NEWS_SYNC_MS:
                 self._synced_ms[service] = self._ctx.now_ms
