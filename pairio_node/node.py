@@ -21,6 +21,7 @@ from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.home import Home
+from pairio_node.joins import Joins
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
 from pairio_node.store import CommitRows, Store, Writer
@@ -89,6 +90,7 @@ class Node:
         self.exchange = Exchange(self.content, self.transport, self._may_read)
         self._runners = runners
         self.services = Services(self)
+        self.joins = Joins(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         #: Tells the owner something at once (stderr).
@@ -380,6 +382,10 @@ class Node:
         await self.driver.call(lambda call: ev.CancelRequests(call, name, tuple(requests)))
         return self._view(name, state)
 
+    async def changed(self) -> None:
+        """Wait until something that clients see of jobs or wishes changes."""
+        await self._changed.wait()
+
     async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
         """Return the job when it has ended and is safe, or as it is after `timeout_s`."""
         name, state = self._find(job_id, service)
@@ -476,6 +482,7 @@ class Node:
             "peers": sorted(self.transport.connected()),
             "services": [core.membership.petnames[s] for s in sorted(core.membership.taken_up)],
             "offers": len(core.membership.offers()),
+            "joins": self.joins.all(),
             "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": self.code.missing,
             "blocks": {"usedBytes": self.content.store.used_bytes, **self.exchange.counters},

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from pairio_cli import joins
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
 from pairio_cli.services import app_app, service_app
-from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
+from pairio_cli.shared import Json, ServiceOption, api, new_typer, part, seconds
 
 __all__ = ["main"]
 
@@ -19,6 +20,7 @@ app.add_typer(service_app, name="service")
 app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")
 app.add_typer(token_app, name="token")
+app.command()(joins.join)
 
 
 @app.command()
@@ -199,19 +201,10 @@ def token_create(
     json: Json = False,
 ) -> None:
     """Create a token for a script. Example: pairio token create notebook --expires 7d"""
-    body = {"name": name, "readOnly": read_only, "expiresSec": _seconds(expires)}
+    body = {"name": name, "readOnly": read_only, "expiresSec": seconds(expires)}
     made = api().call("POST", "/api/v1/tokens", body)
     as_json(made) if json else data(made["token"])
     note("Shown this once; use it as PAIRIO_API_KEY with PAIRIO_API_URL")
-
-
-def _seconds(text: str | None) -> int | None:
-    if text is None:
-        return None
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    if unit is None or not text[:-1].isdecimal() or len(text) > 10 or int(text[:-1]) < 1:
-        fail(f"--expires is {text!r}", "use a number and s, m, h or d: 30m, 12h, 7d", 2)
-    return int(text[:-1]) * unit
 
 
 @app.command()

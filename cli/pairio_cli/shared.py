@@ -5,7 +5,9 @@ from typing import Annotated, Any
 import click
 import typer
 
-__all__ = ["Json", "ServiceOption", "api", "new_typer", "part"]
+from pairio_cli.output import fail
+
+__all__ = ["Json", "ServiceOption", "api", "new_typer", "part", "seconds"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
@@ -32,3 +34,13 @@ def part(text: str) -> str:
     from pairio._http import part as quoted
 
     return quoted(text)
+
+
+def seconds(text: str | None) -> int | None:
+    """Return the seconds that a text such as 30m, 12h or 7d means."""
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal() or len(text) > 10 or int(text[:-1]) < 1:
+        fail(f"--expires is {text!r}", "use a number and s, m, h or d: 30m, 12h, 7d", 2)
+    return int(text[:-1]) * unit

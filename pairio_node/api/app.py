@@ -15,6 +15,7 @@ from pairio_node.api.auth import COOKIE, Auth
 from pairio_node.api.batch import BatchBody, submit_all
 from pairio_node.api.content import content_response
 from pairio_node.api.facade import NodeFacade
+from pairio_node.api.joins import join_routes
 from pairio_node.api.models import (
     LinkBody,
     Status,
@@ -49,6 +50,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     app.add_middleware(_Guard, auth=auth)
     _job_routes(app, node)
     service_routes(app, node.services)
+    join_routes(app, node.joins)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+from pairio_node.api.joins import JoinsFacade
+
 __all__ = ["NodeFacade", "ServicesFacade"]
 
 Json = dict[str, Any]
@@ -31,6 +33,8 @@ class NodeFacade(Protocol):
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
     @property
     def services(self) -> "ServicesFacade": ...
+    @property
+    def joins(self) -> JoinsFacade: ...
 
 
 class ServicesFacade(Protocol):

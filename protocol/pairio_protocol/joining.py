@@ -37,12 +37,14 @@ NOTE = "held wish"
 
 @dataclass
 class Held:
-    """A wish that waits: who brought it, when, and what was answered last."""
+    """A wish that waits: who brought it, when, and what was answered last. `epoch` is the newest
+    change that was known then."""
 
     wish: Wish
     data: bytes
     source: str
     at_unix_ms: int
+    epoch: int = 0
     code: str = ""
 
     @property
@@ -78,7 +80,8 @@ class Joining:
             self._ctx.refuse(peer, "an invalid wish")
             return
         chain = self._core.membership.active(wish.service)
-        held = Held(wish, message.wish, peer, self._ctx.unix_ms)
+        epoch = chain.epoch if chain is not None else 0
+        held = Held(wish, message.wish, peer, self._ctx.unix_ms, epoch)
         if chain is None:
             self._ctx.refuse(peer, "a wish for a service that is not here")
             self._answer(held, "refused", "unknown_service")
@@ -123,16 +126,23 @@ class Joining:
         for held in list(self.held.get(service, {}).values()):
             if chain is None:
                 self._drop(held)
-            elif is_granted(held.wish, chain.now) or (
+            elif self._is_over(chain, held) or (
                 held.code in SOFT and self._ctx.me in chain.now.admins
             ):
                 self._see_to(chain, held)
+
+    @staticmethod
+    def _is_over(chain: Chain, held: Held) -> bool:
+        """Say whether a wish is granted, or an admin gave other roles than were asked for."""
+        wish, joined = held.wish, chain.now.past.joined
+        decided = wish.kind == "request" and joined.get(wish.peer, -1) > held.epoch
+        return decided or is_granted(wish, chain.now)
 
     # -- deciding -------------------------------------------------------------------------
 
     def _see_to(self, chain: Chain, held: Held) -> None:
         wish = held.wish
-        if is_granted(wish, chain.now):
+        if self._is_over(chain, held):
             self._drop(held)
             self._answer(held, "granted", "")
             self._core.membership.hello(wish.peer)
@@ -249,7 +259,7 @@ class Joining:
         return True
 
     def _save(self, held: Held) -> None:
-        data = pack([held.data, held.source, held.at_unix_ms, held.code])
+        data = pack([held.data, held.source, held.at_unix_ms, held.epoch, held.code])
         self.unsaved.append((NOTE, held.hash.hex(), data))
         self._ctx.emit(WishChanged(held.wish.service))
 
@@ -261,8 +271,8 @@ class Joining:
 
     def restore(self, data: bytes) -> None:
         """Take a held wish from disk."""
-        raw, source, at_unix_ms, code = unpack(data)
-        held = Held(Wish.decode(raw), raw, source, at_unix_ms, code)
+        raw, source, at_unix_ms, epoch, code = unpack(data)
+        held = Held(Wish.decode(raw), raw, source, at_unix_ms, epoch, code)
         self.held.setdefault(held.wish.service, {})[held.hash] = held
 
     def _answer(self, held: Held, state: str, code: str) -> None:

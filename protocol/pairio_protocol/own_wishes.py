@@ -172,6 +172,9 @@ class OwnWishes:
         chain = self._core.membership.chains.get(service)
         start = (chain.epoch, chain.head) if chain is not None else (0, "")
         self._ctx.send(peer, WantChanges(service, *start))
+        own.code = "granted"
+        self._save(own)
+        self.on_service_changed(service)
         if own.wish.kind == "leave" and (chain is None or not chain.now.member_of(self._ctx.me)):
             self.remove(own.slot)
 
@@ -205,7 +208,8 @@ class OwnWishes:
             self._core.membership.choose(service, "")
         if own is None:
             return
-        if is_granted(own.wish, chain.now):
+        decided = own.wish.kind == "request" and own.code == "granted" and is_member
+        if decided or is_granted(own.wish, chain.now):
             if own.state != "done":
                 own.state, own.code = "done", ""
                 self._save(own)

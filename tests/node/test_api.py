@@ -44,11 +44,28 @@ JOB = {
 }
 
 
+class FakeJoins:
+    """What may be read of joining; the rest is in tests/node/test_joins.py."""
+
+    def all(self) -> list[dict[str, Any]]:
+        return []
+
+    def invitations(self, service: str) -> list[dict[str, Any]]:
+        return []
+
+    def requests(self, service: str) -> list[dict[str, Any]]:
+        return []
+
+    async def joined(self, service: str, wait_s: float) -> dict[str, Any]:
+        return {"state": "joined"}
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.joins: Any = FakeJoins()
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}
