@@ -26,36 +26,37 @@ class CodeKeeper:
         self._core = core
         self._exchange = exchange
         self._connected = connected
-        self._here: set[str] = set()
-        self._tried: dict[str, tuple[float, frozenset[str]]] = {}
+        self._here: set[tuple[str, str]] = set()
+        self._tried: dict[tuple[str, str], tuple[float, frozenset[str]]] = {}
 
     @property
-    def missing(self) -> list[str]:
-        """The bundles that are wanted here and not known to be here."""
+    def missing(self) -> list[tuple[str, str]]:
+        """The (service, bundle) that are wanted here and not known to be here."""
         core = self._core
-        wanted: set[str] = set()
+        wanted: set[tuple[str, str]] = set()
         for service in core.membership.taken_up:
             folded = core.membership.folded(service)
             if core.ctx.config.compute and "compute" in folded.roles_of(core.ctx.me):
-                wanted |= {app["bundle"] for app in folded.apps.values()}
+                wanted |= {(service, app["bundle"]) for app in folded.apps.values()}
         return sorted(wanted - self._here)
 
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
-            for bundle in self.missing:
-                await self._fetch(bundle)
+            for service, bundle in self.missing:
+                await self._fetch(service, bundle)
             await trio.sleep(LOOK_S)
 
-    async def _fetch(self, bundle: str) -> None:
+    async def _fetch(self, service: str, bundle: str) -> None:
         """Fetch one bundle; again after RETRY_S, or as soon as other members are connected."""
         holders = self._connected()
-        tried_s, tried = self._tried.get(bundle, (-RETRY_S, None))
+        key = (service, bundle)
+        tried_s, tried = self._tried.get(key, (-RETRY_S, None))
         if holders == tried and trio.current_time() - tried_s < RETRY_S:
             return
         try:
-            await self._exchange.fetch(bundle, sorted(holders))
+            await self._exchange.fetch(service, bundle, sorted(holders))
         except (FetchFailed, UserError):  # the job that needs it will say so
-            self._tried[bundle] = trio.current_time(), holders
+            self._tried[key] = trio.current_time(), holders
         else:
-            self._here.add(bundle)
+            self._here.add(key)

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from pairio_node.adoption import JobCard, find_jobs
-from pairio_node.blocks import BlockMissing, Content, Exchange, FetchFailed
+from pairio_node.blocks import BlockMissing, Exchange, FetchFailed, ScopedContent
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.runner import RunInput, Runner, RunOutcome, RunOutput, RunSpec
@@ -41,7 +41,7 @@ class Executions:
 
     def __init__(
         self,
-        content: Content,
+        contents: ScopedContent,
         exchange: Exchange,
         jobs: Path,
         runner_for: Callable[[str], Runner | None],
@@ -49,7 +49,7 @@ class Executions:
         restart_grace_s: int,
         url_rules: UrlRules,
     ) -> None:
-        self._content = content
+        self._contents = contents
         self._exchange = exchange
         self._jobs = jobs
         self._runner_for = runner_for
@@ -61,6 +61,7 @@ class Executions:
         self._yielding = False
         self._none_left = trio.Event()
         self._bundle_lock = trio.Lock()
+        self._bundles: set[tuple[str, str]] = set()  # services and what is here whole for them
 
     def kill(self, attempt: str) -> None:
         """End a run; `Executed` follows with kind `canceled`."""
@@ -159,6 +160,7 @@ class Executions:
         """Fetch code and inputs."""
         bundle = await self._bundle(effect)
         folder.mkdir(mode=0o700)
+        content = self._contents.of(effect.service)
         inputs = []
         for number, entry in enumerate(effect.document["inputs"]):
             source = entry["source"]
@@ -173,8 +175,8 @@ class Executions:
                     reason = f"input {entry['name']!r}: {said}"
                     return _no_result(effect.attempt, "infra", reason)
             else:
-                await self._exchange.fetch(source["cid"], effect.holders, limit_bytes=_LIMIT_BYTES)
-                await self._content.export(source["cid"], path)
+                await self._fetch(effect, source["cid"])
+                await content.export(source["cid"], path)
             inputs.append(RunInput(entry["name"], entry["base_name"], path))
         return RunSpec(
             attempt=effect.attempt,
@@ -197,28 +199,34 @@ class Executions:
         )
 
     async def _bundle(self, effect: Execute) -> Path:
-        """Return the app's folder, exported once and kept."""
+        """Return the app's folder, exported once and kept; not that of another service's app."""
         path = self._jobs.parent / "apps" / effect.bundle
         async with self._bundle_lock:
+            if (effect.service, effect.bundle) not in self._bundles:
+                await self._fetch(effect, effect.bundle)
+                self._bundles.add((effect.service, effect.bundle))
             if not path.exists():
-                await self._exchange.fetch(effect.bundle, effect.holders, limit_bytes=_LIMIT_BYTES)
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 part = path.with_name(f"{path.name}.part")
                 await trio.to_thread.run_sync(remove_tree, part)
-                await self._content.export(effect.bundle, part)
+                await self._contents.of(effect.service).export(effect.bundle, part)
                 part.rename(path)
         return path
+
+    async def _fetch(self, effect: Execute, cid: str) -> None:
+        await self._exchange.fetch(effect.service, cid, effect.holders, limit_bytes=_LIMIT_BYTES)
 
     async def _executed(self, card: JobCard, outcome: RunOutcome) -> Executed:
         """Store what a run made."""
         base_names = dict(card.outputs)
+        content = self._contents.of(card.service)
         outputs: dict[str, tuple[str, int, str]] = {}
         try:
             for name, path in outcome.outputs.items():
-                added = await self._content.add_file(path)
+                added = await content.add_file(path)
                 base = base_names.get(name, name.rpartition("/")[2])
                 outputs[name] = (added.cid, added.size_bytes, base)
-            console = await self._content.add_bytes(outcome.console)
+            console = await content.add_bytes(outcome.console)
         except StorageFullError as error:
             return _no_result(card.attempt, "infra", error.message)
         kind: str = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""

@@ -13,7 +13,8 @@ import trio
 from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
-from pairio_node.blocks import Content, DiskBlockStore, Exchange, FetchFailed
+from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, ScopedContent
+from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
@@ -50,7 +51,9 @@ from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
+from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState
+from pairio_protocol.normalise import parse_source
 from pairio_protocol.records import Resources
 from pairio_protocol.segment import Segment
 
@@ -86,8 +89,10 @@ class Node:
         self.clock = Clock()
         self.transport = transport
         quota = config.quota_for(home.path)
-        self.content = Content(DiskBlockStore(home.path / "blocks", quota))
-        self.exchange = Exchange(self.content, self.transport, self._may_read)
+        self.blocks = DiskBlockStore(home.path / "blocks", quota)
+        self.contents = ScopedContent(self.blocks, home.path / "held")
+        self.content = self.contents.everything
+        self.exchange = Exchange(self.contents, self.transport, self._may_read)
         self._runners = runners
         self.services = Services(self)
         self.joins = Joins(self)
@@ -96,7 +101,7 @@ class Node:
         #: Tells the owner something at once (stderr).
         self.say: Callable[[str], None] = lambda _: None
         self.executions = Executions(
-            self.content,
+            self.contents,
             self.exchange,
             home.path / "jobs",
             self._runner_for,
@@ -200,9 +205,10 @@ class Node:
         row = (peer, " ".join(addresses), self.clock.unix_ms())
         self.writer.submit(CommitRows(peers=(row,)), on_done)
 
-    def _may_read(self, peer: str, cid: str) -> bool:
-        """Blocks go to members of a service that is taken up here."""
-        return bool(self.core.membership.shared_with(peer))
+    def _may_read(self, peer: str, service: str) -> bool:
+        """Blocks of a service go to those who have a role in it now; any role reads. (A service
+        whose policy says that it is public would be answered to everybody: here.)"""
+        return service in self.core.membership.shared_with(peer)
 
     def _runner_for(self, isolation_min: str) -> Runner | None:
         """The strongest runner; a weaker one than asked only where the core let the run in,
@@ -275,7 +281,7 @@ class Node:
     async def _fetch(self, effect: ef.FetchBlocks) -> None:
         try:
             for cid in effect.cids:
-                await self.exchange.fetch(cid, effect.holders)
+                await self.exchange.fetch(effect.service, cid, effect.holders)
         except (FetchFailed, UserError) as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
         else:
@@ -313,7 +319,7 @@ class Node:
         mode = "skip_cache" if body.get("skipCache") else "use"
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"
-        local = await self._local_inputs(definition)
+        local = await self._share_inputs(service, definition)
         resources = _resources(body.get("requiredResources") or {})
         answer = await self.driver.call(
             lambda call: ev.Submit(
@@ -330,16 +336,19 @@ class Node:
         )
         return self._view(service, self.core.fold(service).requests[answer["request"]])
 
-    async def _local_inputs(self, definition: dict[str, Any]) -> tuple[str, ...]:
-        """Return the CIDs of inputs that this node holds."""
+    async def _share_inputs(self, service: str, definition: dict[str, Any]) -> tuple[str, ...]:
+        """Let the service have the inputs that lie here; return their CIDs. The owner names them,
+        wherever they came from."""
+        if "submit" not in self.core.membership.folded(service).roles_of(self.peer_id):
+            return ()  # it will be refused
         found = []
         for entry in definition.get("inputFiles", []):
-            text = str(entry.get("url", "")).removeprefix("ipfs://")
             try:
-                if self.content.store.has(text):
-                    found.append(text)
-            except ValueError:
-                continue  # no CID
+                cid = parse_source(str(entry.get("url", ""))).get("cid")
+                if cid is not None and await self.contents.share(service, cid):
+                    found.append(cid)
+            except (DefinitionError, UnixfsError):
+                continue  # the core will say what is wrong with it
         return tuple(found)
 
     def job(self, job_id: str, service: str | None) -> dict[str, Any]:
@@ -427,7 +436,8 @@ class Node:
         worker = [answer.document.worker] if answer else []
         holders = [*worker, *self.core.membership.connected_members(service)]
         try:
-            await self.exchange.fetch(cid, [h for h in dict.fromkeys(holders) if h != self.peer_id])
+            others = [h for h in dict.fromkeys(holders) if h != self.peer_id]
+            await self.exchange.fetch(service, cid, others)
         except FetchFailed as error:
             raise UnavailableError(
                 str(error), hint="try again when a member that has it is up"
@@ -443,11 +453,17 @@ class Node:
 
     async def content_size(self, cid: str) -> int:
         """Return the size of local content, fetched from members first if need be."""
-        members = sorted(self.transport.connected())
-        try:
-            await self.exchange.fetch(cid, members)
-        except FetchFailed as error:
-            raise NotFoundError(str(error)) from None
+        said = f"content {cid} is not here"
+        for service in sorted(self.core.membership.taken_up):
+            if not await self.content.missing(cid):
+                break
+            try:
+                members = self.core.membership.connected_members(service)
+                await self.exchange.fetch(service, cid, members)
+            except FetchFailed as error:
+                said = str(error)
+        if await self.content.missing(cid):
+            raise NotFoundError(said)
         return await self.content.size(cid)
 
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
@@ -484,8 +500,8 @@ class Node:
             "offers": len(core.membership.offers()),
             "joins": self.joins.all(),
             "twins": [twin_view(twin) for twin in core.twins.live],
-            "codeMissing": self.code.missing,
-            "blocks": {"usedBytes": self.content.store.used_bytes, **self.exchange.counters},
+            "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
+            "blocks": {"usedBytes": self.blocks.used_bytes, **self.exchange.counters},
             "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
         }
 

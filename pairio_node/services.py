@@ -100,7 +100,8 @@ class Services:
         found = self.id_of(service)
         directory = find_app(source)
         spec = await load_spec(directory, self._node.strongest)
-        added = await self._node.content.add_directory(directory, is_left_out)
+        content = self._node.contents.of(found)
+        added = await content.add_directory(directory, is_left_out)
         if image is not None:
             for processor in spec.get("processors", []):
                 processor["image"] = image

@@ -4,6 +4,7 @@ from pairio_node.blocks.base import Added, BlockCorrupt, BlockMissing, BlockStor
 from pairio_node.blocks.content import Content
 from pairio_node.blocks.disk import DiskBlockStore
 from pairio_node.blocks.exchange import Exchange, FetchFailed
+from pairio_node.blocks.scoped import ScopedContent, ServiceBlocks
 
 __all__ = [
     "Added",
@@ -14,4 +15,6 @@ __all__ = [
     "DiskBlockStore",
     "Exchange",
     "FetchFailed",
+    "ScopedContent",
+    "ServiceBlocks",
 ]

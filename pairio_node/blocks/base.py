@@ -34,3 +34,6 @@ class BlockStore(Protocol):
 
     async def put(self, cid: str, data: bytes) -> None:
         """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""
+
+    def put_sync(self, cid: str, data: bytes) -> None:
+        """`put` for code that runs in a thread."""

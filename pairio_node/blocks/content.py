@@ -7,8 +7,7 @@ from pathlib import Path
 
 import trio
 
-from pairio_node.blocks.base import Added
-from pairio_node.blocks.disk import DiskBlockStore
+from pairio_node.blocks.base import Added, BlockStore
 from pairio_node.blocks.unixfs import (
     CHUNK_SIZE_BYTES,
     Entry,
@@ -30,7 +29,7 @@ FILES_MAX = 100_000
 class Content:
     """What is in the store, as files and folders. Bulk work runs in threads."""
 
-    def __init__(self, store: DiskBlockStore) -> None:
+    def __init__(self, store: BlockStore) -> None:
         self.store = store
 
     # -- adding -------------------------------------------------------------------------
@@ -164,6 +163,11 @@ class Content:
 
     async def missing(self, cid: str, *, blocks_max: int = 1_000_000) -> list[str]:
         """Return the blocks below `cid` that are not here, as far as is known without them."""
+        return (await self.walk(cid, blocks_max=blocks_max))[1]
+
+    async def walk(self, cid: str, *, blocks_max: int = 1_000_000) -> tuple[list[str], list[str]]:
+        """Return (blocks that are here, blocks that are not) below `cid`, itself included."""
+        here: list[str] = []
         found: list[str] = []
         queue, seen = [cid], {cid}
         while queue:
@@ -171,13 +175,14 @@ class Content:
             if not self.store.has(current):
                 found.append(current)
                 continue
+            here.append(current)
             for child in await self._children(current):
                 if child not in seen:
                     seen.add(child)
                     queue.append(child)
             if len(seen) > blocks_max:
                 raise UnixfsError(f"more than {blocks_max} blocks")
-        return found
+        return here, found
 
     async def _children(self, cid: str) -> list[str]:
         if parse_cid(cid).codec != DAG_PB:

@@ -13,7 +13,13 @@ from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockCorrupt, BlockMis
 from pairio_node.errors import StorageFullError
 from pairio_protocol.cid import matches, parse_cid
 
-__all__ = ["DiskBlockStore"]
+__all__ = ["DiskBlockStore", "check_block"]
+
+
+def check_block(cid: str, data: bytes) -> None:
+    """Raise BlockCorrupt when the bytes are not the block that the CID names."""
+    if len(data) > BLOCK_SIZE_BYTES_MAX or not matches(cid, data):
+        raise BlockCorrupt(f"{len(data)} bytes are not the block {cid}")
 
 
 class DiskBlockStore:
@@ -51,9 +57,10 @@ class DiskBlockStore:
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing."""
-        return await trio.to_thread.run_sync(self._read, cid)
+        return await trio.to_thread.run_sync(self.read_sync, cid)
 
-    def _read(self, cid: str) -> bytes:
+    def read_sync(self, cid: str) -> bytes:
+        """`get` for code that runs in a thread."""
         try:
             return self._file(cid).read_bytes()
         except FileNotFoundError:
@@ -65,11 +72,15 @@ class DiskBlockStore:
 
     def put_sync(self, cid: str, data: bytes) -> None:
         """`put` for code that runs in a thread."""
+        if not self._file(cid).exists():
+            check_block(cid, data)
+            self.put_checked(cid, data)
+
+    def put_checked(self, cid: str, data: bytes) -> None:
+        """Store a block that `check_block` found right, in a thread."""
         file = self._file(cid)
         if file.exists():
             return
-        if len(data) > BLOCK_SIZE_BYTES_MAX or not matches(cid, data):
-            raise BlockCorrupt(f"{len(data)} bytes are not the block {cid}")
         if self._used_bytes + len(data) > self._quota_bytes:
             raise StorageFullError(
                 f"the block store holds {self._used_bytes} of {self._quota_bytes} bytes;"

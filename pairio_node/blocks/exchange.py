@@ -1,7 +1,9 @@
 """Blocks between members over `/pairio/blocks/1`: ask a known holder, verify, store.
 
-A requester sends frames `[cid, ...]` (at most WANT_MAX); the server answers each CID, in order,
-with one byte (found, missing, refused), and for a found block its length and bytes.
+A requester says first for which service it asks, then sends frames `[cid, ...]` (at most
+WANT_MAX); the server answers each CID, in order, with one byte (found, missing, refused), and for
+a found block its length and bytes. Blocks go to members of the service for which they are held
+here, looked up anew for every frame. Both sides keep the content of services apart (`scoped`).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +12,7 @@ import trio
 
 from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockCorrupt, BlockMissing
 from pairio_node.blocks.content import Content
+from pairio_node.blocks.scoped import ScopedContent
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.transport.base import BLOCKS, ByteStream, StreamEnded, Transport, TransportError
 from pairio_protocol.cid import CidError, parse_cid
@@ -32,12 +35,12 @@ class FetchFailed(Exception):
 
 
 class Exchange:
-    """Serves blocks to those who `may_read` them, and fetches what is missing here."""
+    """Serves blocks to those who `may_read(peer, service)`, and fetches what is missing here."""
 
     def __init__(
-        self, content: Content, transport: Transport, may_read: Callable[[str, str], bool]
+        self, contents: ScopedContent, transport: Transport, may_read: Callable[[str, str], bool]
     ) -> None:
-        self._content = content
+        self._contents = contents
         self._transport = transport
         self._may_read = may_read
         self.counters = {"blocks_sent": 0, "blocks_received": 0, "blocks_refused": 0}
@@ -45,32 +48,34 @@ class Exchange:
 
     async def _serve(self, stream: ByteStream) -> None:
         try:
+            service = await _receive(stream)
+            if not isinstance(service, str):
+                raise DecodeError("not a service")
+            parse_cid(service)
             while True:
-                with trio.fail_after(_IDLE_S):
-                    size = int.from_bytes(await stream.receive_exactly(4), "big")
-                    if size > _REQUEST_BYTES_MAX:
-                        raise DecodeError("a request that is too large")
-                    wants = unpack(await stream.receive_exactly(size))
+                wants = await _receive(stream)
                 if not isinstance(wants, list) or len(wants) > WANT_MAX:
                     raise DecodeError("not a list of CIDs")
+                allowed = self._may_read(stream.peer, service)
                 for cid in wants:
                     with trio.fail_after(_IDLE_S):
-                        await self._answer(stream, cid)
+                        await self._answer(stream, service if allowed else None, cid)
         except (StreamEnded, TransportError):
             await stream.close()
         except (DecodeError, CidError, trio.TooSlowError):
             await stream.abort()
 
-    async def _answer(self, stream: ByteStream, cid: object) -> None:
+    async def _answer(self, stream: ByteStream, service: str | None, cid: object) -> None:
+        """Answer one want; without a service it is refused."""
         if not isinstance(cid, str):
             raise DecodeError("not a CID")
         parse_cid(cid)
-        if not self._may_read(stream.peer, cid):
+        if service is None:
             self.counters["blocks_refused"] += 1
             await stream.send(_REFUSED)
             return
         try:
-            data = await self._content.store.get(cid)
+            data = await self._contents.of(service).store.get(cid)
         except BlockMissing:
             await stream.send(_MISSING)
             return
@@ -81,21 +86,24 @@ class Exchange:
                 await trio.sleep(0.001)  # leave the loop to others (http-and-loop recipe)
         self.counters["blocks_sent"] += 1
 
-    async def fetch(self, cid: str, holders: Sequence[str], *, limit_bytes: int = 2**40) -> int:
-        """Make sure that all blocks below `cid` are here; return the bytes that came.
+    async def fetch(
+        self, service: str, cid: str, holders: Sequence[str], *, limit_bytes: int = 2**40
+    ) -> int:
+        """Make sure that all blocks below `cid` are here for a service; return the bytes that came.
 
         Raises:
             FetchFailed: says who was asked. StorageFullError when the quota is reached.
         """
         received = 0
         reasons = []
+        content = self._contents.of(service)
         for holder in [None, *holders]:
-            if not await self._missing(cid):
+            if not await _missing(content, cid):
                 return received
             if holder is None:
                 continue
             try:
-                received += await self._fetch_from(holder, cid, limit_bytes - received)
+                received += await self._fetch_from(holder, service, cid, limit_bytes - received)
             except (
                 TransportError,
                 StreamEnded,
@@ -107,31 +115,27 @@ class Exchange:
                 FetchFailed,
             ) as error:
                 reasons.append(f"{holder[-6:]}: {error or type(error).__name__}")
-        if not await self._missing(cid):
+        if not await _missing(content, cid):
             return received
         asked = "; ".join(reasons) or "nobody who might have it is connected"
         raise FetchFailed(f"content {cid} could not be fetched ({asked})")
 
-    async def _missing(self, cid: str) -> list[str]:
-        """Return what is not here; members name content, so it may be none (FetchFailed)."""
-        try:
-            return await self._content.missing(cid)
-        except (CidError, UnixfsError, BlockCorrupt) as error:
-            raise FetchFailed(f"content {cid[:80]!r} cannot be: {error}") from None
-
-    async def _fetch_from(self, holder: str, cid: str, limit_bytes: int) -> int:
+    async def _fetch_from(self, holder: str, service: str, cid: str, limit_bytes: int) -> int:
         """Fetch what is missing from one holder, level by level."""
         received = 0
+        content = self._contents.of(service)
         with trio.fail_after(_STALL_S):
             stream = await self._transport.open_stream(holder, BLOCKS)
         try:
-            while missing := await self._content.missing(cid):
+            await _send(stream, service)
+            while missing := await content.missing(cid):
                 before = received
                 for start in range(0, len(missing), WANT_MAX):
-                    received += await self._ask(stream, missing[start : start + WANT_MAX])
+                    wants = missing[start : start + WANT_MAX]
+                    received += await self._ask(stream, content, wants)
                     if received > limit_bytes:
                         raise FetchFailed(f"more than {limit_bytes} bytes")
-                if received == before and await self._content.missing(cid) == missing:
+                if received == before and await content.missing(cid) == missing:
                     raise FetchFailed("does not have it")
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
@@ -140,21 +144,44 @@ class Exchange:
         await stream.close()
         return received
 
-    async def _ask(self, stream: ByteStream, wants: list[str]) -> int:
-        request = pack(wants)
+    async def _ask(self, stream: ByteStream, content: Content, wants: list[str]) -> int:
         received = 0
-        with trio.fail_after(_STALL_S):
-            await stream.send(len(request).to_bytes(4, "big") + request)
+        await _send(stream, wants)
         for cid in wants:
             with trio.fail_after(_STALL_S):
                 answer = await stream.receive_exactly(1)
+                if answer == _REFUSED:
+                    raise FetchFailed("refuses: this node is no member there")
                 if answer != _FOUND:
                     continue
                 size = int.from_bytes(await stream.receive_exactly(4), "big")
                 if size > BLOCK_SIZE_BYTES_MAX:
                     raise DecodeError("a block that is too large")
                 data = await stream.receive_exactly(size)
-            await self._content.store.put(cid, data)
+            await content.store.put(cid, data)
             self.counters["blocks_received"] += 1
             received += size
         return received
+
+
+async def _missing(content: Content, cid: str) -> list[str]:
+    """Return what is not here; members name content, so it may be none (FetchFailed)."""
+    try:
+        return await content.missing(cid)
+    except (CidError, UnixfsError, BlockCorrupt) as error:
+        raise FetchFailed(f"content {cid[:80]!r} cannot be: {error}") from None
+
+
+async def _send(stream: ByteStream, value: object) -> None:
+    data = pack(value)
+    with trio.fail_after(_STALL_S):
+        await stream.send(len(data).to_bytes(4, "big") + data)
+
+
+async def _receive(stream: ByteStream) -> object:
+    with trio.fail_after(_IDLE_S):
+        size = int.from_bytes(await stream.receive_exactly(4), "big")
+        if size > _REQUEST_BYTES_MAX:
+            raise DecodeError("a request that is too large")
+        value: object = unpack(await stream.receive_exactly(size))
+        return value

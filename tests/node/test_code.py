@@ -26,7 +26,8 @@ class _Service:
         self.asked: list[tuple[str, float]] = []
         self.keeper = CodeKeeper(core, cast(Exchange, self), lambda: self.connected)
 
-    async def fetch(self, cid: str, holders: Any) -> int:
+    async def fetch(self, service: str, cid: str, holders: Any) -> int:
+        assert service == "s"
         self.asked.append((cid, trio.current_time()))
         if not self.holders & set(holders):
             raise FetchFailed("nobody has it")
@@ -38,7 +39,7 @@ async def test_code_is_fetched_when_a_holder_connects_and_once(autojump_clock: M
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.keeper.run)
         await trio.sleep_until(trio.current_time() + 3)
-        assert service.keeper.missing == ["code-1"]
+        assert service.keeper.missing == [("s", "code-1")]
         service.connected, service.holders = frozenset({"a"}), {"a"}
         await trio.sleep_until(trio.current_time() + 1.5)
         assert service.keeper.missing == []

@@ -20,7 +20,7 @@ async def test_a_hold_of_what_cannot_be_ends_nobody(
     async with three(MemoryNetwork(), tmp_path) as (_, worker, guest):
         service = worker.core.membership.find("lab") or ""
         if cid.startswith("baf"):
-            await guest.content.store.put(cid, GARBAGE)
+            await guest.contents.of(service).store.put(cid, GARBAGE)
         hold = Hold(service, "ticket", (cid,), (guest.peer_id,), b"")
         answers: list[bool] = []
         monkeypatch.setattr(

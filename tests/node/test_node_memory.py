@@ -89,7 +89,7 @@ async def test_a_removed_member_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="may not submit"):
             await guest.greet("Mallory")
         with pytest.raises(FetchFailed):
-            await guest.exchange.fetch(cid, [worker.peer_id, admin.peer_id])
+            await guest.exchange.fetch(job["serviceId"], cid, [worker.peer_id, admin.peer_id])
         assert worker.exchange.counters["blocks_refused"] >= 1
         assert worker.runner.ran == ["Ada", "Eve"]
         kept = admin.job(job["jobId"], None)

@@ -1,0 +1,97 @@
+"""Which blocks are held for which service. A block is stored once; a service's view of the store
+shows only what came there for it: outputs of its runs, its apps, inputs that its submitters gave,
+and what other members sent for it.
+
+A member of one service who names content of another gets nothing by it: neither the block, nor a
+run that reads it here. So a view takes a block as its own only with the bytes in hand, or when the
+owner shares it. A mark is an empty file beside the store; one that is lost means fetching again.
+"""
+
+from pathlib import Path
+
+import trio
+
+from pairio_node.blocks.base import BlockMissing
+from pairio_node.blocks.content import Content
+from pairio_node.blocks.disk import DiskBlockStore, check_block
+from pairio_node.errors import StorageFullError
+from pairio_protocol.cid import parse_cid
+
+__all__ = ["ScopedContent", "ServiceBlocks"]
+
+
+class ServiceBlocks:
+    """A service's view of a store: a block store itself."""
+
+    def __init__(self, store: DiskBlockStore, marks: Path) -> None:
+        self._store = store
+        self._marks = marks
+
+    def _mark(self, cid: str) -> Path:
+        parse_cid(cid)  # never a path of a peer's choosing
+        return self._marks / cid[-2:] / cid
+
+    def has(self, cid: str) -> bool:
+        """Say whether the block is here for the service."""
+        return self._mark(cid).exists() and self._store.has(cid)
+
+    async def get(self, cid: str) -> bytes:
+        """Return a block, or raise BlockMissing, also for one that is here for others only."""
+        return await trio.to_thread.run_sync(self._read, cid)
+
+    def _read(self, cid: str) -> bytes:
+        if not self._mark(cid).exists():
+            raise BlockMissing(cid)
+        return self._store.read_sync(cid)
+
+    async def put(self, cid: str, data: bytes) -> None:
+        """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""
+        await trio.to_thread.run_sync(self.put_sync, cid, data)
+
+    def put_sync(self, cid: str, data: bytes) -> None:
+        """`put` for code that runs in a thread. The bytes are checked even when others have the
+        block here: who brings it proves to have it."""
+        check_block(cid, data)
+        self._store.put_checked(cid, data)
+        self.share_sync(cid)
+
+    def share_sync(self, cid: str) -> None:
+        """Let the service have a block that is here."""
+        mark = self._mark(cid)
+        try:
+            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark.touch(mode=0o600)
+        except OSError as error:
+            raise StorageFullError(f"cannot store a block: {error.strerror}") from None
+
+
+class ScopedContent:
+    """The content of every service on one store. `everything` is the owner's own view of it."""
+
+    def __init__(self, store: DiskBlockStore, marks: Path) -> None:
+        self._store = store
+        self._marks = marks
+        self.everything = Content(store)
+        self._views: dict[str, Content] = {}
+
+    def of(self, service: str) -> Content:
+        """Return the content that is here for a service."""
+        parse_cid(service)
+        if service not in self._views:
+            self._views[service] = Content(ServiceBlocks(self._store, self._marks / service))
+        return self._views[service]
+
+    async def share(self, service: str, cid: str) -> bool:
+        """Let a service have what lies below `cid` here, as its owner wants; False, and nothing
+        done, when it is not here whole."""
+        here, missing = await self.everything.walk(cid)
+        if missing:
+            return False
+        view = ServiceBlocks(self._store, self._marks / service)
+
+        def share_all() -> None:
+            for block in here:
+                view.share_sync(block)
+
+        await trio.to_thread.run_sync(share_all)
+        return True
