@@ -8,6 +8,11 @@ UserError (400)
 └── StorageFullError (507)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pairio_protocol.errors import DefinitionError
+
 __all__ = [
     "ConflictError",
     "ForbiddenError",
@@ -15,6 +20,7 @@ __all__ = [
     "StorageFullError",
     "UnavailableError",
     "UserError",
+    "as_user_errors",
 ]
 
 
@@ -67,3 +73,12 @@ class StorageFullError(UserError):
     """The quota or the disk is full; nothing was stored."""
 
     default_code, default_status = "storage_full", 507
+
+
+@contextmanager
+def as_user_errors() -> Iterator[None]:
+    """Turn what the protocol says of a definition that cannot be into a `UserError`."""
+    try:
+        yield
+    except DefinitionError as error:
+        raise UserError(str(error), hint=error.hint) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from pairio_node.admins import Admins
 from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
@@ -96,6 +97,7 @@ class Node:
         self._runners = runners
         self.services = Services(self)
         self.joins = Joins(self)
+        self.admins = Admins(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         #: Tells the owner something at once (stderr).

@@ -4,12 +4,10 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from pairio_node.appdir import find_app, is_left_out, load_spec
-from pairio_node.errors import NotFoundError, UserError
+from pairio_node.errors import NotFoundError, UserError, as_user_errors
 from pairio_node.views import app_view, service_view
 from pairio_protocol import events as ev
-from pairio_protocol.allowlist import parse_roles
-from pairio_protocol.errors import DecodeError
-from pairio_protocol.ids import public_key_of
+from pairio_protocol.apps import validate_app
 
 if TYPE_CHECKING:
     from pairio_node.node import Node
@@ -61,30 +59,6 @@ class Services:
         answer = await self._node.driver.call(lambda call: ev.CreateService(call, name, nonce))
         return service_view(self._node.core, answer["service"])
 
-    async def add_member(
-        self, service: str, peer_id: str, roles: list[str], name: str | None
-    ) -> dict[str, Any]:
-        """Put a peer on the list; it need not be connected."""
-        try:
-            public_key_of(peer_id)
-        except DecodeError as error:
-            raise UserError(
-                str(error), hint="the other node prints its id: pairio-node status"
-            ) from None
-        found = self.id_of(service)
-        parsed = parse_roles(roles)
-        await self._node.driver.call(
-            lambda call: ev.AddMember(call, found, peer_id, parsed, name or "")
-        )
-        return service_view(self._node.core, found)
-
-    async def remove_member(self, service: str, member: str) -> dict[str, Any]:
-        """Take a member off the list, by name or by peer id."""
-        found = self.id_of(service)
-        name = self._node.core.membership.folded(found).member_of(member) or member
-        await self._node.driver.call(lambda call: ev.RemoveMember(call, found, name))
-        return service_view(self._node.core, found)
-
     async def accept(self, name: str) -> dict[str, Any]:
         """Consent to a service; fine when it was taken up already."""
         answer = await self._node.driver.call(lambda call: ev.AcceptService(call, name))
@@ -96,7 +70,8 @@ class Services:
         return [app_view(app) for _, app in sorted(folded.apps.items())]
 
     async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
-        """Make a directory content and put the app on the list (again: updates it)."""
+        """Make a directory content and put the app on the list (again: updates it). With `proposal`
+        set, further admins have to sign."""
         found = self.id_of(service)
         directory = find_app(source)
         spec = await load_spec(directory, self._node.strongest)
@@ -105,7 +80,8 @@ class Services:
         if image is not None:
             for processor in spec.get("processors", []):
                 processor["image"] = image
-        app = {**spec, "bundle": added.cid}
-        answer = await self._node.driver.call(lambda call: ev.InstallApp(call, found, app))
-        folded = self._node.core.membership.folded(found)
-        return app_view(folded.apps[answer["app"]])
+        with as_user_errors():
+            app = validate_app({**spec, "bundle": added.cid})
+        done = await self._node.admins.install(found, app)
+        said = {key: done[key] for key in ("serviceName", "updated", "changed", "proposal")}
+        return {**app_view(app), **said}

@@ -1,5 +1,6 @@
 """What clients see: jobs, services, status, as plain JSON in the original's names."""
 
+import base64
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ from pairio_protocol.machines.twins import Twin
 from pairio_protocol.normalise import source_text
 from pairio_protocol.policy import isolation_needed, misfit
 from pairio_protocol.records import End
+from pairio_protocol.service import Weighed
+from pairio_protocol.wording import op_words
 
 __all__ = [
     "TWIN_HINT",
@@ -19,6 +22,7 @@ __all__ = [
     "is_final",
     "is_settled",
     "job_view",
+    "proposal_view",
     "service_view",
     "twin_view",
     "twin_words",
@@ -87,12 +91,16 @@ def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str
     resolution = fold.resolve(state.job)
     if resolution.blocked_by is not None:
         return "blocked", f"input job {resolution.blocked_by} failed"
+    app = state.document["app"]
+    is_listed = app in core.membership.folded(service).apps
     run = fold.run_of(state, resolution)
     if run is not None and fold.live_attempts(run):
         return "running", None
     attempt = core.coordinator.attempt_of(state.id)
     if attempt is not None and attempt.held:
         return "starting", None
+    if not is_listed:
+        return "blocked", f"app {app!r} was removed from the service"
     if run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX:
         return "failed", f"exhausted: {ATTEMPTS_MAX} attempts were lost; submit it again"
     return "pending", None
@@ -334,6 +342,37 @@ def service_view(core: NodeCore, service: str) -> dict[str, Any]:
             for name, (roles, keys) in sorted(folded.members.items())
         ],
         "apps": sorted(folded.apps),
+        "threshold": folded.threshold,
+        "ended": folded.ended,
+        "losingBranches": len(chain.losing_heads()),
+        "proposals": len(core.membership.proposals.of(service)),
+    }
+
+
+def proposal_view(weighed: Weighed) -> dict[str, Any]:
+    """Return a proposed change as clients see it: what it does, who signed, who may yet."""
+    before, after = weighed.before, weighed.after
+    changes_admins = (before.admins, before.threshold) != (after.admins, after.threshold)
+    signers = set(weighed.signers)
+
+    def named(peers: tuple[str, ...]) -> list[dict[str, Any]]:
+        names = {peer: before.member_of(peer) or after.member_of(peer) for peer in peers}
+        return [{"peerId": peer, "member": names[peer]} for peer in peers]
+
+    return {
+        "id": weighed.change.cid,
+        "epoch": weighed.document["seq"],
+        "issuedUnixMs": weighed.document["issued"],
+        "does": [op_words(op, before) for op in weighed.document["ops"]],
+        "proposedBy": named(weighed.signers[:1])[0],
+        "signedBy": named(weighed.signers),
+        "missing": named(tuple(p for p in weighed.may_sign() if p not in signers)),
+        "needed": before.threshold,
+        "have": len(signers & set(before.admins)),
+        "neededAfter": after.threshold if changes_admins else None,
+        "haveAfter": len(signers & set(after.admins)) if changes_admins else None,
+        "fits": weighed.is_newest,
+        "data": base64.b64encode(weighed.change.encode()).decode(),
     }
 
 

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from pairio_cli import joins
+from pairio_cli.admins import add_admin_commands
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
+from pairio_cli.proposals import add_proposal_commands
 from pairio_cli.services import app_app, service_app
 from pairio_cli.shared import Json, ServiceOption, api, new_typer, part, seconds
 
@@ -16,6 +18,8 @@ __all__ = ["main"]
 app = new_typer("Submit jobs to a peer-to-peer compute network.")
 job_app = new_typer("Jobs.")
 token_app = new_typer("Tokens for scripts.")
+add_admin_commands(service_app, app_app)
+add_proposal_commands(service_app)
 app.add_typer(service_app, name="service")
 app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")

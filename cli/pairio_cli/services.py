@@ -22,6 +22,12 @@ def _show_service(service: dict[str, Any]) -> None:
     ]
     table(["MEMBER", "ROLES", "PEERS", "ALIVE"], rows)
     data(f"apps: {', '.join(service['apps']) or 'none'}")
+    if service["ended"]:
+        data("it has ended: nobody has a role in it any more")
+    if service["proposals"]:
+        data(f"changes that wait for signatures: {service['proposals']}")
+    if service["losingBranches"]:
+        data(f"branches of changes that lost: {service['losingBranches']}; see its log")
 
 
 @service_app.command("create")
@@ -40,7 +46,12 @@ def service_ls(json: Json = False) -> None:
         as_json(services)
         return
     rows = [
-        [s["serviceName"], ",".join(s["roles"]), str(len(s["members"])), ", ".join(s["apps"])]
+        [
+            s["serviceName"],
+            "ended" if s["ended"] else ",".join(s["roles"]),
+            str(len(s["members"])),
+            ", ".join(s["apps"]),
+        ]
         for s in services
     ]
     table(["SERVICE", "MY ROLES", "MEMBERS", "APPS"], rows)
@@ -51,33 +62,6 @@ def service_show(name: str, json: Json = False) -> None:
     """Show a service. Example: pairio service show lab"""
     service = api().call("GET", f"/api/v1/services/{part(name)}")
     as_json(service) if json else _show_service(service)
-
-
-@service_app.command("remove-member")
-def service_remove_member(service: str, member: str, json: Json = False) -> None:
-    """Take a member off the list, by name or peer. Example: pairio service remove-member lab bob"""
-    path = f"/api/v1/services/{part(service)}/members/{part(member)}"
-    found = api().call("DELETE", path)
-    if json:
-        as_json(found)
-        return
-    note(f"{member!r} is no member of {service!r} any more; what it does from now on is refused")
-
-
-@service_app.command("add-member")
-def service_add_member(
-    name: str,
-    peer: str,
-    roles: Annotated[str, typer.Option(help="Comma list of admin, submit, compute, read.")],
-    member: Annotated[str | None, typer.Option("--name", help="Name of the member.")] = None,
-    json: Json = False,
-) -> None:
-    """Put a peer on the list. Example: pairio service add-member lab 12D3Koo... --roles submit"""
-    body = {"peerId": peer, "roles": roles.split(","), "name": member}
-    service = api().call("POST", f"/api/v1/services/{part(name)}/members", body)
-    if json:
-        as_json(service)
-    note(f"Added {short(peer)} to {service['serviceName']!r} as {roles}")
 
 
 @service_app.command("offers")
@@ -107,14 +91,23 @@ def app_install(
     image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
     json: Json = False,
 ) -> None:
-    """Install or update an app. Example: pairio app install lab hello_world"""
+    """Install an app; one that is there is updated. Example: pairio app install lab hello_world"""
+    install(service, source, image, json)
+
+
+def install(service: str, source: str, image: str | None, json: bool) -> None:
+    """Put an app on the list of a service, from a directory here or a shipped one."""
+    from pairio_cli.admins import done
+
     if Path(source).is_dir():
         source = str(Path(source).absolute())
     body = {"source": source, "image": image}
     made = api().call("POST", f"/api/v1/services/{part(service)}/apps", body)
-    as_json(made) if json else data(made["appName"])
+    if not json and made["proposal"] is None:
+        data(made["appName"])
     processors = ", ".join(p["name"] for p in made["appSpecification"]["processors"])
-    note(f"Installed {made['appName']!r} with processors {processors}")
+    verb = "Updated" if made["updated"] else "Installed"
+    done(made, json, f"{verb} {made['appName']!r} with processors {processors}")
 
 
 @app_app.command("ls")

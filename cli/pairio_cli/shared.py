@@ -5,9 +5,18 @@ from typing import Annotated, Any
 import click
 import typer
 
-from pairio_cli.output import fail
+from pairio_cli.output import fail, short
 
-__all__ = ["Json", "ServiceOption", "api", "new_typer", "part", "seconds"]
+__all__ = [
+    "Json",
+    "ServiceOption",
+    "api",
+    "new_typer",
+    "part",
+    "people",
+    "seconds",
+    "service_path",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
@@ -44,3 +53,14 @@ def seconds(text: str | None) -> int | None:
     if unit is None or not text[:-1].isdecimal() or len(text) > 10 or int(text[:-1]) < 1:
         fail(f"--expires is {text!r}", "use a number and s, m, h or d: 30m, 12h, 7d", 2)
     return int(text[:-1]) * unit
+
+
+def service_path(service: str, rest: str) -> str:
+    """Return the path of something of a service."""
+    return f"/api/v1/services/{part(service)}/{rest}"
+
+
+def people(found: list[dict[str, Any]]) -> str:
+    """Return peers as people read them: the member and the end of the key."""
+    named = (f"{p['member'] or 'no member'} ({short(p['peerId'])})" for p in found)
+    return ", ".join(named) or "nobody"

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Stre
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pairio_node.api.admins import admin_routes
 from pairio_node.api.auth import COOKIE, Auth
 from pairio_node.api.batch import BatchBody, submit_all
 from pairio_node.api.content import content_response
@@ -51,6 +52,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     _job_routes(app, node)
     service_routes(app, node.services)
     join_routes(app, node.joins)
+    admin_routes(app, node.admins)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app

@@ -4,13 +4,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pairio_protocol.limits import NAME_LENGTH_MAX, TAGS_MAX, TEXT_LENGTH_MAX
+from pairio_protocol.limits import (
+    ADMINS_MAX,
+    FRAME_SIZE_BYTES_MAX,
+    NAME_LENGTH_MAX,
+    TAGS_MAX,
+    TEXT_LENGTH_MAX,
+)
 
 __all__ = [
+    "AdminsBody",
     "AppBody",
+    "GrantBody",
     "LinkBody",
-    "MemberBody",
     "NameBody",
+    "RenameBody",
+    "RevokeBody",
+    "SignBody",
     "Status",
     "SubmitBody",
     "TokenBody",
@@ -81,12 +91,41 @@ class NameBody(_Body):
     name: _Text
 
 
-class MemberBody(_Body):
-    """A key for the list."""
+class GrantBody(_Body):
+    """Roles for a member (by name or key), or a key for the list."""
 
-    peerId: _Text  # noqa: N815
+    who: _Text
     roles: list[_Short]
     name: _Text | None = None
+
+
+class RevokeBody(_Body):
+    """What is taken from a member: these roles, or his place (a key: its place)."""
+
+    who: _Text
+    roles: list[_Short] | None = None
+    sinceUnixMs: int | None = Field(default=None, ge=0, lt=2**62)  # noqa: N815
+
+
+class RenameBody(_Body):
+    """Another name for a member; without one, for the service on this node."""
+
+    name: _Text
+    member: _Text | None = None
+
+
+class AdminsBody(_Body):
+    """All admins, and how many of them have to sign."""
+
+    admins: list[_Text] = Field(max_length=ADMINS_MAX)
+    threshold: int = Field(ge=1, le=ADMINS_MAX)
+
+
+class SignBody(_Body):
+    """A proposal to sign: by its id or a unique end of it, or as it came in a file (base64)."""
+
+    id: _Text = ""
+    data: Annotated[str, Field(max_length=2 * FRAME_SIZE_BYTES_MAX)] | None = None
 
 
 class AppBody(_Body):

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from pairio_node.api.facade import ServicesFacade
-from pairio_node.api.models import AppBody, MemberBody, NameBody
+from pairio_node.api.models import AppBody, NameBody
 
 __all__ = ["service_routes"]
 
@@ -23,14 +23,6 @@ def service_routes(app: FastAPI, services: ServicesFacade) -> None:
     @app.get("/api/v1/services/{name}")
     async def service(name: str) -> JSONResponse:
         return JSONResponse(services.one(name))
-
-    @app.post("/api/v1/services/{name}/members")
-    async def add_member(name: str, body: MemberBody) -> JSONResponse:
-        return JSONResponse(await services.add_member(name, body.peerId, body.roles, body.name))
-
-    @app.delete("/api/v1/services/{name}/members/{member}")
-    async def remove_member(name: str, member: str) -> JSONResponse:
-        return JSONResponse(await services.remove_member(name, member))
 
     @app.post("/api/v1/services/{name}/accept")
     async def accept(name: str) -> JSONResponse:

@@ -4,6 +4,7 @@
 change, and which branch of changes counts, is in `service.py`. Source: DESIGN section 5.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -12,6 +13,7 @@ from pairio_protocol.apps import validate_app
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import ADMINS_MAX, MEMBERS_MAX, NAME_LENGTH_MAX
+from pairio_protocol.names import is_alike, name_flaw
 from pairio_protocol.proofs import (
     Past,
     Place,
@@ -139,6 +141,8 @@ def apply_ops(
         if folded is None:
             folded = _created(op)
             continue
+        if folded.ended:
+            raise DecodeError("the service has ended")
         before_op, folded = folded, _applied(folded, op, place)
         if op["op"] in _REMOVING:
             gone = _keys(before_op) - _keys(folded)
@@ -172,7 +176,7 @@ def _remove(folded: Folded, name: str, key: Any) -> Folded:
 
 
 def _created(op: dict[str, Any]) -> Folded:
-    return Folded(_name(op.get("name"), "service name"), **_admins(op))
+    return Folded(_title(op.get("name"), "service name"), **_admins(op))
 
 
 def _admins(op: dict[str, Any]) -> dict[str, Any]:
@@ -201,19 +205,17 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
             left = without_invitation(folded.invitations, op.get("key"))
             return replace(folded, invitations=left)
         case "role":
-            name, roles = _name(op.get("member"), "member"), _roles(op)
-            if name not in folded.members:
-                raise DecodeError(f"no member {name!r}")
+            name, roles = _member(folded, op), _roles(op)
             return replace(
                 folded, members={**folded.members, name: (roles, folded.members[name][1])}
             )
         case "remove":
-            name = _name(op.get("member"), "member")
-            if name not in folded.members:
-                raise DecodeError(f"no member {name!r}")
+            name = _member(folded, op)
             if "leave" in op:
                 check_leave(op["leave"], op.get("key"), folded.past, place)
             return _remove(folded, name, op.get("key"))
+        case "rename":
+            return _rename(folded, op)
         case "admins":
             return replace(folded, **_admins(op))
         case "app":
@@ -222,6 +224,11 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
             except DefinitionError as error:
                 raise DecodeError(str(error)) from None
             return replace(folded, apps={**folded.apps, app["name"]: app})
+        case "app_remove":
+            name = _name(op.get("app"), "app")
+            if name not in folded.apps:
+                raise DecodeError(f"no app {name!r}")
+            return replace(folded, apps={n: a for n, a in folded.apps.items() if n != name})
         case "policy":
             policy = op.get("policy")
             if not isinstance(policy, dict):
@@ -234,8 +241,35 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
     raise DecodeError(f"unknown op {str(op.get('op'))[:40]!r}")
 
 
+def _member(folded: Folded, op: dict[str, Any]) -> str:
+    name = _name(op.get("member"), "member")
+    if name not in folded.members:
+        raise DecodeError(f"no member {name!r}")
+    return name
+
+
+def _rename(folded: Folded, op: dict[str, Any]) -> Folded:
+    """Call a member otherwise; his keys and roles stay."""
+    name = _member(folded, op)
+    others = {n: m for n, m in folded.members.items() if n != name}
+    return replace(
+        folded, members={**others, _new_member(others, op.get("to")): folded.members[name]}
+    )
+
+
+def _new_member(others: Iterable[str], value: Any) -> str:
+    """Return a name that no other member has, nor one that people would take for it."""
+    name = _title(value, "member")
+    for other in others:
+        if is_alike(name, other):
+            raise DecodeError(f"member {name!r} looks like member {other!r}")
+    return name
+
+
 def _add(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
     name, roles, key = _name(op.get("member"), "member"), _roles(op), _name(op.get("key"), "key")
+    if name not in folded.members:
+        _new_member(folded.members, name)
     public_key_of(key)
     owner = folded.member_of(key)
     if owner is not None and owner != name:
@@ -266,6 +300,14 @@ def _add_invited(
     if not had <= set(roles) <= had | allowed:
         raise DecodeError("other roles than the invitation gives")
     return replace(folded, invitations=invitations)
+
+
+def _title(value: Any, what: str) -> str:
+    """Return a name that people read."""
+    flaw = name_flaw(value) if isinstance(value, str) else "is not text"
+    if flaw is not None:
+        raise DecodeError(f"{what} {str(value)[:NAME_LENGTH_MAX]!r} {flaw}")
+    return str(value)
 
 
 def _name(value: Any, what: str) -> str:

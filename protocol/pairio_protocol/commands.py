@@ -292,6 +292,7 @@ class Commands:
     def tick(self) -> None:
         """Go on without those who have not answered in time."""
         self._joins.tick()
+        self._services.tick()
         for key in self._due.due(self._ctx.now_ms):
             submit = self._submits[key]
             submit.late = True
@@ -303,6 +304,6 @@ class Commands:
                 self._ctx.emit(Fail(submit.call, message, "ask an admin, then submit again"))
 
     def deadline_ms(self) -> int | None:
-        """When a waiting submit is answered anyway."""
-        deadlines = (self._due.next_ms(), self._joins.deadline_ms())
-        return min((d for d in deadlines if d is not None), default=None)
+        """When a waiting call goes on anyway."""
+        waits = (self._due.next_ms(), self._joins.deadline_ms(), self._services.deadline_ms())
+        return min((at_ms for at_ms in waits if at_ms is not None), default=None)

@@ -60,6 +60,7 @@ from pairio_protocol.messages import (
     Lookup,
     Presence,
     PresenceUpdate,
+    Proposal,
     Push,
     SyncSegments,
     WantChanges,
@@ -300,6 +301,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 pass  # we were just added, or wait for our owner's consent
             case _ if message.service not in self.membership.shared_with(peer):
                 self.ctx.refuse(peer, f"{MESSAGES.kind_of(message)} of a stranger")
+            case Proposal():
+                if self.membership.proposals.on_proposal(peer, message):
+                    self.intake.on_service_changed(message.service)
             case Digest():
                 self.sync.on_digest(peer, message)
             case Frontier():
@@ -341,6 +345,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         if self.membership.shared_with(peer):
             self._boots[peer] = hello.boot
         self.membership.on_hello(peer, hello)
+        self.membership.proposals.on_hello(peer, hello)
 
     # -- what machines ask of each other (coordinator.Hooks, worker.Hooks) -------------------
 

@@ -11,6 +11,7 @@ from pairio_protocol import events as ev
 from pairio_protocol import joining, own_wishes
 from pairio_protocol.effects import Commit, Effect, Fail, JoinTopic
 from pairio_protocol.ids import LogId
+from pairio_protocol.machines import proposals
 from pairio_protocol.machines.retention import Tombstone
 from pairio_protocol.messages import Ack, Push
 from pairio_protocol.segment import Segment
@@ -50,6 +51,7 @@ class Disk:
             or membership.unsaved_notes
             or self._core.joining.unsaved
             or self._core.own_wishes.unsaved
+            or membership.proposals.unsaved
         )
 
     def begin(self) -> None:
@@ -83,6 +85,7 @@ class Disk:
             tuple(self._core.retention.unsaved),
             (
                 *membership.unsaved_notes,
+                *membership.proposals.unsaved,
                 *self._core.joining.unsaved,
                 *self._core.own_wishes.unsaved,
             ),
@@ -93,6 +96,7 @@ class Disk:
         self._core.joining.unsaved, self._core.own_wishes.unsaved = [], []
         self._core.retention.unsaved, self._core.retention.unsaved_kept = [], []
         membership.unsaved_changes, membership.unsaved_services = [], set()
+        membership.proposals.unsaved = []
         self._core.logs.unsaved = []
         return commit
 
@@ -175,15 +179,17 @@ class Disk:
         for service in sorted(self._core.membership.taken_up):
             self._ctx.emit(JoinTopic(service))
             self._core.intake.refold(service)
-        self._restore_wishes(event)
+        self._restore_notes(event)
         for adopted in event.adopted:
             self._core.worker.adopt(adopted)
         for service in sorted(self._core.membership.taken_up):
             self._core.worker.end_lost(service)
 
-    def _restore_wishes(self, event: ev.Restored) -> None:
-        for kind, _, data in event.notes:
-            if kind == own_wishes.NOTE:
+    def _restore_notes(self, event: ev.Restored) -> None:
+        for kind, name, data in event.notes:
+            if kind in (proposals.NOTE, proposals.WITHDRAWN_NOTE):
+                self._core.membership.proposals.restore(kind, name, data)
+            elif kind == own_wishes.NOTE:
                 self._core.own_wishes.restore(data)
             elif kind == joining.NOTE:
                 self._core.joining.restore(data)

@@ -13,7 +13,6 @@ from pairio_protocol.records import Resources
 
 __all__ = [
     "AcceptService",
-    "AddMember",
     "Adopted",
     "ApproveWish",
     "CancelRequests",
@@ -23,23 +22,32 @@ __all__ = [
     "DeclineService",
     "DenyWish",
     "Draining",
+    "EndService",
     "Event",
     "Executed",
     "Fetched",
     "FrameReceived",
     "GossipReceived",
+    "Grant",
     "InstallApp",
     "Invite",
     "JoinService",
     "LeaveService",
     "PeerDown",
     "PeerUp",
-    "RemoveMember",
+    "RemoveApp",
+    "RenameMember",
+    "RenameService",
+    "RenewProposal",
     "Restored",
-    "SetRoles",
+    "Revoke",
+    "SetAdmins",
+    "SignOver",
+    "SignProposal",
     "Submit",
     "TimePassed",
     "Uninvite",
+    "WithdrawProposal",
     "Woke",
 ]
 
@@ -134,35 +142,103 @@ class CreateService:
 
 
 @dataclass(frozen=True)
-class AddMember:
-    """The owner, an admin, puts a key on the list."""
+class Grant:
+    """The owner, an admin, gives roles to a member (by name, or by one of his keys) beside those
+    that he has; a key that is nobody's is put on the list, as member `name`."""
 
     call: int
     service: str
-    peer: str
+    who: str
     roles: tuple[str, ...]
-    member: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
-class RemoveMember:
-    """The owner, an admin, takes a member (or one of his keys) off the list. What this node knows
-    of the member's logs stays; later segments of before the change do not count."""
+class Revoke:
+    """The owner, an admin, takes roles from a member; without `roles` the member, or one key only,
+    off the list. What connected members know of his logs by now stays, or only what was issued up
+    to `since_unix_ms`; later segments of before the change do not count."""
 
     call: int
     service: str
-    member: str
-    peer: str = ""
+    who: str
+    roles: tuple[str, ...] = ()
+    since_unix_ms: int | None = None
 
 
 @dataclass(frozen=True)
-class SetRoles:
-    """The owner, an admin, gives a member other roles."""
+class RenameMember:
+    """The owner, an admin, calls a member otherwise."""
 
     call: int
     service: str
     member: str
-    roles: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class SetAdmins:
+    """The owner, an admin, names all admins anew (members or keys) and how many have to sign."""
+
+    call: int
+    service: str
+    admins: tuple[str, ...]
+    threshold: int
+
+
+@dataclass(frozen=True)
+class EndService:
+    """The owner, an admin, ends a service: nobody has a role any more."""
+
+    call: int
+    service: str
+
+
+@dataclass(frozen=True)
+class SignOver:
+    """The owner, an admin, has looked at the branches of changes that lost: what they took from
+    members is given back, as far as the winning branch gives it."""
+
+    call: int
+    service: str
+
+
+@dataclass(frozen=True)
+class RenameService:
+    """The owner calls a service otherwise on this node."""
+
+    call: int
+    service: str
+    name: str
+
+
+@dataclass(frozen=True)
+class SignProposal:
+    """The owner, an admin, signs a change that others have proposed: one kept here (its id, or a
+    unique end of it; empty: the only one), or the one in `data`."""
+
+    call: int
+    service: str
+    proposal: str = ""
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class WithdrawProposal:
+    """The owner drops a proposal on this node: it is not taken again from others."""
+
+    call: int
+    service: str
+    proposal: str
+
+
+@dataclass(frozen=True)
+class RenewProposal:
+    """The owner, an admin, proposes the same ops again, after the newest change."""
+
+    call: int
+    service: str
+    proposal: str
 
 
 @dataclass(frozen=True)
@@ -181,6 +257,15 @@ class InstallApp:
     call: int
     service: str
     app: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RemoveApp:
+    """The owner, an admin, takes an app off the list; its jobs that are open are blocked."""
+
+    call: int
+    service: str
+    app: str
 
 
 @dataclass(frozen=True)
@@ -319,7 +404,6 @@ class Woke:
 
 Event = (
     AcceptService
-    | AddMember
     | ApproveWish
     | CancelRequests
     | CommitFailed
@@ -328,21 +412,30 @@ Event = (
     | DeclineService
     | DenyWish
     | Draining
+    | EndService
     | Executed
     | Fetched
     | FrameReceived
     | GossipReceived
+    | Grant
     | InstallApp
     | Invite
     | JoinService
     | LeaveService
     | PeerDown
     | PeerUp
-    | RemoveMember
+    | RemoveApp
+    | RenameMember
+    | RenameService
+    | RenewProposal
     | Restored
-    | SetRoles
+    | Revoke
+    | SetAdmins
+    | SignOver
+    | SignProposal
     | Submit
     | TimePassed
     | Uninvite
+    | WithdrawProposal
     | Woke
 )

@@ -212,6 +212,7 @@ class Intake:
         chain = self._core.membership.active(service)
         if chain is None:
             return
+        self._core.membership.proposals.on_service_changed(service)
         shrunk, more = self._core.logs.recount(service, chain)
         rewritten = self._rewrites.get(service, 1) != chain.rewrites
         self._rewrites[service] = chain.rewrites

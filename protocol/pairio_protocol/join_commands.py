@@ -7,7 +7,7 @@ from pairio_protocol.errors import DefinitionError
 from pairio_protocol.limits import CANCELS_PER_RECORD_MAX, CUTS_PER_CHANGE_MAX
 from pairio_protocol.own_wishes import OwnWish
 from pairio_protocol.records import Cancel
-from pairio_protocol.service import Chain
+from pairio_protocol.service import Chain, Cut
 from pairio_protocol.wishes import asked_for, leaving, op_for
 
 if TYPE_CHECKING:
@@ -49,9 +49,12 @@ class JoinCommands:
 
     # -- admins ---------------------------------------------------------------------------
 
-    def _change(self, service: str, op: dict[str, Any]) -> None:
-        self._core.membership.change(service, [op])
-        self._core.intake.on_service_changed(service)
+    def _change(self, service: str, op: dict[str, Any], cuts: tuple[Cut, ...] = ()) -> str:
+        """Sign a change; returns the id of the proposal if further admins have to sign, else ""."""
+        proposal = self._core.membership.change(service, [op], cuts)
+        if not proposal:
+            self._core.intake.on_service_changed(service)
+        return proposal
 
     def _invite(self, event: ev.Invite) -> None:
         service, _ = self._services.find(event.service)
@@ -62,28 +65,28 @@ class JoinCommands:
             "uses": event.uses,
             "expires_unix_ms": event.expires_unix_ms,
         }
-        self._change(service, op)
-        self._services.reply(event.call, {"service": service})
+        proposal = self._change(service, op)
+        self._services.reply(event.call, {"service": service, "proposal": proposal})
 
     def _uninvite(self, event: ev.Uninvite) -> None:
         service, _ = self._services.find(event.service)
-        self._change(service, {"op": "uninvite", "key": event.key})
-        self._services.reply(event.call, {"service": service})
+        proposal = self._change(service, {"op": "uninvite", "key": event.key})
+        self._services.reply(event.call, {"service": service, "proposal": proposal})
 
     def _approve(self, event: ev.ApproveWish) -> None:
         service, chain = self._services.find(event.service)
         held = self._core.joining.find(service, event.wish)
         op = op_for(held.wish, chain.now)
         if held.wish.kind == "leave":
-            self._core.membership.change(service, [op], held.wish.cuts())
+            proposal = self._change(service, op, held.wish.cuts())
         else:
             if event.roles:
                 had = chain.now.members.get(op["member"], ((), ()))[0]
                 op["roles"] = sorted({*event.roles, *had})
-            self._core.membership.change(service, [op])
-        self._core.intake.on_service_changed(service)
+            proposal = self._change(service, op)
         self._core.membership.hello(held.wish.peer)
-        answer = {"service": service, "member": op["member"], "peer": held.wish.peer}
+        answer: dict[str, Any] = {"service": service, "member": op["member"]}
+        answer |= {"peer": held.wish.peer, "proposal": proposal}
         self._services.reply(event.call, {**answer, "roles": op.get("roles", [])})
 
     def _deny(self, event: ev.DenyWish) -> None:

@@ -86,6 +86,11 @@ LINK_LENGTH_MAX: Final = 4096
 OFFER_WEIGHT_MAX: Final = 8 * 1024 * 1024
 #: Services whose changes come in several messages and have not named this node yet.
 UNNAMED_MAX: Final = 8
+#: Proposed changes kept for a service, and of those that one admin proposed.
+PROPOSALS_MAX: Final = 64
+PROPOSALS_PER_ADMIN_MAX: Final = 8
+#: Proposals of a service that the owner withdrew and that are remembered.
+WITHDRAWN_MAX: Final = 256
 #: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
 #: Segments sent for one frontier; the rest follows the next.
@@ -167,6 +172,9 @@ TAKE_RANK_MS: Final = 2_000
 WANT_DELAY_MS: Final = 20_000
 #: News that gossip may not have brought is compared with some neighbours after this time.
 NEWS_SYNC_MS: Final = 300
+#: Before something is taken from a member, other members may send for so long what they know of
+#: his logs.
+CUT_WAIT_MS: Final = 500
 #: Neighbours that news is compared with.
 NEWS_FANOUT: Final = 3
 #: A submit waits so long for another member to have stored it.

@@ -43,6 +43,7 @@ __all__ = [
     "Message",
     "Presence",
     "PresenceUpdate",
+    "Proposal",
     "Push",
     "SyncSegments",
     "WantChanges",
@@ -94,6 +95,17 @@ class Changes:
     service: str
     changes: tuple[bytes, ...]
     more: bool
+
+
+@MESSAGES.wire("proposal")
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A change that too few admins have signed, from one who may sign it to another: when it is
+    made or gets a signature, and after a hello that shows the same changes. A receiver that holds
+    further signatures sends it back with them."""
+
+    service: str
+    change: bytes
 
 
 @MESSAGES.wire("presence")
@@ -336,6 +348,7 @@ Message = (
     | LookedUp
     | Lookup
     | PresenceUpdate
+    | Proposal
     | Push
     | SyncSegments
     | WantChanges

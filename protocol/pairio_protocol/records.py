@@ -42,6 +42,7 @@ __all__ = [
     "Start",
     "Unknown",
     "decode_record",
+    "issued_unix_ms",
     "result_cid",
 ]
 
@@ -177,6 +178,20 @@ def decode_record(plain: Any) -> Record | Unknown:
             raise DecodeError(f"a record nested deeper than {DEPTH_MAX} levels") from None
         return Unknown(plain)
     return record
+
+
+def issued_unix_ms(record: Record | Unknown) -> int:
+    """Return when a record was issued, by its author's clock; of an unknown kind 0.
+
+    Raises:
+        DecodeError: a result whose document is none.
+    """
+    match record:
+        case Result():
+            return ResultDocument.decode(record.document).finished_unix_ms
+        case Unknown():
+            return 0
+    return record.issued_unix_ms
 
 
 def _is_deeper(plain: Any, levels: int) -> bool:

@@ -9,131 +9,34 @@ Source: DESIGN section 5. The rule at a fork is applied at the first divergence,
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from pairio_protocol.allowlist import Folded, apply_ops, is_count
-from pairio_protocol.codec import pack, unpack
+from pairio_protocol.changes import (
+    ChangeGap,
+    Cut,
+    Cutting,
+    SignedChange,
+    Told,
+    Weighed,
+    parse_cuts,
+    signed_bytes,
+)
 from pairio_protocol.documents import decode, document_cid, encode
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import LogId
 from pairio_protocol.limits import (
-    ADMINS_MAX,
     CHANGE_SIZE_BYTES_MAX,
     CHANGES_MAX,
-    CUTS_PER_CHANGE_MAX,
-    FRAME_SIZE_BYTES_MAX,
     SERVICE_SIZE_BYTES_MAX,
     SIBLINGS_MAX,
-    SIGNATURE_SIZE_BYTES,
 )
 from pairio_protocol.proofs import Place, is_proven
-from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
+from pairio_protocol.signing import SigningKey, sha256, verify
 
-__all__ = [
-    "Chain",
-    "ChangeGap",
-    "Cut",
-    "Cutting",
-    "SignedChange",
-]
+__all__ = ["Chain", "ChangeGap", "Cut", "Cutting", "SignedChange", "Told", "Weighed"]
 
 _CHANGE_FIELDS = {"type", "v", "seq", "prev", "ops", "cuts", "over", "state", "issued"}
-
-
-@dataclass(frozen=True)
-class SignedChange:
-    """One change as it travels: the document's bytes and the admins' signatures over them."""
-
-    body: bytes
-    signatures: tuple[tuple[str, bytes], ...]
-
-    @cached_property
-    def cid(self) -> str:
-        """The CID of the change; of the first one it is the service's id."""
-        return document_cid(self.body)
-
-    @property
-    def seq(self) -> int:
-        """The seq that the change states; of a valid one its place in the chain."""
-        return int(decode(self.body, CHANGE_SIZE_BYTES_MAX)["seq"])
-
-    def encode(self) -> bytes:
-        """Return the bytes that are stored and sent."""
-        return pack([self.body, [[peer, signature] for peer, signature in self.signatures]])
-
-    @staticmethod
-    def decode(data: bytes) -> "SignedChange":
-        """Return the change in `data`; DecodeError when it has not this shape."""
-        plain = unpack(data, FRAME_SIZE_BYTES_MAX)
-        match plain:
-            case [bytes(body), list(signatures)] if (
-                len(body) <= CHANGE_SIZE_BYTES_MAX and len(signatures) <= 2 * ADMINS_MAX
-            ):
-                pairs = []
-                for item in signatures:
-                    match item:
-                        case [str(peer), bytes(signature)] if (
-                            len(signature) == SIGNATURE_SIZE_BYTES
-                        ):
-                            pairs.append((peer, signature))
-                        case _:
-                            raise DecodeError("a signature is not [peer, bytes]")
-                return SignedChange(body, tuple(pairs))
-        raise DecodeError("not a signed change")
-
-
-def _signed_bytes(body: bytes) -> bytes:
-    return signing_input("change", sha256(body))
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The last segment of a log that counts after its author lost something: seq and hash."""
-
-    log: LogId
-    seq: int
-    hash: bytes
-
-    def plain(self) -> dict[str, Any]:
-        """Return the cut as it stands in a change."""
-        author, boot, shard = self.log
-        return {
-            "author": author,
-            "boot": boot.hex(),
-            "shard": shard,
-            "seq": self.seq,
-            "hash": self.hash.hex(),
-        }
-
-    @staticmethod
-    def parse(plain: Any) -> "Cut":
-        """Return the cut in `plain`; DecodeError when it has not this shape."""
-        match plain:
-            case {
-                "author": str(author),
-                "boot": str(boot),
-                "shard": 0,
-                "seq": int(seq),
-                "hash": str(digest),
-                **rest,
-            } if not rest and seq >= 0 and len(boot) == 32 and len(digest) == 64:
-                try:
-                    cut = Cut(LogId(author, bytes.fromhex(boot), 0), seq, bytes.fromhex(digest))
-                except ValueError:
-                    raise DecodeError("a cut whose boot or hash is not hex") from None
-                if encode(cut.plain()) == encode(plain):  # lower-case hex, no truth values
-                    return cut
-        raise DecodeError("a cut is not {author, boot, shard, seq, hash}")
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """What one change takes from a key: segments written under an epoch below `epoch` count only
-    on the chains that end in its cuts."""
-
-    epoch: int
-    cuts: dict[LogId, Cut]
 
 
 @dataclass(frozen=True)
@@ -152,10 +55,6 @@ class _Link:
     over: tuple[str, ...]
     #: signatures without which it would not be valid
     needed: int = 1
-
-
-class ChangeGap(DecodeError):
-    """A change that may be valid but whose predecessors are not known here yet."""
 
 
 class Chain:
@@ -268,22 +167,7 @@ class Chain:
         cid = change.cid
         if cid in self._known:
             return self._add_signers(self._known[cid], change)
-        document = decode(change.body, CHANGE_SIZE_BYTES_MAX)
-        if set(document) != _CHANGE_FIELDS or document["type"] != "pairio/change":
-            raise DecodeError("not a service change")
-        seq = document["seq"]
-        counts = (document["v"], seq, document["issued"])
-        if not all(map(is_count, counts)) or document["v"] != 1:
-            raise DecodeError("not a service change of version 1")
-        if not 0 <= seq <= CHANGES_MAX or len(self._known) > CHANGES_MAX:
-            raise DecodeError(f"change {seq} is not between 0 and {CHANGES_MAX}")
-        prev = document["prev"]
-        if prev is not None and not isinstance(prev, str):
-            raise DecodeError("`prev` is no CID")
-        if seq == 0 and (prev is not None or self._known):
-            raise DecodeError("another service's first change")
-        if seq and prev not in self._known:
-            raise ChangeGap(f"change {seq} comes after one that is not known here")
+        document, seq, prev = self._read(change)
         link = self._validated(document, change, seq, prev)
         if len(self._children.get(prev or "", ())) >= SIBLINGS_MAX:
             raise DecodeError(f"more than {SIBLINGS_MAX} changes after one")
@@ -302,8 +186,68 @@ class Chain:
             self._choose()
         return True
 
+    def story(self) -> list[Told]:
+        """Return every known change, by seq, those that count first."""
+        winners = {link.cid for link in self._links}
+        over = self._signed_over(len(self._links))
+        told = []
+        for link in self._known.values():
+            lost = "over" if link.cid in over else "lost"
+            fate = "counts" if link.cid in winners else lost
+            before = self._known[link.prev].folded if link.prev is not None else None
+            document = decode(link.change.body, CHANGE_SIZE_BYTES_MAX)
+            signers = tuple(dict.fromkeys(p for p, _ in link.change.signatures))
+            signers = tuple(peer for peer in signers if peer in link.signers)
+            told.append((link, Told(link.change, document, signers, link.needed, before, fate)))
+        told.sort(key=lambda pair: (pair[0].seq, pair[1].fate != "counts", pair[0].cid))
+        return [one for _, one in told]
+
+    def weigh(self, change: SignedChange) -> Weighed:
+        """Look at a change that at least one admin has signed, without taking it.
+
+        Raises:
+            DecodeError: it would be invalid whoever signed it.
+            ChangeGap: the change before it is not known here.
+        """
+        document, seq, prev = self._read(change)
+        if prev is None:
+            raise DecodeError("a first change cannot be proposed")
+        link = self._validated(document, change, seq, prev, is_enough=False)
+        before = self._known[prev].folded
+        try:
+            self._validated(document, change, seq, prev)
+            is_enough = True
+        except DecodeError:
+            is_enough = False
+        message = signed_bytes(change.body)
+        admins = {*before.admins, *link.folded.admins}
+        right = {p: s for p, s in change.signatures if p in admins and verify(p, message, s)}
+        signed = SignedChange(change.body, tuple(right.items()))
+        newest = prev == self.head
+        return Weighed(signed, document, before, link.folded, tuple(right), is_enough, newest)
+
+    def _read(self, change: SignedChange) -> tuple[dict[str, Any], int, str | None]:
+        """Return a change's document, seq and prev; the change before it is known."""
+        document = decode(change.body, CHANGE_SIZE_BYTES_MAX)
+        if set(document) != _CHANGE_FIELDS or document["type"] != "pairio/change":
+            raise DecodeError("not a service change")
+        seq = document["seq"]
+        counts = (document["v"], seq, document["issued"])
+        if not all(map(is_count, counts)) or document["v"] != 1:
+            raise DecodeError("not a service change of version 1")
+        if not 0 <= seq <= CHANGES_MAX or len(self._known) > CHANGES_MAX:
+            raise DecodeError(f"change {seq} is not between 0 and {CHANGES_MAX}")
+        prev = document["prev"]
+        if prev is not None and not isinstance(prev, str):
+            raise DecodeError("`prev` is no CID")
+        if seq == 0 and (prev is not None or self._known):
+            raise DecodeError("another service's first change")
+        if seq and prev not in self._known:
+            raise ChangeGap(f"change {seq} comes after one that is not known here")
+        return document, seq, prev
+
     def _add_signers(self, known: _Link, change: SignedChange) -> bool:
-        message = _signed_bytes(change.body)
+        message = signed_bytes(change.body)
         before = self._known[known.prev].folded if known.prev is not None else known.folded
         fresh = {
             p: s
@@ -330,15 +274,21 @@ class Chain:
         return self._known[cid].change
 
     def _validated(
-        self, document: dict[str, Any], change: SignedChange, seq: int, prev: str | None
+        self,
+        document: dict[str, Any],
+        change: SignedChange,
+        seq: int,
+        prev: str | None,
+        is_enough: bool = True,
     ) -> _Link:
+        """Return the link that a change makes; with `is_enough` False one signature is enough."""
         parent = self._known[prev] if prev is not None else None
         if parent is not None and parent.seq != seq - 1:
             raise DecodeError(f"change {seq} follows change {parent.seq}")
         before = parent.folded if parent else None
         ops, needed = document["ops"], 1
         if before is not None:
-            needed = 1 if is_proven(ops) else before.threshold
+            needed = 1 if is_proven(ops) or not is_enough else before.threshold
             # First: whoever did not sign costs no folding.
             signers = _signers(change, before, needed)
         cuts = document["cuts"] if isinstance(document["cuts"], list) else []
@@ -346,7 +296,7 @@ class Chain:
         folded, removes = apply_ops(before, ops, place)
         if before is None:
             signers, needed = _signers(change, folded, folded.threshold), folded.threshold
-        elif (folded.admins, folded.threshold) != (before.admins, before.threshold):
+        elif is_enough and (folded.admins, folded.threshold) != (before.admins, before.threshold):
             needed = before.threshold  # also when an admin leaves
             _signers(change, before, needed)
             _signers(change, folded, folded.threshold)
@@ -354,7 +304,7 @@ class Chain:
         if len(data) > SERVICE_SIZE_BYTES_MAX or document["state"] != document_cid(data):
             raise DecodeError(f"change {seq} states another document than it makes")
         lost = _lost(before, folded)
-        parsed = _parse_cuts(document["cuts"], lost)
+        parsed = parse_cuts(document["cuts"], lost)
         over = document["over"]
         if not isinstance(over, list) or not all(isinstance(c, str) for c in over):
             raise DecodeError("`over` is not a list of CIDs")
@@ -443,7 +393,7 @@ class Chain:
             place = Place(self._root, len(self._links), unix_ms, tuple(c.plain() for c in cuts))
             folded, _ = apply_ops(before, ops, place)
         except DecodeError as error:
-            raise DefinitionError(str(error)) from None
+            raise DefinitionError(str(error), "see pairio service members") from None
         body = encode(
             {
                 "type": "pairio/change",
@@ -461,7 +411,7 @@ class Chain:
             raise DefinitionError(
                 f"the change has {len(body)} bytes; at most {CHANGE_SIZE_BYTES_MAX}"
             )
-        message = _signed_bytes(body)
+        message = signed_bytes(body)
         return SignedChange(body, tuple((key.peer, key.sign(message)) for key in keys))
 
 
@@ -497,7 +447,7 @@ def _added(ops: list[dict[str, Any]]) -> set[str]:
 
 def _signers(change: SignedChange, folded: Folded, needed: int) -> tuple[str, ...]:
     """Return the admins who signed, sorted; DecodeError when they are fewer than are needed."""
-    message = _signed_bytes(change.body)
+    message = signed_bytes(change.body)
     found = {p for p, s in change.signatures if p in folded.admins and verify(p, message, s)}
     if len(found) < needed:
         raise DecodeError(f"{len(found)} admins signed a change; {needed} are needed")
@@ -514,15 +464,3 @@ def _lost(before: Folded | None, after: Folded) -> dict[str, frozenset[str]]:
         if gone and not after.ended:
             lost[key] = gone
     return lost
-
-
-def _parse_cuts(plain: Any, lost: dict[str, frozenset[str]]) -> dict[LogId, Cut]:
-    if not isinstance(plain, list) or len(plain) > CUTS_PER_CHANGE_MAX:
-        raise DecodeError(f"cuts are not a list of at most {CUTS_PER_CHANGE_MAX}")
-    cuts = {}
-    for item in plain:
-        cut = Cut.parse(item)
-        if cut.log.author not in lost or cut.log in cuts:
-            raise DecodeError("a cut of a log whose author loses nothing, or a second one")
-        cuts[cut.log] = cut
-    return cuts

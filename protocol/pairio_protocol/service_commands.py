@@ -1,13 +1,14 @@
-"""What the local owner asks for about services: create, members, roles, apps, consent."""
+"""What the local owner asks for about services: create, consent, names; acts of an admin are in
+`admin_commands.py`."""
 
 from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
-from pairio_protocol.apps import validate_app
-from pairio_protocol.effects import Reply
+from pairio_protocol.admin_commands import AdminCommands
+from pairio_protocol.effects import Fail, Reply
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.limits import CUTS_PER_CHANGE_MAX
-from pairio_protocol.service import Chain, Cut
+from pairio_protocol.names import is_alike, name_flaw, normal_name
+from pairio_protocol.service import Chain
 
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
@@ -21,22 +22,35 @@ class ServiceCommands:
     def __init__(self, core: "NodeCore") -> None:
         self._core = core
         self._ctx = core.ctx
+        self._admin = AdminCommands(core)
 
     def on_command(self, event: Any) -> None:
         """Do what a local call asks; DefinitionError with the reason."""
         match event:
             case ev.CreateService():
                 self._create(event)
-            case ev.AddMember():
-                self._add_member(event)
-            case ev.InstallApp():
-                self._install(event)
             case ev.AcceptService():
                 self._accept(event)
-            case ev.RemoveMember():
-                self._remove_member(event)
-            case ev.SetRoles():
-                self._set_roles(event)
+            case ev.RenameService():
+                self._rename(event)
+            case _:
+                service, chain = self.find(event.service)
+                answer = self._admin.on_command(event, service, chain)
+                if answer is not None:
+                    self.reply(event.call, answer)
+
+    def tick(self) -> None:
+        """Go on with what has waited long enough for other members."""
+        for event in self._admin.tick():
+            try:
+                service, chain = self.find(event.service)
+                self.reply(event.call, self._admin.finish(event, service, chain))
+            except DefinitionError as error:
+                self._ctx.emit(Fail(event.call, str(error), error.hint))
+
+    def deadline_ms(self) -> int | None:
+        """When something has waited long enough."""
+        return self._admin.deadline_ms()
 
     def find(self, name: str) -> tuple[str, Chain]:
         """Return a service that is taken up here, by name or id; DefinitionError if it is not."""
@@ -66,31 +80,11 @@ class ServiceCommands:
             self._ctx.emit(Reply(call, value))
 
     def _create(self, event: ev.CreateService) -> None:
-        membership = self._core.membership
-        if event.name in membership.petnames.values():
-            raise DefinitionError(
-                f"there is a service {event.name!r} on this node already", "use another name"
-            )
-        service = membership.create(event.name, event.nonce)
+        name = normal_name(event.name)
+        self._check_free(name)
+        service = self._core.membership.create(name, event.nonce)
         self._core.book.changed()
         self.reply(event.call, {"service": service})
-
-    def _add_member(self, event: ev.AddMember) -> None:
-        service, chain = self.find(event.service)
-        name = event.member or chain.now.member_of(event.peer) or f"node-{event.peer[-6:]}"
-        op = {"op": "add", "member": name, "key": event.peer, "roles": list(event.roles)}
-        self._core.membership.change(service, [op])
-        self._core.intake.on_service_changed(service)
-        self._core.membership.hello(event.peer)
-        self.reply(event.call, {"service": service, "member": name})
-
-    def _install(self, event: ev.InstallApp) -> None:
-        service, chain = self.find(event.service)
-        app = validate_app(event.app)
-        if chain.now.apps.get(app["name"]) != app:
-            self._core.membership.change(service, [{"op": "app", "app": app}])
-            self._core.intake.on_service_changed(service)
-        self.reply(event.call, {"service": service, "app": app["name"]})
 
     def _accept(self, event: ev.AcceptService) -> None:
         membership = self._core.membership
@@ -104,31 +98,26 @@ class ServiceCommands:
         self._core.intake.on_service_changed(service)
         self.reply(event.call, {"service": service})
 
-    def _remove_member(self, event: ev.RemoveMember) -> None:
-        service, chain = self.find(event.service)
-        _, keys = self._member(chain, event.member)
-        op: dict[str, Any] = {"op": "remove", "member": event.member}
-        if event.peer:
-            op["key"], keys = event.peer, (event.peer,)
-        cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
-        self._core.membership.change(service, [op], cuts)
-        self._core.intake.on_service_changed(service)
-        self.reply(event.call, {"service": service, "member": event.member})
+    def _rename(self, event: ev.RenameService) -> None:
+        """Another name for a service on this node; the list has its own."""
+        service, _ = self.find(event.service)
+        name = normal_name(event.name)
+        if flaw := name_flaw(name):
+            raise DefinitionError(f"service name {name!r} {flaw}", "use another name")
+        self._check_free(name, service)
+        self._core.membership.rename(service, name)
+        self.reply(event.call, {"service": service})
 
-    def _set_roles(self, event: ev.SetRoles) -> None:
-        service, chain = self.find(event.service)
-        roles, keys = self._member(chain, event.member)
-        op = {"op": "role", "member": event.member, "roles": list(event.roles)}
-        cuts: tuple[Cut, ...] = ()
-        if set(roles) - set(event.roles):
-            cuts = self._core.logs.cuts(service, keys)[-CUTS_PER_CHANGE_MAX:]
-        self._core.membership.change(service, [op], cuts)
-        self._core.intake.on_service_changed(service)
-        self.reply(event.call, {"service": service, "member": event.member})
-
-    @staticmethod
-    def _member(chain: Chain, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        if name not in chain.now.members:
-            known = ", ".join(sorted(chain.now.members))
-            raise DefinitionError(f"no member {name!r} in the service", f"members: {known}")
-        return chain.now.members[name]
+    def _check_free(self, name: str, service: str = "") -> None:
+        """Refuse a name that a service here has, or looks like it. One that has ended gives its
+        name up."""
+        membership = self._core.membership
+        for other, known in list(membership.petnames.items()):
+            if other == service or not is_alike(name, known):
+                continue
+            if other in membership.chains and membership.chains[other].now.ended:
+                membership.rename(other, f"{known}~{other[-4:]}")
+                continue
+            raise DefinitionError(
+                f"there is a service {known!r} on this node already", "use another name"
+            )

@@ -5,7 +5,6 @@ kinds: `join` (an invitation's signature), `device` (a member's grant), `leave` 
 passes it on and keeps it until it meets one.
 """
 
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +21,7 @@ from pairio_protocol.limits import (
     SIGNATURE_SIZE_BYTES,
 )
 from pairio_protocol.links import Link
+from pairio_protocol.names import free_name
 from pairio_protocol.proofs import (
     DeviceGrant,
     proof_of_device,
@@ -217,22 +217,8 @@ def op_for(wish: Wish, folded: Folded) -> dict[str, Any]:
         found = {"op": "add", "member": owner, "key": wish.peer, "roles": list(roles)}
         return {**found, "device": proof}
     roles = tuple(sorted({*wish.roles, *(folded.members[had][0] if had else ())}))
-    name = had or free_name(wish.name, wish.peer, folded)
+    name = had or free_name(wish.name, wish.peer, folded.members)
     op: dict[str, Any] = {"op": "add", "member": name, "key": wish.peer, "roles": list(roles)}
     if wish.kind == "join":
         op["invitation"] = {"key": wish.token, "signature": wish.proof.hex()}
     return op
-
-
-def free_name(wanted: str, peer: str, folded: Folded) -> str:
-    """Return the name that a new member gets: the wanted one, marked with the end of its peer id
-    if it is another's, or differs from one in case or form of characters only."""
-    wanted = unicodedata.normalize("NFKC", wanted)
-    if not wanted or not wanted.isprintable() or "/" in wanted or len(wanted) > 100:
-        return f"node-{peer[-6:]}"
-    taken = {_folded_name(name) for name in folded.members}
-    return wanted if _folded_name(wanted) not in taken else f"{wanted}~{peer[-6:]}"
-
-
-def _folded_name(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()

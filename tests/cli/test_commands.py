@@ -18,6 +18,11 @@ SERVICE = {
         {"name": "Bob", "roles": ["compute"], "peers": ["12D3KooWbob"], "alive": False},
     ],
     "apps": ["hello"],
+    "admins": ["12D3KooWada"],
+    "threshold": 1,
+    "ended": False,
+    "proposals": 0,
+    "losingBranches": 0,
 }
 APP = {
     "appName": "hello",
@@ -70,12 +75,11 @@ def lab(node: FakeNode) -> FakeNode:
     node.on("GET", "/services", {"services": [SERVICE]})
     node.on("POST", "/services", SERVICE)
     node.on("GET", "/services/lab", SERVICE)
-    node.on("POST", "/services/lab/members", SERVICE)
-    node.on("DELETE", "/services/lab/members/Bob", SERVICE)
     node.on("POST", "/services/lab/accept", SERVICE)
     node.on("GET", "/offers", {"offers": [OFFER]})
     node.on("GET", "/services/lab/apps", {"apps": [APP]})
-    node.on("POST", "/services/lab/apps", APP)
+    done = {"serviceName": "lab", "updated": False, "changed": True, "proposal": None}
+    node.on("POST", "/services/lab/apps", {**APP, **done})
     node.on("POST", "/jobs", job())
     node.on("GET", "/jobs", {"jobs": [job()]})
     node.on("GET", f"/jobs/{JOB_ID}", job())
@@ -127,8 +131,6 @@ def test_status_prints_words_or_one_document(lab: FakeNode, run: Run) -> None:
 
 DOING: list[tuple[list[str], str, str]] = [
     (["service", "create", "lab"], "bafyservice\n", "Created service 'lab'"),
-    (["service", "add-member", "lab", "12D3KooWbob", "--roles", "submit,compute"], "", "Added"),
-    (["service", "remove-member", "lab", "Bob"], "", "no member"),
     (["service", "accept", "lab"], "", "takes part in 'lab'"),
     (["app", "install", "lab", "hello_world"], "hello\n", "processors greet"),
     (["job", "cancel", JOB_ID], "", "is canceled"),
@@ -147,11 +149,9 @@ def test_a_command_says_what_it_did_on_stderr(
 
 
 def test_bodies_are_what_the_api_takes(lab: FakeNode, run: Run, tmp_path: Path) -> None:
-    run("service", "add-member", "lab", "12D3KooWbob", "--roles", "submit,compute", "--name", "Bob")
     run("app", "install", "lab", str(tmp_path), "--image", "me/image:1")
     run("token", "create", "notebook", "--read-only", "--expires", "2h")
     assert [a.body for a in lab.asked] == [
-        {"peerId": "12D3KooWbob", "roles": ["submit", "compute"], "name": "Bob"},
         {"source": str(tmp_path), "image": "me/image:1"},
         {"name": "notebook", "readOnly": True, "expiresSec": 7200},
     ]
@@ -308,9 +308,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["get", JOB_ID, "nix"], 1, "nix"),
     (["open", "bafygone", "--print"], 1, "bafygone"),
     (["service", "show", "nix"], 1, "nix"),
-    (["service", "add-member", "lab", "12D3KooWbob"], 2, "--roles"),
     (["service", "accept", "nix"], 1, "nix"),
-    (["service", "remove-member", "lab", "nix"], 1, "nix"),
     (["app", "install", "nix", "hello_world"], 1, "nix"),
     (["app", "ls", "nix"], 1, "nix"),
     (["token", "create", "x", "--expires", "soon"], 2, "'soon'"),

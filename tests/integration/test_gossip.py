@@ -41,7 +41,7 @@ KEY = SigningKey(b"A" * 32)
 def _member_of(node: RunningNode) -> tuple[str, int]:
     """Make a service on a node with A as a member; return its id and epoch."""
     assert node.cli("service", "create", "lab").returncode == 0
-    added = node.cli("service", "add-member", "lab", KEY.peer, "--roles", "submit")
+    added = node.cli("service", "grant", "lab", KEY.peer, "--roles", "submit")
     assert added.returncode == 0, added.stderr
     service = node.get("services/lab")
     return service["serviceId"], service["epoch"]
@@ -112,7 +112,7 @@ async def test_a_badly_signed_segment_stops_at_the_first_node_and_a_good_one_doe
     b = start_node("b", "--no-compute")
     c = start_node("c", "--no-compute", "--bootstrap", b.info["addresses"][0])
     service, epoch = _member_of(b)
-    added = b.cli("service", "add-member", "lab", c.info["peerId"], "--roles", "submit")
+    added = b.cli("service", "grant", "lab", c.info["peerId"], "--roles", "submit")
     assert added.returncode == 0, added.stderr
     epoch = b.get("services/lab")["epoch"]
     await _until("C takes part", lambda: bool(c.get("services")["services"]))

@@ -88,7 +88,7 @@ def test_in_a_line_the_far_end_learns_and_dials_and_computes(start_node: StartNo
     c = start_node("c", "--bootstrap", address)
     for node in (a, c):
         added = middle.cli(
-            "service", "add-member", "hello_world_service", node.info["peerId"],
+            "service", "grant", "hello_world_service", node.info["peerId"],
             "--roles", "submit,compute",
         )  # fmt: skip
         assert added.returncode == 0, added.stderr
@@ -108,7 +108,7 @@ def test_a_node_made_member_by_a_stranger_runs_nothing(start_node: StartNode) ->
     stranger = start_node("stranger", "--no-compute", "--bootstrap", victim.info["addresses"][0])
     _with_service(stranger)
     stranger.cli(
-        "service", "add-member", "hello_world_service", victim.info["peerId"],
+        "service", "grant", "hello_world_service", victim.info["peerId"],
         "--roles", "compute",
     )  # fmt: skip
     _until("offered", lambda: victim.get("offers")["offers"])
@@ -146,7 +146,7 @@ def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
     first = _with_service(start_node("a", "--no-compute"))
     second = start_node("b", "--bootstrap", first.info["addresses"][0])
     peers = (second.info["peerId"], "--roles", "submit,compute")
-    first.cli("service", "add-member", "hello_world_service", *peers)
+    first.cli("service", "grant", "hello_world_service", *peers)
     _until("B takes part", lambda: second.get("services")["services"])
     done = first.cli("submit", "hello_world/hello_world_1", "--wait")
     assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
         (["submit", "hello_world/hello_world_1", "--service", "lab"], "no service 'lab'"),
         (["job", "show", "bafyreigone"], "no job 'bafyreigone'"),
         (["app", "install", "hello_world_service", "/nowhere"], "no app '/nowhere'"),
-        (["service", "add-member", "hello_world_service", "x", "--roles", "submit"], "peer id"),
+        (["service", "grant", "hello_world_service", "x", "--roles", "submit"], "peer id"),
         (["service", "create", "a/b"], "slash"),
     ],
 )  # fmt: skip

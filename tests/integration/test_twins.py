@@ -33,7 +33,7 @@ def test_two_processes_on_copied_homes_notice_and_lose_no_job(start_node: StartN
     assert b.cli("app", "install", "lab", "hello_world").returncode == 0
     address = b.info["addresses"][0]
     first = start_node("a1", "--no-compute", "--bootstrap", address)
-    added = b.cli("service", "add-member", "lab", first.info["peerId"], "--roles", "submit")
+    added = b.cli("service", "grant", "lab", first.info["peerId"], "--roles", "submit")
     assert added.returncode == 0, added.stderr
     _until("A is a member", lambda: any(s["apps"] for s in first.get("services")["services"]))
     assert first.stop() == 0

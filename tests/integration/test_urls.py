@@ -116,7 +116,7 @@ def test_a_node_that_is_allowed_computes_for_one_that_is_not(
     _node(start_node, tmp_path, "free", web.host).stop()  # its home, with an identity
     free = start_node("free", "--bootstrap", strict.info["addresses"][0])
     peer = free.info["peerId"]
-    added = strict.cli("service", "add-member", "lab", peer, "--roles", "submit,compute")
+    added = strict.cli("service", "grant", "lab", peer, "--roles", "submit,compute")
     assert added.returncode == 0, added.stderr
     done = _count(strict, f"http://{web.host}/x.txt", "--wait", "--timeout", "60", "--json")
     assert done.returncode == 0, done.stdout + done.stderr

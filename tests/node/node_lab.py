@@ -153,8 +153,8 @@ async def three(network: MemoryNetwork, path: Path) -> AsyncIterator[tuple[LabNo
         running(network, path / "guest", admin, compute=False) as guest,
     ):
         await admin.services.create(SERVICE)
-        await admin.services.add_member(SERVICE, worker.peer_id, ["compute"], "worker")
-        await admin.services.add_member(SERVICE, guest.peer_id, ["submit"], "guest")
+        await admin.admins.grant(SERVICE, worker.peer_id, ["compute"], "worker")
+        await admin.admins.grant(SERVICE, guest.peer_id, ["submit"], "guest")
         await admin.services.install_app(SERVICE, str(app_directory(path / "app")), None)
         for node in (worker, guest):
             await until(partial(_knows_the_app, node), "the app is known")

@@ -141,14 +141,6 @@ class FakeFacade:
         self.asked.append(("create", name))
         return {"serviceName": name}
 
-    async def add_member(
-        self, service: str, peer_id: str, roles: list[str], name: str | None
-    ) -> dict[str, Any]:
-        return self.one(service)
-
-    async def remove_member(self, service: str, member: str) -> dict[str, Any]:
-        return self.one(service)
-
     async def accept(self, name: str) -> dict[str, Any]:
         return self.one(name)
 
@@ -157,6 +149,68 @@ class FakeFacade:
 
     async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
         return {"appName": source, **self.one(service)}
+
+    @property
+    def admins(self) -> "FakeAdmins":
+        return FakeAdmins(self)
+
+
+class FakeAdmins:
+    """Answers every act with its name, the service and what it was given."""
+
+    def __init__(self, facade: FakeFacade) -> None:
+        self._facade = facade
+
+    def _answer(self, name: str, service: str, *given: Any) -> dict[str, Any]:
+        self._facade.asked.append((name, given))
+        return {"act": name, **self._facade.one(service)}
+
+    async def grant(self, service: str, who: str, roles: list[str], name: str | None) -> Any:
+        return self._answer("grant", service, who, roles, name)
+
+    async def revoke(
+        self, service: str, who: str, roles: list[str] | None, since_unix_ms: int | None
+    ) -> Any:
+        return self._answer("revoke", service, who, roles, since_unix_ms)
+
+    async def rename_member(self, service: str, member: str, name: str) -> Any:
+        return self._answer("rename_member", service, member, name)
+
+    async def rename_here(self, service: str, name: str) -> Any:
+        return self._answer("rename_here", service, name)
+
+    async def set_admins(self, service: str, admins: list[str], threshold: int) -> Any:
+        return self._answer("set_admins", service, admins, threshold)
+
+    async def end(self, service: str) -> Any:
+        return self._answer("end", service)
+
+    async def sign_over(self, service: str) -> Any:
+        return self._answer("sign_over", service)
+
+    async def remove_app(self, service: str, app: str) -> Any:
+        return self._answer("remove_app", service, app)
+
+    def proposals(self, service: str) -> list[Any]:
+        return [self._answer("proposals", service)]
+
+    def look(self, service: str, proposal: str, data: str | None) -> Any:
+        return self._answer("look", service, proposal, data)
+
+    async def sign(self, service: str, proposal: str, data: str | None) -> Any:
+        return self._answer("sign", service, proposal, data)
+
+    async def withdraw(self, service: str, proposal: str) -> Any:
+        return self._answer("withdraw", service, proposal)
+
+    async def renew(self, service: str, proposal: str) -> Any:
+        return self._answer("renew", service, proposal)
+
+    def log(self, service: str, *, with_changes: bool) -> Any:
+        return self._answer("log", service, with_changes)
+
+    def app_history(self, service: str, app: str | None) -> list[Any]:
+        return [self._answer("app_history", service, app)]
 
 
 @dataclass
@@ -269,7 +323,9 @@ def _routes(app: FastAPI) -> list[tuple[str, str]]:
 
 
 def _filled(path: str) -> str:
-    return path.replace("{name:path}", "o").replace("{job_id}", "bafyjob").replace("{name}", "lab")
+    filled = path.replace("{name:path}", "o").replace("{job_id}", "bafyjob")
+    filled = filled.replace("{app_name}", "a").replace("{proposal}", "x")
+    return filled.replace("{name}", "lab")
 
 
 # -- tokens ----------------------------------------------------------------------------------
@@ -696,3 +752,62 @@ def test_a_name_with_odd_characters_has_a_working_link() -> None:
         assert parts.path.startswith(f"/ipfs/{CID}/")
         assert links.is_valid(CID, name, parts.query.removeprefix("k="))
         assert not links.is_valid(CID, name + "x", parts.query.removeprefix("k="))
+
+
+# -- what admins do --------------------------------------------------------------------------
+
+_LAB = "/api/v1/services/lab"
+ACTS: list[tuple[str, str, Any, str, tuple[Any, ...]]] = [
+    ("POST", "/grant", {"who": "p", "roles": ["read"]}, "grant", ("p", ["read"], None)),
+    ("POST", "/revoke", {"who": "p"}, "revoke", ("p", None, None)),
+    (
+        *("POST", "/revoke", {"who": "p", "roles": ["read"], "sinceUnixMs": 5}),
+        *("revoke", ("p", ["read"], 5)),
+    ),
+    ("POST", "/rename", {"member": "m", "name": "n"}, "rename_member", ("m", "n")),
+    ("POST", "/rename", {"name": "n"}, "rename_here", ("n",)),
+    ("POST", "/admins", {"admins": ["p"], "threshold": 1}, "set_admins", (["p"], 1)),
+    ("DELETE", "", None, "end", ()),
+    ("POST", "/sign-over", None, "sign_over", ()),
+    ("DELETE", "/apps/a", None, "remove_app", ("a",)),
+    ("GET", "/app-history?app=a", None, "app_history", ("a",)),
+    ("GET", "/proposals", None, "proposals", ()),
+    ("POST", "/proposals/look", {"id": "x"}, "look", ("x", None)),
+    ("POST", "/proposals/sign", {"data": "eA=="}, "sign", ("", "eA==")),
+    ("POST", "/proposals/x/renew", None, "renew", ("x",)),
+    ("DELETE", "/proposals/x", None, "withdraw", ("x",)),
+    ("GET", "/log", None, "log", (False,)),
+    ("GET", "/log?changes=true", None, "log", (True,)),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "act", "given"), ACTS, ids=lambda v: str(v)[:20]
+)
+async def test_an_act_of_an_admin_reaches_the_facade(
+    method: str, path: str, body: Any, act: str, given: tuple[Any, ...], api: Client
+) -> None:
+    answer = await api(method, _LAB + path, body)
+    assert answer.status == 200
+    assert api.facade.asked == [(act, given)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/grant", {"who": "p"}),
+        ("/grant", {"who": "p", "roles": ["x" * 201]}),
+        ("/revoke", {"who": "p", "sinceUnixMs": -1}),
+        ("/revoke", {"who": "p", "since": 1}),
+        ("/rename", {"member": "m"}),
+        ("/admins", {"admins": ["p"], "threshold": 0}),
+        ("/admins", {"admins": ["p"] * 65, "threshold": 1}),
+        ("/proposals/sign", {"data": "x" * 200_000}),
+    ],
+)
+async def test_an_act_that_is_no_act_is_refused_before_the_facade(
+    path: str, body: Any, api: Client
+) -> None:
+    answer = await api("POST", _LAB + path, body)
+    assert answer.status == 422
+    assert api.facade.asked == []

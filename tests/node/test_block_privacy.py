@@ -57,7 +57,7 @@ async def lab(path: Path) -> AsyncIterator[Lab]:
         running(network, path / "stranger", holder, compute=False) as stranger,
     ):
         services = [(await holder.services.create(name))["serviceId"] for name in ("A", "B")]
-        await holder.services.add_member("A", mallory.peer_id, ["submit", "compute"], "mallory")
+        await holder.admins.grant("A", mallory.peer_id, ["submit", "compute"], "mallory")
         await until(mallory.services.all, "Mallory is a member")
         await until(lambda: len(holder.transport.connected()) == 2, "all are connected")
         added = await holder.contents.of(services[1]).add_bytes(SECRET)
@@ -140,7 +140,7 @@ async def test_a_stream_that_is_open_when_its_peer_is_removed_gives_no_more(
         await _frame(stream, here.a)
         await _frame(stream, [added.cid])
         assert await stream.receive_exactly(1 + 4 + 12) == b"\x01\0\0\0\x0cfor all of A"
-        await here.holder.services.remove_member("A", "mallory")
+        await here.holder.admins.revoke("A", "mallory", None, None)
         await _frame(stream, [added.cid])
         assert await stream.receive_exactly(1) == b"\x02"
         await stream.close()

@@ -186,9 +186,7 @@ async def test_one_alone_is_committed_at_once(autojump_clock: MockClock) -> None
 async def test_what_the_core_refuses_is_an_error_with_its_hint(autojump_clock: MockClock) -> None:
     async with _running() as lab:
         with pytest.raises(UserError, match="no service 'nowhere'") as got:
-            await lab.driver.call(
-                lambda call: ev.AddMember(call, "nowhere", "12D3", ("submit",), "")
-            )
+            await lab.driver.call(lambda call: ev.Grant(call, "nowhere", "12D3", ("submit",)))
         assert got.value.hint == "services here: lab"
         assert lab.disk.commits == []
 

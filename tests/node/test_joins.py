@@ -136,14 +136,14 @@ async def test_a_declined_offer_stays_away_also_after_a_restart(tmp_path: Path) 
         await admin.services.create(SERVICE)
         async with running(network, tmp_path / "guest") as guest:
             guest.transport.keep_connected(admin.peer_id, admin.transport.addresses())
-            await admin.services.add_member(SERVICE, guest.peer_id, ["submit"], "guest")
+            await admin.admins.grant(SERVICE, guest.peer_id, ["submit"], "guest")
             await until(guest.services.offers, "offered")
             await guest.joins.decline(SERVICE)
             with pytest.raises(UserError, match="no offer"):
                 await guest.joins.decline(SERVICE)
         async with running(network, tmp_path / "guest") as guest:
             await until(lambda: guest.transport.connected(), "connected again")
-            await admin.services.add_member(SERVICE, guest.peer_id, ["read"], "guest")
+            await admin.admins.grant(SERVICE, guest.peer_id, ["read"], "guest")
             await a_moment(0.3)
             assert guest.services.offers() == []
 

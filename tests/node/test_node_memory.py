@@ -84,7 +84,7 @@ async def test_a_removed_member_is_refused(tmp_path: Path) -> None:
         assert job["status"] == "completed"
         done = await admin.done(await admin.greet("Eve"))
         cid = done["outputFileResults"][0]["cid"]
-        await admin.services.remove_member(SERVICE, guest.peer_id)
+        await admin.admins.revoke(SERVICE, guest.peer_id, None, None)
         await until(lambda: "guest" not in str(worker.services.one(SERVICE)["members"]), "told")
         with pytest.raises(UserError, match="may not submit"):
             await guest.greet("Mallory")
@@ -102,7 +102,7 @@ async def test_what_a_member_asks_for_after_its_removal_is_not_run(tmp_path: Pat
         await guest.done(await guest.greet("Ada"))
         for other in (admin, worker):
             network.cut(guest.peer_id, other.peer_id)
-        await admin.services.remove_member(SERVICE, guest.peer_id)
+        await admin.admins.revoke(SERVICE, guest.peer_id, None, None)
         job = await guest.greet("Mallory")  # it does not know yet
         assert (job["status"], job["replicated"]) == ("pending", 0)
         for other in (admin, worker):

@@ -125,7 +125,7 @@ class World:
                 self.connect(a, b)
         self.call(first, ev.CreateService(1, "lab", "00"))
         for peer in self.peers[1:]:
-            self.call(first, ev.AddMember(2, "lab", peer, ("compute", "submit"), ""))
+            self.call(first, ev.Grant(2, "lab", peer, ("compute", "submit")))
         self.call(first, ev.InstallApp(3, "lab", APP))
         self.pass_time(2500)
         return self

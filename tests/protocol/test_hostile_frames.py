@@ -34,6 +34,7 @@ from pairio_protocol.messages import (
     Forks,
     Have,
     Kept,
+    Proposal,
     Push,
     SyncSegments,
     WishAnswer,
@@ -263,6 +264,7 @@ def _samples(victim: Victim) -> dict[str, list[bytes]]:
         Award(service, name, run, attempt, (), 10_000),
         WishMessage(_wish(victim)),
         WishAnswer(service, bytes(32), "refused", "used_up"),
+        Proposal(service, victim.core.membership.chains[service].changes()[-1].encode()),
     ]
     found = {kind: list(frames) for kind, frames in victim.frames.items()}
     for message in made:

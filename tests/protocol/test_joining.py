@@ -71,7 +71,7 @@ class Strangers(World):
             self.connect(first, peer)
             core = self.cores[peer]
             core.ctx.config = replace(core.ctx.config, trust=(first,))
-            self.ask(first, ev.AddMember, "lab", peer, ("admin", "submit"), "")
+            self.ask(first, ev.Grant, "lab", peer, ("admin", "submit"))
         if others:
             op = {"op": "admins", "admins": list(admins), "threshold": 1}
             core = self.cores[first]
@@ -446,11 +446,11 @@ def test_what_was_declined_is_not_offered_again_but_may_be_joined() -> None:
     admin, guest = world.peers
     service = world.create(admin)
     world.connect(admin, guest)
-    world.ask(admin, ev.AddMember, "lab", guest, ("submit",), "")
+    world.ask(admin, ev.Grant, "lab", guest, ("submit",))
     membership = world.cores[guest].membership
     assert membership.offers() == [service]
     world.ask(guest, ev.DeclineService, "lab")
-    world.ask(admin, ev.SetRoles, "lab", f"node-{guest[-6:]}", ("compute",))
+    world.ask(admin, ev.Grant, "lab", guest, ("compute",))
     world.cut(admin, guest)
     world.connect(admin, guest)
     assert (membership.offers(), membership.chains) == ([], {})

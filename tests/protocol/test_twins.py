@@ -123,7 +123,7 @@ def machines() -> Machines:
     world.start("a1", b"1" * 16)
     world.link("a1")
     world.call("b", ev.CreateService(1, "lab", "00"))
-    world.call("b", ev.AddMember(2, "lab", KEY.peer, ("compute", "submit"), ""))
+    world.call("b", ev.Grant(2, "lab", KEY.peer, ("compute", "submit")))
     world.call("b", ev.InstallApp(3, "lab", APP))
     world.pass_time(2500)
     return world

@@ -117,9 +117,9 @@ class Life:
         core.intake.on_service_changed(self.service)
         self.world.give(first, ev.TimePassed())
 
-    def _add(self, node: Node, call: int) -> ev.AddMember:
+    def _add(self, node: Node, call: int) -> ev.Grant:
         roles = ("compute", "submit")
-        return ev.AddMember(call, self.service, node.peer, roles, f"m{node.index}")
+        return ev.Grant(call, self.service, node.peer, roles, f"m{node.index}")
 
     def call(self, node: Node, make: Callable[[int], ev.Event]) -> dict[str, Any]:
         number = self.world.call(node, make)
@@ -279,7 +279,7 @@ class Life:
             return
         self.hit("remove")
         self.removed.add(node.peer)
-        self.world.call(admin, lambda c: ev.RemoveMember(c, self.service, name))
+        self.world.call(admin, lambda c: ev.Revoke(c, self.service, name))
         if self.rng.random() < 0.5:
             self.world.after(15_000, lambda: self._add_again(node))
 
@@ -298,7 +298,7 @@ class Life:
             role = self.rng.choice((("compute", "submit"), ("submit",), ("submit", "read")))
             name = f"m{max(1, node.index)}"
             self.world.call(
-                admin, partial(_set_roles, service=self.service, member=name, roles=role)
+                admin, partial(_other_roles, service=self.service, member=name, roles=role)
             )
         if len(ready) > 1:
             self.hit("concurrent admins")
@@ -689,8 +689,13 @@ FAULTS = (
 )
 
 
-def _set_roles(call: int, service: str, member: str, roles: tuple[str, ...]) -> ev.SetRoles:
-    return ev.SetRoles(call, service, member, roles)
+def _other_roles(
+    call: int, service: str, member: str, roles: tuple[str, ...]
+) -> ev.Grant | ev.Revoke:
+    """Take `compute` from a member who is to submit only, or give him roles."""
+    if roles == ("submit",):
+        return ev.Revoke(call, service, member, ("compute",))
+    return ev.Grant(call, service, member, roles)
 
 
 def _core(node: Node) -> NodeCore:

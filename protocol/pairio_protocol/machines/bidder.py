@@ -143,6 +143,8 @@ class Bidder:
         state = self._hooks.fold(service).requests.get(name)
         if chain is None or state is None or "submit" not in chain.now.roles_of(state.author):
             return None
+        if state.document["app"] not in chain.now.apps:  # it is looked at again with the list
+            return None
         if not self._hooks.fold(service).is_wanted(state, self._ctx.unix_ms):
             return None
         entry = self._hooks.own_presence(service)

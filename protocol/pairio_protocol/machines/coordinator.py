@@ -416,11 +416,11 @@ class Coordinator:
         ]
 
     def _award(self, errand: Errand, candidates: list[Presence]) -> None:
-        fold = self._hooks.fold(errand.service)
+        fold, folded = self._hooks.fold(errand.service), self._membership.folded(errand.service)
         for name in errand.wishes:
             wish = self.wishes[name]
             state = fold.requests.get(name)
-            if state is None or wish.exhausted:
+            if state is None or wish.exhausted or state.document["app"] not in folded.apps:
                 continue
             if self._ctx.unix_ms > state.record.expires_unix_ms:
                 self._review(wish)  # it has expired while it was open
@@ -428,7 +428,7 @@ class Coordinator:
             if fold.run_of(state, fold.resolve(state.job)) != errand.run:
                 self._review(wish)  # another result of an input has become canonical
                 return
-            needed = isolation_needed(state.record, self._membership.folded(errand.service))
+            needed = isolation_needed(state.record, folded)
             fitting = [
                 entry
                 for entry in candidates

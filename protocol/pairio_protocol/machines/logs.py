@@ -19,6 +19,8 @@ converges with no gossip at all. Clock: sync.py's.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from typing import Protocol
 
 from pairio_protocol.context import Context
@@ -26,6 +28,7 @@ from pairio_protocol.effects import Announce
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId
 from pairio_protocol.limits import (
+    CUTS_PER_CHANGE_MAX,
     FRAME_SIZE_BYTES_MAX,
     LOG_RECORDS_MAX,
     LOGS_PER_FRONTIER_MAX,
@@ -47,7 +50,7 @@ from pairio_protocol.messages import (
     SyncSegments,
     WantChanges,
 )
-from pairio_protocol.records import Record
+from pairio_protocol.records import Record, issued_unix_ms
 from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.service import Chain, Cut
 from pairio_protocol.signing import sha256
@@ -588,14 +591,31 @@ class Logs:
         """Return every segment of a service that counts."""
         return (s for log in self._logs.get(service, {}).values() for s in log.counting())
 
-    def cuts(self, service: str, authors: Iterable[str]) -> tuple[Cut, ...]:
-        """Return cuts after what is known here of the authors' logs."""
+    def cuts(
+        self, service: str, authors: Iterable[str], until_unix_ms: int | None = None
+    ) -> tuple[Cut, ...]:
+        """Return cuts after what is known here of the authors' logs, or after what was issued up
+        to a time. Of more logs than a change may cut, the newest."""
         wanted = set(authors)
-        return tuple(
-            Cut(log_id, log.height - 1, log.segments[log.accepted - 1].hash)
-            for _, log_id, log in self._heights_of(service).within()
-            if log_id.author in wanted and log.accepted
-        )
+        found: list[tuple[int, Cut]] = []
+        for _, log_id, log in self._heights_of(service).within():
+            kept = log.counting() if log_id.author in wanted else []
+            if until_unix_ms is not None:
+                kept = list(takewhile(partial(_is_issued_by, until_unix_ms), kept))
+            if kept:
+                cut = Cut(log_id, kept[-1].last_seq, kept[-1].hash)
+                found.append((log.newest_unix_ms or log.seen_unix_ms, cut))
+        oldest_first = sorted(found, key=lambda pair: pair[0])
+        newest = {cut.log for _, cut in oldest_first[-CUTS_PER_CHANGE_MAX:]}
+        return tuple(cut for _, cut in found if cut.log in newest)
+
+
+def _is_issued_by(unix_ms: int, segment: Segment) -> bool:
+    """Say whether none of a segment's records was issued after a time, by their author's clock."""
+    try:
+        return all(issued_unix_ms(record) <= unix_ms for record in segment.records())
+    except DecodeError:
+        return False
 
 
 def _lacks(mine: Log | None, theirs: LogHeight) -> bool:

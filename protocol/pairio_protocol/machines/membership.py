@@ -27,7 +27,9 @@ from pairio_protocol.limits import (
     OFFERS_MAX,
     UNNAMED_MAX,
 )
+from pairio_protocol.machines.proposals import Proposals
 from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
+from pairio_protocol.names import is_alike
 from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
 
 __all__ = ["Membership"]
@@ -51,6 +53,7 @@ class Membership:
         self.expected: set[str] = set()
         #: chains that come in several messages and have not named this node yet
         self._unnamed: dict[str, Chain] = {}
+        self.proposals = Proposals(ctx, self)
 
     # -- looking up -------------------------------------------------------------------
 
@@ -132,25 +135,38 @@ class Membership:
         ops: list[dict[str, Any]],
         cuts: tuple[Cut, ...] = (),
         over: tuple[str, ...] = (),
-    ) -> None:
-        """Sign and take one change of a service of which this node is an admin.
+    ) -> str:
+        """Sign one change of a service of which this node is an admin, and take it if that is
+        enough. Returns the id of the proposal when further admins have to sign, else "".
 
         Raises:
-            DefinitionError: not an admin, more signatures needed, or the ops do not fit.
+            DefinitionError: not an admin, or the ops do not fit.
         """
+        self.check_admin(service)
         chain = self.chains[service]
-        if self._ctx.me not in chain.now.admins:
-            raise DefinitionError(
-                f"this node is no admin of {self.petnames[service]!r}",
-                f"ask one of its admins: {', '.join(chain.now.admins)}",
-            )
-        if chain.now.threshold > 1:
-            raise DefinitionError(f"a change needs {chain.now.threshold} signatures")
         change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms, cuts, over)
         try:
-            chain.add(change)
+            if chain.weigh(change).is_enough:
+                self.take(service, change)
+                return ""
         except DecodeError as error:
-            raise DefinitionError(str(error)) from None
+            raise DefinitionError(str(error), "see pairio service members") from None
+        self.proposals.propose(service, change)
+        return change.cid
+
+    def check_admin(self, service: str) -> None:
+        """Raise DefinitionError if this node is no admin of a service."""
+        folded = self.chains[service].now
+        if self._ctx.me not in folded.admins:
+            raise DefinitionError(
+                f"this node is no admin of {self.petnames[service]!r}",
+                f"ask one of its admins: {', '.join(folded.admins)}",
+            )
+
+    def take(self, service: str, change: SignedChange) -> None:
+        """Take a change that is signed by enough admins, and pass it on (DecodeError: invalid)."""
+        chain = self.chains[service]
+        chain.add(change)
         change = chain.get(change.cid)
         self._save(service, change)
         self._pass_on(service, [change], self._ctx.me)
@@ -215,9 +231,14 @@ class Membership:
         if service in self.petnames:
             return
         name = self.chains[service].now.name
-        if name in self.petnames.values():
+        if any(is_alike(name, known) for known in self.petnames.values()):
             name = f"{name}~{service[-4:]}"
         self.petnames[service] = name
+
+    def rename(self, service: str, name: str) -> None:
+        """Call a service otherwise on this node; the name is free."""
+        self.petnames[service] = name
+        self.unsaved_services.add(service)
 
     def _save(self, service: str, change: SignedChange) -> None:
         self.unsaved_changes.append((service, change.cid, change.seq, change.encode()))

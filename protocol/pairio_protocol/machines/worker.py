@@ -157,6 +157,8 @@ class Worker:
             return _Refusal("the request is not wanted")
         if resolution.job is None or fold.run_of(state, resolution) != award.run:
             return _Refusal("upstream results are not known here")
+        if state.document["app"] not in chain.now.apps:
+            return _Refusal("the app was removed from the service's list")
         found = self._processor(state)
         if isinstance(found, _Refusal):
             return found
