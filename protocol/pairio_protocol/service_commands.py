@@ -62,7 +62,7 @@ class ServiceCommands:
         chain = membership.active(service)
         if chain is None and service not in membership.offers():
             raise DefinitionError(
-                f"this node takes no part in service {name!r}",
+                f"this node takes no part in service {membership.petnames.get(service, name)!r}",
                 "join it with a link: pairio join LINK",
             )
         if chain is None:
