@@ -12,6 +12,7 @@ import trio
 from pairio_node.blocks import Exchange, FetchFailed
 from pairio_node.errors import UserError
 from pairio_protocol.core import NodeCore
+from pairio_protocol.owner import allows_app
 
 __all__ = ["CodeKeeper"]
 
@@ -37,7 +38,12 @@ class CodeKeeper:
         for service in core.membership.taken_up:
             folded = core.membership.folded(service)
             if core.ctx.config.compute and "compute" in folded.roles_of(core.ctx.me):
-                wanted |= {(service, app["bundle"]) for app in folded.apps.values()}
+                rules = core.owner.rules(service)
+                wanted |= {
+                    (service, app["bundle"])
+                    for name, app in folded.apps.items()
+                    if allows_app(rules, name)
+                }
         return sorted(wanted - self._here)
 
     async def run(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from pairio_node.errors import UserError
+from pairio_node.owner_rules import HourRules, parse_rules
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import public_key_of
 
@@ -55,6 +56,8 @@ class NodeConfig:
     allow_hosts: tuple[str, ...] = ()
     #: Bytes that one input by URL may have.
     url_input_bytes_max: int = 20 * _GIB
+    #: What the owner lets run here: the table [rules] (owner_rules.py).
+    rules: tuple[HourRules, ...] = ()
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
     gossip_loss_percent: int = 0
 
@@ -103,6 +106,8 @@ def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
+    if name == "rules":
+        return parse_rules(value)
     if "tuple" in str(kind):
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)

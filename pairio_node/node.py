@@ -5,6 +5,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import astuple
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.home import Home
 from pairio_node.joins import Joins
+from pairio_node.owner_rules import closed_rules, watch_hours
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
 from pairio_node.store import CommitRows, Store, Writer
@@ -138,6 +140,7 @@ class Node:
             gpus=self.config.gpus,
             isolation=strongest,
             allow_process=self.config.allow_process,
+            owner_rules=tuple(rule.core for rule in self.config.rules),
             lease_ms=self.config.lease_ms,
             replicas=self.config.replicas,
             addresses=self.transport.addresses(),
@@ -162,11 +165,16 @@ class Node:
             tuple(ef.Dropped(*row) for row in snapshot.dropped),
             snapshot.notes,
         )
+        if closed := closed_rules(self.config.rules, datetime.now()):
+            self.driver.post(ev.OwnerHours(closed))
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
         nursery.start_soon(self.code.run)
+        nursery.start_soon(
+            watch_hours, self.config.rules, lambda now: self.driver.post(ev.OwnerHours(now))
+        )
         for address in self.config.bootstrap:  # first: connections are bounded
             self.transport.keep_connected(peer_in(address), (address,))
         for peer, addresses in snapshot.peers:
@@ -501,6 +509,7 @@ class Node:
             "services": [core.membership.petnames[s] for s in sorted(core.membership.taken_up)],
             "offers": len(core.membership.offers()),
             "joins": self.joins.all(),
+            "closedNow": [name or "all services" for name in sorted(core.ctx.closed)],
             "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
             "blocks": {"usedBytes": self.blocks.used_bytes, **self.exchange.counters},

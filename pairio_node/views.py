@@ -219,7 +219,8 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
     needed = isolation_needed(state.record, folded)
     nodes = []
     for entry in sorted(core.presence(service), key=lambda e: e.peer):
-        rule = misfit(entry, state.record.resources, needed, state.record.targets)
+        rule = _owner_rule(core, service, state) if entry.peer == core.ctx.me else None
+        rule = rule or misfit(entry, state.record.resources, needed, state.record.targets)
         declined = errand.declined.get(entry.peer) if errand is not None else None
         if rule is None and declined is not None:
             rule = (declined[1].reason, declined[1].needs, declined[1].has)
@@ -245,6 +246,14 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "attempts": attempts_view(core, service, state),
         "nodes": nodes,
     }
+
+
+def _owner_rule(core: NodeCore, service: str, state: RequestState) -> tuple[str, str, str] | None:
+    """Return what the owner of this node says to a request, None if it may run here now."""
+    hours = core.owner.closed(service)
+    if hours is not None:
+        return ("owner's hours", hours, "now is outside them")
+    return core.owner.refusal(service, state)
 
 
 def _number(value: int, scale: int) -> int | float:

@@ -142,6 +142,8 @@ def status(
     crash = found["lastCrash"]
     told = f"; the last crash was at {crash['time']}: {crash['reason']}" if crash else ""
     data(f"restarts   {found['restarts']}{told}")
+    if found.get("closedNow"):
+        data(f"hours      outside the owner's hours now: {', '.join(found['closedNow'])}")
     for twin in found.get("twins", []):
         data(f"warning    {twin['words']}")
     for name, count in sorted(found["counters"].items()):

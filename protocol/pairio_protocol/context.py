@@ -12,6 +12,7 @@ from pairio_protocol.limits import (
     RETENTION_MS,
 )
 from pairio_protocol.messages import MESSAGES, SYNC_KINDS, Message
+from pairio_protocol.owner import OwnerRules
 from pairio_protocol.signing import SigningKey
 
 __all__ = ["Context", "CoreConfig"]
@@ -37,6 +38,8 @@ class CoreConfig:
     isolation: str = "none"
     #: services or apps that may run without a sandbox here; "*" = all
     allow_process: tuple[str, ...] = ()
+    #: what else the owner does not let run here
+    owner_rules: tuple[OwnerRules, ...] = ()
     lease_ms: int = LEASE_MS
     #: logs in which nothing is newer than this are dropped when all in them is over
     retention_ms: int = RETENTION_MS
@@ -58,6 +61,8 @@ class Context:
     effects: list[Effect] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     connected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: services for which the owner's hours are over, as in the rules; "": for all
+    closed: frozenset[str] = frozenset()
 
     @property
     def me(self) -> str:

@@ -33,6 +33,7 @@ from pairio_protocol.machines.coordinator import Coordinator
 from pairio_protocol.machines.log import Log
 from pairio_protocol.machines.logs import Logs
 from pairio_protocol.machines.membership import Membership
+from pairio_protocol.machines.owner import Owner
 from pairio_protocol.machines.presence import PresenceBook
 from pairio_protocol.machines.replication import Replication
 from pairio_protocol.machines.retention import Retention
@@ -93,11 +94,12 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.retention = Retention(self.ctx, self)
         self.logs = Logs(self.ctx, self.retention)
         self.twins = Twins(self.ctx, self._on_twins_changed)
-        self.book = PresenceBook(self.ctx, self.membership, self.twins)
+        self.owner = Owner(self.ctx, self.membership)
+        self.book = PresenceBook(self.ctx, self.membership, self.twins, self.owner)
         self.replication = Replication(self.ctx, self.membership, self)
         self.coordinator = Coordinator(self.ctx, self.membership, self)
-        self.worker = Worker(self.ctx, self.membership, self)
-        self.bidder = Bidder(self.ctx, self.membership, self)
+        self.worker = Worker(self.ctx, self.membership, self, self.owner)
+        self.bidder = Bidder(self.ctx, self.membership, self, self.owner)
         self.sync = Sync(self.ctx, self.membership, self.logs)
         self.folds: dict[str, ServiceFold] = {}
         self.disk = Disk(self)
@@ -219,6 +221,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 self.disk.on_restored(event)
             case ev.Draining():
                 self.worker.drain()
+            case ev.OwnerHours():
+                self._on_owner_hours(event)
             case ev.Woke():
                 for peer in list(self.ctx.connected):
                     self.greet(peer)
@@ -239,6 +243,13 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
     def _take_effects(self) -> list[Effect]:
         effects, self.ctx.effects = self.ctx.effects, []
         return effects
+
+    def _on_owner_hours(self, event: ev.OwnerHours) -> None:
+        """The owner's hours begin or are over: give back what waits, and say so."""
+        self.ctx.closed = event.closed
+        self.worker.on_hours()
+        self.book.changed()
+        self.coordinator.look()
 
     # -- peers ----------------------------------------------------------------------------
 

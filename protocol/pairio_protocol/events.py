@@ -33,6 +33,7 @@ __all__ = [
     "Invite",
     "JoinService",
     "LeaveService",
+    "OwnerHours",
     "PeerDown",
     "PeerUp",
     "RemoveApp",
@@ -391,6 +392,14 @@ class Draining:
 
 
 @dataclass(frozen=True)
+class OwnerHours:
+    """By the owner's rules no job may begin now for these services, as the rules name them ("":
+    for any). What executes goes on; what waits is given back."""
+
+    closed: frozenset[str]
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """Nothing happened but time."""
 
@@ -422,6 +431,7 @@ Event = (
     | Invite
     | JoinService
     | LeaveService
+    | OwnerHours
     | PeerDown
     | PeerUp
     | RemoveApp

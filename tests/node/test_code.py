@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from pairio_node.blocks import Exchange, FetchFailed
 from pairio_node.code import RETRY_S, CodeKeeper
 from pairio_protocol.core import NodeCore
+from pairio_protocol.owner import OwnerRules
 
 
 class _Service:
@@ -20,7 +21,9 @@ class _Service:
         folded = SimpleNamespace(roles_of=lambda _: roles, apps=self.apps)
         membership = SimpleNamespace(taken_up={"s"}, folded=lambda _: folded)
         ctx = SimpleNamespace(me="me", config=SimpleNamespace(compute=compute))
-        core = cast(NodeCore, SimpleNamespace(membership=membership, ctx=ctx))
+        self.rules: list[OwnerRules] = []
+        owner = SimpleNamespace(rules=lambda _: self.rules)
+        core = cast(NodeCore, SimpleNamespace(membership=membership, ctx=ctx, owner=owner))
         self.holders: set[str] = set()
         self.connected: frozenset[str] = frozenset()
         self.asked: list[tuple[str, float]] = []
@@ -66,3 +69,11 @@ async def test_those_who_do_not_have_it_are_not_asked_all_the_time(
 @pytest.mark.parametrize(("roles", "compute"), [(("submit",), True), (("compute",), False)])
 def test_who_does_not_compute_keeps_no_code(roles: tuple[str, ...], compute: bool) -> None:
     assert _Service(roles, compute).keeper.missing == []
+
+
+def test_code_that_the_owner_lets_nobody_run_is_not_wanted() -> None:
+    service = _Service()
+    service.rules = [OwnerRules(apps=("other/sum",))]
+    assert service.keeper.missing == []
+    service.rules = [OwnerRules(apps=("greeter/greet",))]
+    assert service.keeper.missing == [("s", "code-1")]

@@ -31,6 +31,7 @@ from pairio_protocol.limits import (
 )
 from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.machines.owner import Owner
 from pairio_protocol.messages import Bid, Presence
 from pairio_protocol.policy import isolation_needed, misfit
 
@@ -74,8 +75,11 @@ class _Seen:
 class Bidder:
     """The requests of others that are not known to be started, oldest first."""
 
-    def __init__(self, ctx: Context, membership: MembershipView, hooks: Hooks) -> None:
+    def __init__(
+        self, ctx: Context, membership: MembershipView, hooks: Hooks, owner: Owner
+    ) -> None:
         self._ctx = ctx
+        self._owner = owner
         self._membership = membership
         self._hooks = hooks
         self.seen: dict[tuple[str, str], _Seen] = {}
@@ -130,6 +134,8 @@ class Bidder:
                 seen.lost_since_ms = self._ctx.now_ms
             if not self.is_free(service, state) or not idle:
                 continue
+            if self._owner.closed(service) is not None:
+                continue
             if seen.lost_since_ms is None:
                 bids.setdefault((state.author, service), []).append(name)
             else:
@@ -146,6 +152,8 @@ class Bidder:
         if state.document["app"] not in chain.now.apps:  # it is looked at again with the list
             return None
         if not self._hooks.fold(service).is_wanted(state, self._ctx.unix_ms):
+            return None
+        if self._owner.refusal(service, state) is not None:
             return None
         entry = self._hooks.own_presence(service)
         needed = isolation_needed(state.record, chain.now)

@@ -26,6 +26,7 @@ from pairio_protocol.limits import (
     PRESENCE_PER_SERVICE_MAX,
 )
 from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.machines.owner import Owner
 from pairio_protocol.machines.twins import Twins
 from pairio_protocol.messages import Presence, PresenceUpdate
 
@@ -54,9 +55,12 @@ class Heard:
 class PresenceBook:
     """The newest entry of every member, by (service, peer)."""
 
-    def __init__(self, ctx: Context, membership: MembershipView, twins: Twins) -> None:
+    def __init__(
+        self, ctx: Context, membership: MembershipView, twins: Twins, owner: Owner
+    ) -> None:
         self._ctx = ctx
         self._twins = twins
+        self._owner = owner
         self._membership = membership
         self.heard: dict[str, dict[str, Heard]] = {}
         self._counter = 0
@@ -123,17 +127,22 @@ class PresenceBook:
             boot=config.boot,
             started_unix_ms=config.started_unix_ms,
             counter=self._counter,
-            compute=config.compute and "compute" in roles,
+            compute=config.compute and "compute" in roles and self._owner.closed(service) is None,
             cpu_millicores=config.cpu_millicores,
             memory_mib=config.memory_mib,
             gpus=config.gpus,
-            slots=max(1, config.cpu_millicores // 1000),
+            slots=self._slots(service),
             load=self._load,
             isolation=config.isolation,
             addresses=config.addresses[:8],
         )
         data = entry.sign(self._ctx.key)
         self.heard.setdefault(service, {})[self._ctx.me] = Heard(entry, data, self._ctx.now_ms)
+
+    def _slots(self, service: str) -> int:
+        slots = max(1, self._ctx.config.cpu_millicores // 1000)
+        limits = (self._owner.jobs_in_all_max, self._owner.jobs_max(service))
+        return min([slots, *(limit for limit in limits if limit is not None)])
 
     def greet(self, peer: str) -> None:
         """Tell a newly connected member everything we know of the services we share."""

@@ -10,6 +10,7 @@ the lease, and on a new connection. The worker does not die with its lease; a ru
 restart of its node is adopted, and keeps its attempt id.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from pairio_protocol.limits import (
 )
 from pairio_protocol.machines.fair_share import FairShare
 from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.machines.owner import Owner
 from pairio_protocol.messages import Award, Beat, Decline, Have
 from pairio_protocol.policy import ISOLATIONS, isolation_needed
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
@@ -103,6 +105,7 @@ class Worker:
     ctx: Context
     membership: MembershipView
     hooks: Hooks
+    owner: Owner
     tasks: dict[str, Task] = field(default_factory=dict)
     share: FairShare = field(default_factory=FairShare)
     _results_to_push: list[tuple[str, str, set[str]]] = field(default_factory=list)
@@ -134,6 +137,10 @@ class Worker:
                 task.coordinators.add(peer)
                 self._report(task, peer)
                 return
+        hours = self.owner.closed(award.service)
+        if hours is not None:
+            self._decline(peer, award, _Refusal("owner's hours", hours, "now is outside them"))
+            return
         accepted = self._check(award, state, resolution, fold)
         if isinstance(accepted, _Refusal):
             self._decline(peer, award, accepted)
@@ -173,6 +180,9 @@ class Worker:
         ):
             if need > have:
                 return _Refusal(name, str(need), str(have))
+        narrower = self.owner.refusal(award.service, state)
+        if narrower is not None:
+            return _Refusal(*narrower)
         submitter = self._submitter(award.service, state)
         busy = sum(task.submitter == submitter for task in self.tasks.values())
         if busy >= self.slots * (1 + BACKLOG_PER_SLOT_MAX) or len(self.tasks) >= TASKS_MAX:
@@ -185,7 +195,9 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many runs of one CPU go on at once."""
-        return max(1, self.ctx.config.cpu_millicores // 1000)
+        slots = max(1, self.ctx.config.cpu_millicores // 1000)
+        limit = self.owner.jobs_in_all_max
+        return slots if limit is None else min(slots, limit)
 
     def _submitter(self, service: str, state: RequestState) -> str:
         """Return whose share a run is taken from: the member, not one of his machines."""
@@ -239,12 +251,7 @@ class Worker:
         for task in self.tasks.values():
             if task.executing:
                 free = [left - need for left, need in zip(free, task.needs, strict=True)]
-        while fitting := [
-            task
-            for task in self.tasks.values()
-            if not task.executing
-            and all(need <= left for need, left in zip(task.needs, free, strict=True))
-        ]:
+        while fitting := self._fitting(free):
             task = self.share.first(fitting, self.ctx.now_ms)
             fold = self.hooks.fold(task.award.service)
             if not fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms):
@@ -253,6 +260,39 @@ class Worker:
             free = [left - need for left, need in zip(free, task.needs, strict=True)]
             self.share.started(task.submitter)
             self._start(task)
+
+    def _fitting(self, free: list[int]) -> list[Task]:
+        """Return what waits here, fits into what is free, and may begin by the owner's rules."""
+        fitting = [
+            task
+            for task in self.tasks.values()
+            if not task.executing
+            and all(need <= left for need, left in zip(task.needs, free, strict=True))
+        ]
+        if not self.ctx.config.owner_rules:
+            return fitting
+        executing = Counter(t.award.service for t in self.tasks.values() if t.executing)
+        may_begin = {
+            service: self._may_begin(service, executing)
+            for service in {task.award.service for task in fitting}
+        }
+        return [task for task in fitting if may_begin[task.award.service]]
+
+    def _may_begin(self, service: str, executing: Counter[str]) -> bool:
+        """Say whether the owner lets one more job of a service begin now."""
+        in_all, limit = self.owner.jobs_in_all_max, self.owner.jobs_max(service)
+        full = (in_all is not None and executing.total() >= in_all) or (
+            limit is not None and executing[service] >= limit
+        )
+        return not full and self.owner.closed(service) is None
+
+    def on_hours(self) -> None:
+        """The owner's hours are others: what only waits here, and may not begin, is given back."""
+        for task in list(self.tasks.values()):
+            hours = self.owner.closed(task.award.service)
+            if not task.executing and hours is not None:
+                self._give_back(task, _Refusal("owner's hours", hours, "now is outside them"))
+        self._pump()
 
     def _start(self, task: Task) -> None:
         task.executing = True

@@ -1,0 +1,49 @@
+"""The owner's rules, as worker, bidder and presence ask for them."""
+
+from pairio_protocol.context import Context
+from pairio_protocol.fold import RequestState
+from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.owner import OwnerRules, jobs_max, refusal, rules_for
+
+__all__ = ["Owner"]
+
+
+class Owner:
+    """What this node's owner lets run now."""
+
+    def __init__(self, ctx: Context, membership: MembershipView) -> None:
+        self._ctx = ctx
+        self._membership = membership
+
+    def rules(self, service: str) -> list[OwnerRules]:
+        """Return the rules that hold for a service."""
+        rules = self._ctx.config.owner_rules
+        return rules_for(rules, self._names(service)) if rules else []
+
+    def _names(self, service: str) -> tuple[str, str]:
+        return service, self._membership.petnames.get(service, service)
+
+    def closed(self, service: str) -> str | None:
+        """Return the hours that keep jobs of a service from beginning now."""
+        if not self._ctx.closed:
+            return None
+        rules = [r for r in self.rules(service) if r.service in self._ctx.closed]
+        return "; ".join(r.hours for r in rules) if rules else None
+
+    def refusal(self, service: str, state: RequestState) -> tuple[str, str, str] | None:
+        """Return (rule, need, have) of what keeps a request's job off at any time."""
+        rules = self.rules(service)
+        if not rules:
+            return None
+        member = self._membership.folded(service).member_of(state.author)
+        names = [name for name in (member, state.author) if name]
+        return refusal(rules, state.document, state.record.resources, names)
+
+    def jobs_max(self, service: str) -> int | None:
+        """Return how many jobs of a service may run at once; None without a limit."""
+        return jobs_max(r for r in self.rules(service) if r.service)
+
+    @property
+    def jobs_in_all_max(self) -> int | None:
+        """How many jobs may run at once, of whatever service."""
+        return jobs_max(r for r in self._ctx.config.owner_rules if not r.service)
