@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from pairio_node.errors import NotFoundError, UserError
+from pairio_node.errors import NotFoundError, UserError, as_user_errors
+from pairio_node.views import proposal_view
 from pairio_protocol import events as ev
 from pairio_protocol.allowlist import Folded, parse_roles
 from pairio_protocol.errors import DecodeError
@@ -26,6 +27,8 @@ __all__ = ["Joins", "qr_text"]
 _OWN_ADDRESSES, _OTHER_ADDRESSES = 3, 2
 #: A link that is expired for so long by this node's clock is not tried.
 _CLOCKS_DIFFER_MS = 10 * 60 * 1000
+#: Who leaves waits so long to say whether an admin's node has taken it off the list.
+_LEAVE_S = 1.0
 
 #: code -> (what is so, what to do). The codes are those of `wish_answer`.
 _WORDS = {
@@ -107,7 +110,8 @@ class Joins:
     ) -> dict[str, Any]:
         """Make a link. With `approve` it holds no token: whoever joins waits for an admin."""
         found = self._node.services.id_of(service)
-        parsed = parse_roles(roles)
+        with as_user_errors():
+            parsed = parse_roles(roles)
         expires = self._node.clock.unix_ms() + expires_s * 1000
         if approve:
             link = self._link("request", found, roles=parsed)
@@ -116,11 +120,11 @@ class Joins:
             raise UserError(f"uses is {uses}", hint=f"use 1 to {INVITATION_USES_MAX}")
         seed = secrets.token_bytes(32)
         key = SigningKey(seed).peer
-        await self._node.driver.call(
+        answer = await self._node.driver.call(
             lambda call: ev.Invite(call, found, key, parsed, uses, expires)
         )
         link = self._link("join", found, seed=seed, roles=parsed, expires_unix_ms=expires)
-        return self._made(link, uses)
+        return {**self._made(link, uses), **self._outcome(answer)}
 
     def link_device(self, service: str, expires_s: int) -> dict[str, Any]:
         """Make a link for one further device of this node's member."""
@@ -171,7 +175,17 @@ class Joins:
             "uses": uses,
             "expiresUnixMs": link.expires_unix_ms or None,
             "needsApproval": link.kind == "request",
+            "proposal": None,
         }
+
+    def _outcome(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return whether an act has changed the list, or what waits for further admins."""
+        waiting = [
+            proposal_view(weighed)
+            for weighed in self._node.core.membership.proposals.of(answer["service"])
+            if weighed.change.cid == answer["proposal"]
+        ]
+        return {"changed": not answer["proposal"], "proposal": waiting[0] if waiting else None}
 
     def invitations(self, service: str) -> list[dict[str, Any]]:
         """Return the invitations of a service, dead ones too."""
@@ -197,8 +211,8 @@ class Joins:
         if key not in folded.invitations:
             known = ", ".join(k[-10:] for k in folded.invitations) or "none"
             raise NotFoundError(f"no invitation {which[:80]!r}", hint=f"invitations: {known}")
-        await self._node.driver.call(lambda call: ev.Uninvite(call, found, key))
-        return {"key": key}
+        answer = await self._node.driver.call(lambda call: ev.Uninvite(call, found, key))
+        return {"key": key, **self._outcome(answer)}
 
     # -- joining --------------------------------------------------------------------------
 
@@ -217,7 +231,8 @@ class Joins:
         )
         if expired:
             raise UserError(*_WORDS["expired"][:1], hint=_WORDS["expired"][1], code="expired")
-        parsed = parse_roles(roles) if roles else ()
+        with as_user_errors():
+            parsed = parse_roles(roles) if roles else ()
         answer = await self._node.driver.call(
             lambda call: ev.JoinService(call, link, name or "", parsed)
         )
@@ -289,6 +304,9 @@ class Joins:
         """Take part no more; the admins are told now or when one is met."""
         found = self._node.services.id_of(service)
         await self._node.driver.call(lambda call: ev.LeaveService(call, found))
+        with trio.move_on_after(_LEAVE_S):
+            while self._node.core.own_wishes.get(found, "leave") is not None:
+                await self._node.changed()
         told = self._node.core.own_wishes.get(found, "leave") is None
         return {"serviceId": found, "serviceName": service, "offTheList": told}
 
@@ -307,11 +325,13 @@ class Joins:
     async def approve(self, service: str, request: str, roles: list[str] | None) -> dict[str, Any]:
         """Grant a request; without roles: those that it asks for."""
         found = self._node.services.id_of(service)
-        parsed = parse_roles(roles) if roles else ()
+        with as_user_errors():
+            parsed = parse_roles(roles) if roles else ()
         answer = await self._node.driver.call(
             lambda call: ev.ApproveWish(call, found, request, parsed)
         )
-        return {"member": answer["member"], "peerId": answer["peer"], "roles": answer["roles"]}
+        said = {"member": answer["member"], "peerId": answer["peer"], "roles": answer["roles"]}
+        return {**said, **self._outcome(answer)}
 
     async def deny(self, service: str, request: str) -> dict[str, Any]:
         """Refuse a request."""

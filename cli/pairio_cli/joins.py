@@ -28,6 +28,13 @@ def _show_link(made: dict[str, Any], json: bool) -> None:
         note(made["qr"])
 
 
+def _note_proposal(made: dict[str, Any], service: str) -> None:
+    """Say that further admins have to sign, and how."""
+    waiting = made.get("proposal")
+    if waiting is not None:
+        note(f"It waits for further admins: pairio service sign {service} {short(waiting['id'])}")
+
+
 def _until(made: dict[str, Any]) -> str:
     if made["expiresUnixMs"] is None:
         return ""
@@ -60,6 +67,7 @@ def service_invite(
     else:
         who = "One" if uses == 1 else f"At most {uses}"
         note(f"{who} may {what}{_until(made)}: pairio join LINK")
+    _note_proposal(made, name)
 
 
 @service_app.command("invitations")
@@ -81,7 +89,12 @@ def service_uninvite(name: str, invitation: str, json: Json = False) -> None:
     """Withdraw an invitation, by link or key. Example: pairio service uninvite lab LINK"""
     path = f"/api/v1/services/{part(name)}/invitations/{part(invitation)}"
     found = api().call("DELETE", path)
-    as_json(found) if json else note(f"Withdrawn: nobody joins {name!r} with it any more")
+    if json:
+        as_json(found)
+        return
+    if found.get("proposal") is None:
+        note(f"Withdrawn: nobody joins {name!r} with it any more")
+    _note_proposal(found, name)
 
 
 @service_app.command("link-device")
@@ -163,7 +176,10 @@ def service_approve(
     if json:
         as_json(found)
         return
-    note(f"{found['member']!r} is on the list of {name!r} as {','.join(found['roles'])}")
+    if found.get("proposal") is None:
+        what = ",".join(found["roles"])
+        note(f"{found['member']!r} is on the list of {name!r}: {what}" if what else "Off the list")
+    _note_proposal(found, name)
 
 
 @service_app.command("deny")

@@ -133,6 +133,9 @@ def status(
         data(f"address    {address}")
     data(f"api        {found['apiUrl']}")
     data(f"services   {', '.join(found['services']) or 'none'}")
+    for wish in found.get("joins", []):
+        verb = "leaving" if wish["kind"] == "leave" else "joining"
+        data(f"{verb}    {wish['serviceName']}: {wish['message']}")
     data(f"peers      {len(found['peers'])} connected")
     data(
         f"capacity   {capacity['numCpus']:g} CPUs, {capacity['memoryGb']:.1f} GB,"

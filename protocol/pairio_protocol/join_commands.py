@@ -51,6 +51,8 @@ class JoinCommands:
 
     def _change(self, service: str, op: dict[str, Any], cuts: tuple[Cut, ...] = ()) -> str:
         """Sign a change; returns the id of the proposal if further admins have to sign, else ""."""
+        if self._core.membership.folded(service).ended:
+            raise DefinitionError("the service has ended", "pairio service create NAME")
         proposal = self._core.membership.change(service, [op], cuts)
         if not proposal:
             self._core.intake.on_service_changed(service)

@@ -56,7 +56,7 @@ def test_two_homes_create_invite_join_submit_revoke_refused(
     assert (job["status"], job["computeNodeId"]) == ("completed", second.info["peerId"])
     mine = json.loads(_done(second, "submit", GREET, "-p", "name=Bob", "--wait", "--json"))
     assert mine["status"] == "completed"
-    _done(first, "service", "remove-member", SERVICE, "Ada")
+    _done(first, "service", "revoke", SERVICE, "Ada")
     refused = second.cli("submit", GREET, "-p", "name=Eve", "--wait", "--timeout", "5")
     took_s = time.monotonic() - began
     assert refused.returncode == 1, refused.stderr

@@ -97,6 +97,10 @@ async def test_what_is_refused_is_said_in_its_own_words(tmp_path: Path) -> None:
             await guest.joins.join(link[:-2], None, None, 10)
         with pytest.raises(UserError, match="no invitation 'x'"):
             await admin.joins.uninvite(SERVICE, "x")
+        with pytest.raises(UserError, match="role is 'king'"):
+            await admin.joins.invite(SERVICE, ["king"], 1, 10, False)
+        with pytest.raises(UserError, match="role is 'king'"):
+            await guest.joins.join(link, None, ["king"], 10)
         with pytest.raises(UserError, match="uses is 0"):
             await admin.joins.invite(SERVICE, ["submit"], 0, 10, False)
         assert len({words for words, _ in _WORDS.values()}) == len(_WORDS)
@@ -146,6 +150,27 @@ async def test_a_declined_offer_stays_away_also_after_a_restart(tmp_path: Path) 
             await admin.admins.grant(SERVICE, guest.peer_id, ["read"], "guest")
             await a_moment(0.3)
             assert guest.services.offers() == []
+
+
+async def test_with_a_threshold_an_invitation_waits_for_the_others_and_a_join_for_nobody(
+    tmp_path: Path,
+) -> None:
+    async with two(tmp_path) as (admin, second):
+        network = admin.transport._network  # type: ignore[attr-defined]
+        await second.joins.join(await invite(admin, "admin", "submit"), "Bob", None, 10)
+        asked = await admin.admins.set_admins(SERVICE, [admin.peer_id, second.peer_id], 2)
+        await until(lambda: second.admins.proposals(SERVICE), "the proposal is there")
+        await second.admins.sign(SERVICE, asked["proposal"]["id"], None)
+        await until(lambda: not admin.admins.proposals(SERVICE), "two are to sign")
+        made = await admin.joins.invite(SERVICE, ["submit"], 1, 3600, False)
+        assert made["proposal"]["needed"] == 2
+        async with running(network, tmp_path / "guest2", compute=False) as guest:
+            waiting = await guest.joins.join(made["link"], "Ada", None, 0.5)
+            assert waiting["code"] == "unknown_invitation"
+            await until(lambda: second.admins.proposals(SERVICE), "the proposal is there")
+            await second.admins.sign(SERVICE, made["proposal"]["id"], None)
+            await until(guest.services.all, "joined by one admin's signature")
+            assert guest.services.all()[0]["roles"] == ["submit"]
 
 
 def test_a_qr_code_fits_into_a_terminal(tmp_path: Path) -> None:

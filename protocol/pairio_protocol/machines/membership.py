@@ -177,15 +177,11 @@ class Membership:
         Raises:
             DefinitionError: a proof is not good, the ops do not fit, or it needs more admins.
         """
-        chain = self.chains[service]
-        change = chain.propose(ops, [self._ctx.key], self._ctx.unix_ms, cuts)
+        change = self.chains[service].propose(ops, [self._ctx.key], self._ctx.unix_ms, cuts)
         try:
-            chain.add(change)
+            self.take(service, change)
         except DecodeError as error:
             raise DefinitionError(str(error)) from None
-        change = chain.get(change.cid)
-        self._save(service, change)
-        self._pass_on(service, [change], self._ctx.me)
 
     def choose(self, service: str, choice: str) -> None:
         """Remember what the owner said of a service: declined, left, or nothing any more."""
