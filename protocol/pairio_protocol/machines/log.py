@@ -127,15 +127,16 @@ class Log:
     def _kept(self, cutting: Cutting) -> int:
         """Return how many segments lie on the chain that ends in the cut.
 
-        While the cut's own segment is not here, those below its seq are taken to lie on it: if they
-        do not, its coming is the proof of a fork.
+        Those below its seq are taken to lie on it: if they do not, the cut's own segment is the
+        proof of a fork. What stands in its place here does not count, nor does it void what is
+        below: whether it was held before the cut came must not matter.
         """
         cut = cutting.cuts.get(self.segments[0].log)
         if cut is None:
             return 0
         for index, segment in enumerate(self.segments):
             if segment.last_seq == cut.seq:
-                return index + 1 if segment.hash == cut.hash else 0
+                return index + 1 if segment.hash == cut.hash else index
             if segment.last_seq > cut.seq:
                 return index
         return len(self.segments)
