@@ -83,6 +83,7 @@ _WORDS = {
     ),
     "denied": ("an admin has said no", "ask him why"),
     "ended": ("the service was ended by its admins", "there is nothing left to join"),
+    "stale": ("it was asked for too long ago", "join with the link again"),
     "full": ("too many wait there already", "try again later"),
     "unknown_service": (
         "the node that made the link is in no such service (any more)",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JoinCommands"]
 
+_LOOK_MS = 50
+
 
 class JoinCommands:
     """Local calls about invitations, joining, leaving, offers and requests."""
@@ -154,6 +156,7 @@ class JoinCommands:
                 page = tuple(mine[start : start + CANCELS_PER_RECORD_MAX])
                 self._core.append(service, Cancel(page, self._ctx.unix_ms))
         self._core.worker.leave(service)
+        self._core.coordinator.forget_service(service)
         self._leaving[service] = event.call
         self.tick()
 
@@ -168,12 +171,13 @@ class JoinCommands:
     def tick(self) -> None:
         """Go once the last records are sealed: they are pushed to whoever is connected."""
         for service in sorted(self._leaving):
+            self._core.worker.leave(service)  # what was awarded since
             if not self._core.logs.pending_of(service):
                 self._go(service, self._leaving.pop(service))
 
     def deadline_ms(self) -> int | None:
-        """When something is due: at once, while this node leaves a service."""
-        return self._ctx.now_ms if self._leaving else None
+        """When it is looked at again whether this node can go."""
+        return self._ctx.now_ms + _LOOK_MS if self._leaving else None
 
     def _go(self, service: str, call: int) -> None:
         core, chain = self._core, self._core.membership.chains[service]
@@ -187,6 +191,6 @@ class JoinCommands:
             core.own_wishes.remove(f"{service} join")
             core.own_wishes.add(OwnWish(wish, wish.sign(self._ctx.key), name))
             core.membership.choose(service, "left")
-        core.coordinator.forget_service(service)
+        core.joining.forget_service(service)
         core.membership.take_down(service)
         self._services.reply(call, {"service": service})

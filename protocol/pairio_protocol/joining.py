@@ -7,7 +7,7 @@
          --it is not: held, passed on to connected admins; their answers are passed back
 
 Held wishes are looked at again when the list changes and when an admin is connected. They are
-bounded in number, by sender and altogether; without a proof they go first.
+bounded in number, by sender and altogether; those whose proof is not known to be good go first.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from pairio_protocol.limits import (
 from pairio_protocol.messages import WishAnswer, WishMessage
 from pairio_protocol.service import Chain
 from pairio_protocol.signing import sha256
-from pairio_protocol.wishes import SOFT, Wish, is_granted, op_for, why_refused
+from pairio_protocol.wishes import SOFT, Wish, is_granted, is_proven, op_for, why_refused
 
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
@@ -46,6 +46,7 @@ class Held:
     at_unix_ms: int
     epoch: int = 0
     code: str = ""
+    proven: bool = False
 
     @property
     def hash(self) -> bytes:
@@ -150,7 +151,7 @@ class Joining:
             self._answer(held, "refused", "denied")
         elif self._ctx.me in chain.now.admins:
             self._decide(chain, held)
-        elif self._hold(held, "waits_admin"):
+        elif self._hold(chain, held, "waits_admin"):
             self._answer(held, "waits", "waits_admin")
             for peer in chain.now.admins:
                 self._ctx.send(peer, WishMessage(held.data))
@@ -170,7 +171,7 @@ class Joining:
         if not code:
             return
         if code in SOFT or code == "waits_approval":
-            if self._hold(held, code):
+            if self._hold(chain, held, code):
                 self._answer(held, "waits", code)
         else:
             self._ctx.counters[f"wishes refused: {code}"] += 1
@@ -220,53 +221,64 @@ class Joining:
 
     # -- keeping --------------------------------------------------------------------------
 
-    def _hold(self, held: Held, code: str) -> bool:
+    def _hold(self, chain: Chain, held: Held, code: str) -> bool:
         """Keep a wish; False, and counted, when there is no place for it."""
         waiting = self.held.setdefault(held.wish.service, {})
         known = waiting.get(held.hash)
-        if known is not None:
-            known.source = held.source
-            changed, known.code = known.code != code, code
-        else:
-            changed = True
+        if known is None:
+            held.proven = is_proven(held.wish, chain.now, chain.epoch, self._ctx.unix_ms)
             if not self._make_place(held):
                 self._ctx.refuse(held.source, "a wish beyond what is kept")
                 self._answer(held, "refused", "full")
                 return False
-            held.code = code
-            waiting[held.hash] = held
-        if changed:
-            self._save(waiting[held.hash])
+            waiting[held.hash] = known = held
+        known.source = held.source
+        if known.code != code:
+            known.code = code
+            self._save(known)
         return True
 
     def _make_place(self, held: Held) -> bool:
-        """Older wishes of the same peer go; then what waited too long; then, for one with a
-        proof, the oldest one without."""
-        everything = [h for waiting in self.held.values() for h in waiting.values()]
-        for old in everything:
+        """Older wishes of the same peer go, and what waited too long; then, of one who brings too
+        many, or of all, the oldest whose proof is not known to be good. They are said again."""
+        for old in self._everything():
             same = (old.wish.peer, old.wish.service) == (held.wish.peer, held.wish.service)
             if same or self._ctx.unix_ms - old.at_unix_ms > WISH_EXPIRY_MS:
                 self._drop(old)
-        left = [h for waiting in self.held.values() for h in waiting.values()]
-        if sum(h.source == held.source for h in left) >= WISHES_PER_PEER_MAX:
-            return False
-        if len(left) < WISHES_HELD_MAX:
+        kept = self._everything()
+        brought = [h for h in kept if h.source == held.source]
+        if len(brought) >= WISHES_PER_PEER_MAX:
+            kept = brought
+        elif len(kept) < WISHES_HELD_MAX:
             return True
-        weak = next((h for h in left if not h.wish.proof), None)
-        if weak is None or not held.wish.proof:
+        weakest = next((h for h in kept if not h.proven), None)
+        if weakest is None:
             return False
-        self._drop(weak)
+        self._ctx.counters["wishes that made place for newer ones"] += 1
+        self._drop(weakest)
         return True
 
+    def _everything(self) -> list[Held]:
+        return [h for waiting in self.held.values() for h in waiting.values()]
+
+    def forget_service(self, service: str) -> None:
+        """This node takes part in a service no more."""
+        for held in list(self.held.pop(service, {}).values()):
+            self.unsaved.append((NOTE, held.hash.hex(), b""))
+
     def _save(self, held: Held) -> None:
-        data = pack([held.data, held.source, held.at_unix_ms, held.epoch, held.code])
-        self.unsaved.append((NOTE, held.hash.hex(), data))
+        """Keep on disk what waits for a person; the rest is said again by its peer."""
+        if held.code == "waits_approval":
+            data = pack([held.data, held.source, held.at_unix_ms, held.epoch, held.code])
+            self.unsaved.append((NOTE, held.hash.hex(), data))
         self._ctx.emit(WishChanged(held.wish.service))
 
     def _drop(self, held: Held) -> None:
         waiting = self.held.get(held.wish.service, {})
-        if waiting.pop(held.hash, None) is not None:
-            self.unsaved.append((NOTE, held.hash.hex(), b""))
+        known = waiting.pop(held.hash, None)
+        if known is not None:
+            if known.code == "waits_approval":
+                self.unsaved.append((NOTE, held.hash.hex(), b""))
             self._ctx.emit(WishChanged(held.wish.service))
 
     def restore(self, data: bytes) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pairio_protocol.allowlist import ROLES, Folded
+from pairio_protocol.allowlist import ROLES, Folded, apply_ops
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import LogId, public_key_of
@@ -19,11 +19,13 @@ from pairio_protocol.limits import (
     DECODED_MAX,
     NAME_LENGTH_MAX,
     SIGNATURE_SIZE_BYTES,
+    WISH_EXPIRY_MS,
 )
 from pairio_protocol.links import Link
 from pairio_protocol.names import free_name
 from pairio_protocol.proofs import (
     DeviceGrant,
+    Place,
     proof_of_device,
     proof_of_invitation,
     proof_of_leave,
@@ -33,7 +35,17 @@ from pairio_protocol.service import Cut
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 from pairio_protocol.wire import Registry
 
-__all__ = ["SOFT", "Head", "Wish", "asked_for", "is_granted", "op_for", "why_refused"]
+__all__ = [
+    "SOFT",
+    "Head",
+    "Wish",
+    "asked_for",
+    "is_granted",
+    "is_proven",
+    "leaving",
+    "op_for",
+    "why_refused",
+]
 
 KINDS = ("join", "device", "leave", "request")
 #: Reasons that may pass, since who answers may be behind; such a wish is kept and looked at again.
@@ -179,6 +191,8 @@ def why_refused(wish: Wish, folded: Folded, unix_ms: int) -> str:
     """Return why a wish's proof is not good, as a code; empty when it is, or has none."""
     if folded.ended:
         return "ended"
+    if wish.kind == "request" and unix_ms - wish.issued_unix_ms > WISH_EXPIRY_MS:
+        return "stale"  # somebody may have kept it since
     if wish.kind == "join":
         entry = folded.invitations.get(wish.token)
         if entry is None:
@@ -201,6 +215,18 @@ def why_refused(wish: Wish, folded: Folded, unix_ms: int) -> str:
         if folded.member_of(wish.peer) not in (None, folded.member_of(wish.by)):
             return "other_member"
     return ""
+
+
+def is_proven(wish: Wish, folded: Folded, epoch: int, unix_ms: int) -> bool:
+    """Say whether an admin would append the wish now because of its proof."""
+    if wish.kind == "request" or is_granted(wish, folded) or why_refused(wish, folded, unix_ms):
+        return False
+    cuts = tuple(cut.plain() for cut in wish.cuts())
+    try:
+        apply_ops(folded, [op_for(wish, folded)], Place(wish.service, epoch + 1, unix_ms, cuts))
+    except DecodeError:
+        return False
+    return True
 
 
 def op_for(wish: Wish, folded: Folded) -> dict[str, Any]:

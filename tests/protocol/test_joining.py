@@ -8,7 +8,13 @@ import pytest
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
-from pairio_protocol.limits import OFFERS_MAX, WISH_RETRY_MS, WISHES_PER_PEER_MAX
+from pairio_protocol.limits import (
+    OFFERS_MAX,
+    WISH_EXPIRY_MS,
+    WISH_RETRY_MS,
+    WISHES_HELD_MAX,
+    WISHES_PER_PEER_MAX,
+)
 from pairio_protocol.links import Link, LinkPeer
 from pairio_protocol.messages import MESSAGES, Changes, WishAnswer, WishMessage
 from pairio_protocol.own_wishes import OwnWish
@@ -41,6 +47,8 @@ class Strangers(World):
         super()._carry_out(peer, effects)
 
     def do(self, peer: str, event: ev.Event) -> None:
+        if peer not in self.cores:
+            return  # a stranger of whom there is nothing but a key
         if isinstance(event, ev.FrameReceived) and event.peer not in self.cores[peer].ctx.connected:
             return  # it was cut while under way
         super().do(peer, event)
@@ -307,26 +315,55 @@ def test_names_of_members_are_not_taken_twice_however_they_are_written() -> None
     assert f"ADA~{two[-6:]}" in names
 
 
-def test_a_stranger_floods_and_wishes_with_a_proof_still_find_a_place() -> None:
-    world = Strangers(3)
-    admin, flood, guest = world.peers
+def request_of(world: Strangers, service: str, key: SigningKey, name: str = "x") -> bytes:
+    link = world.link("request", service, world.peers[0])
+    wish = asked_for(link, key, name, ("submit",), (), world.now_ms)
+    return MESSAGES.encode(WishMessage(wish.sign(key)))
+
+
+def test_one_stranger_has_one_wish_here_and_brings_no_others() -> None:
+    world = Strangers(2)
+    admin, flood = world.peers
     service = world.create(admin)
-    link = world.invite(admin)
     world.connect(admin, flood)
     for number in range(WISHES_PER_PEER_MAX + 5):
-        key = SigningKey(number.to_bytes(32, "big"))
-        wish = asked_for(world.link("request", service, admin), key, "x", ("submit",), (), 1)
-        frame = MESSAGES.encode(WishMessage(wish.sign(key)))
-        world.do(admin, ev.FrameReceived(flood, frame))
-        own = asked_for(world.link("request", service, admin), world.cores[flood].ctx.key,
-                        f"{number}", ("submit",), (), number)  # fmt: skip
-        frame = MESSAGES.encode(WishMessage(own.sign(world.cores[flood].ctx.key)))
-        world.do(admin, ev.FrameReceived(flood, frame))
-    assert len(world.cores[admin].joining.held[service]) == 1
+        for key in (SigningKey(number.to_bytes(32, "big")), world.cores[flood].ctx.key):
+            frame = request_of(world, service, key, str(number))
+            world.do(admin, ev.FrameReceived(flood, frame))
+    held = world.cores[admin].joining.held[service]
+    assert [h.wish.name for h in held.values()] == [str(WISHES_PER_PEER_MAX + 4)]
     assert {r.reason for r in world.refused} == {"a wish passed on by a stranger"}
-    world.connect(admin, guest)
-    world.join(guest, link)
+
+
+def test_a_flood_of_strangers_displaces_its_own_and_never_what_has_a_proof() -> None:
+    world = Strangers(3)
+    admin, member, guest = world.peers
+    service = world.create(admin)
+    link = world.invite(admin, uses=2)
+    world.connect(admin, member)
+    world.join(member, link)
+    world.cut(admin, member)
+    world.connect(member, guest)
+    world.join(guest, replace(link, peers=(LinkPeer(member, ()),)))
+    for number in range(WISHES_HELD_MAX * 2):
+        key = SigningKey(number.to_bytes(32, "big"))
+        world.cores[member].ctx.connected[key.peer] = ()
+        world.do(member, ev.FrameReceived(key.peer, request_of(world, service, key)))
+    held = world.cores[member].joining.held[service]
+    assert len(held) == WISHES_HELD_MAX
+    world.connect(member, admin)
     assert world.roles(guest, service) == ("compute", "submit")
+
+
+def test_a_wish_that_somebody_kept_for_long_is_not_asked_again() -> None:
+    world = Strangers(2)
+    admin, guest = world.peers
+    service = world.create(admin)
+    world.connect(admin, guest)
+    old = request_of(world, service, world.cores[guest].ctx.key)
+    world.now_ms += WISH_EXPIRY_MS + 1
+    world.do(admin, ev.FrameReceived(guest, old))
+    assert world.cores[admin].joining.waiting(service) == []
 
 
 def test_answers_count_from_those_who_were_asked_only() -> None:

@@ -1,8 +1,11 @@
 """What stands in for the signatures of all admins but one: invitations, devices, leaving."""
 
+import contextlib
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import LogId
@@ -12,7 +15,7 @@ from pairio_protocol.proofs import (
     proof_of_invitation,
     proof_of_leave,
 )
-from pairio_protocol.service import Chain, Cut, SignedChange
+from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
 from pairio_protocol.signing import SigningKey
 
 ANN, BEN, CAT, DAN, EVE, TOKEN = (SigningKey(bytes([i]) * 32) for i in range(1, 7))
@@ -322,3 +325,78 @@ def test_one_who_left_may_use_the_invitation_again_while_it_lasts() -> None:
     leave(chain, leaving(chain, DAN, "dan", (), chain.epoch), ())
     do(chain, joins(chain, DAN, "dan"), by=(ANN,))
     assert chain.now.member_of(DAN.peer) == "dan"
+
+
+# -- histories ------------------------------------------------------------------------------
+
+KEYS = [SigningKey(bytes([40 + i]) * 32) for i in range(6)]
+
+
+def _next_op(
+    chain: Chain, draw: Any, tokens: list[SigningKey]
+) -> tuple[Op, tuple[SigningKey, ...]]:
+    """An op that may fit, and who signs it: often one admin only."""
+    kind = draw(st.sampled_from(("add", "invite", "uninvite", "join", "device", "leave", "remove")))
+    key = draw(st.sampled_from(KEYS))
+    name = chain.now.member_of(key.peer) or key.peer[-6:]
+    signers = draw(st.sampled_from(((ANN,), (BEN,), (CAT,), (ANN, BEN), (BEN, CAT))))
+    token = draw(st.sampled_from(tokens))
+    if kind == "invite":
+        return {**invite(uses=draw(st.integers(1, 2))), "key": token.peer}, signers
+    if kind == "uninvite":
+        return {"op": "uninvite", "key": token.peer}, signers
+    if kind == "join":
+        signature = proof_of_invitation(token, chain.service, key.peer).hex()
+        proof = {"key": token.peer, "signature": signature}
+        return joins(chain, key, name, "compute", "submit", invitation=proof), signers
+    if kind == "device" and chain.now.member_of(key.peer):
+        return device(chain, key, draw(st.sampled_from(KEYS)), name), signers
+    if kind == "leave" and chain.now.member_of(key.peer):
+        return leaving(chain, key, name, (), draw(st.integers(0, chain.epoch))), signers
+    if kind == "remove":
+        return remove(name), signers
+    return add(key, name, "submit"), signers
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_admins_did_apart_all_nodes_agree_in_any_order(data: st.DataObject) -> None:
+    first = service()
+    nodes = [first, twin(first), twin(first)]
+    tokens = [TOKEN, SigningKey(b"u" * 32)]
+    for step in range(data.draw(st.integers(4, 14))):
+        node = data.draw(st.sampled_from(nodes))
+        op, signers = _next_op(node, data.draw, tokens)
+        with contextlib.suppress(DecodeError, DefinitionError):
+            node.add(node.propose([op], list(signers), step))
+        if data.draw(st.integers(0, 3)) == 0:  # two nodes meet
+            for change in data.draw(st.sampled_from(nodes)).changes(-1):
+                node.add(change)
+    everything = {change.cid: change for node in nodes for change in node.changes(-1)}
+    rest = sorted(everything.values(), key=lambda change: change.seq)
+    fresh = Chain()
+    for change in rest:
+        fresh.add(change)
+    shuffled = Chain()
+    waiting = data.draw(st.permutations(rest[1:]))
+    shuffled.add(rest[0])
+    while waiting:
+        waiting = [c for c in waiting if not _taken(shuffled, c)]
+    for node in nodes:
+        for change in rest:
+            node.add(change)
+    for node in (*nodes, shuffled):
+        assert (node.head, node.digest) == (fresh.head, fresh.digest)
+        assert node.now.document() == fresh.now.document()
+        roles = [node.now.roles_of(key.peer) for key in KEYS]
+        assert roles == [fresh.now.roles_of(key.peer) for key in KEYS]
+        for entry in node.now.invitations.values():
+            assert entry["used"] <= entry["uses"]
+
+
+def _taken(chain: Chain, change: SignedChange) -> bool:
+    try:
+        chain.add(change)
+    except ChangeGap:
+        return False
+    return True
