@@ -6,6 +6,7 @@ a found block its length and bytes. Blocks go to members of the service for whic
 here, looked up anew for every frame. Both sides keep the content of services apart (`scoped`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -22,6 +23,8 @@ from pairio_protocol.errors import DecodeError
 __all__ = ["Exchange", "FetchFailed"]
 
 WANT_MAX = 32
+#: Streams that one peer may have open here; a node opens half as many.
+STREAMS_PER_PEER_MAX = 32
 _REQUEST_BYTES_MAX = 8 * 1024
 _FOUND, _MISSING, _REFUSED = b"\x01", b"\x00", b"\x02"
 #: A holder that gives no block for so long is left.
@@ -43,10 +46,26 @@ class Exchange:
         self._contents = contents
         self._transport = transport
         self._may_read = may_read
-        self.counters = {"blocks_sent": 0, "blocks_received": 0, "blocks_refused": 0}
+        self._streams: Counter[str] = Counter()
+        self._asking: dict[str, trio.Semaphore] = {}  # by holder
+        names = ("blocks_sent", "blocks_received", "blocks_refused", "block_streams_refused")
+        self.counters = dict.fromkeys(names, 0)
         transport.set_stream_handler(BLOCKS, self._serve)
 
     async def _serve(self, stream: ByteStream) -> None:
+        if self._streams[stream.peer] >= STREAMS_PER_PEER_MAX:
+            self.counters["block_streams_refused"] += 1
+            await stream.abort()
+            return
+        self._streams[stream.peer] += 1
+        try:
+            await self._serve_until_end(stream)
+        finally:
+            self._streams[stream.peer] -= 1
+            if not self._streams[stream.peer]:
+                del self._streams[stream.peer]
+
+    async def _serve_until_end(self, stream: ByteStream) -> None:
         try:
             service = await _receive(stream)
             if not isinstance(service, str):
@@ -60,6 +79,9 @@ class Exchange:
                 for cid in wants:
                     with trio.fail_after(_IDLE_S):
                         await self._answer(stream, service if allowed else None, cid)
+                if not allowed:  # it has its answer; nothing is kept open for it
+                    await stream.close()
+                    return
         except (StreamEnded, TransportError):
             await stream.close()
         except (DecodeError, CidError, trio.TooSlowError):
@@ -103,7 +125,9 @@ class Exchange:
             if holder is None:
                 continue
             try:
-                received += await self._fetch_from(holder, service, cid, limit_bytes - received)
+                turn = self._asking.setdefault(holder, trio.Semaphore(STREAMS_PER_PEER_MAX // 2))
+                async with turn:
+                    received += await self._fetch_from(holder, service, cid, limit_bytes - received)
             except (
                 TransportError,
                 StreamEnded,

@@ -15,9 +15,9 @@ from pairio_node.blocks import (
     FetchFailed,
     ScopedContent,
 )
-from pairio_node.blocks.exchange import WANT_MAX
+from pairio_node.blocks.exchange import STREAMS_PER_PEER_MAX, WANT_MAX
 from pairio_node.transport import CHANNEL_CONTROL, MemoryNetwork
-from pairio_node.transport.base import BLOCKS, ByteStream
+from pairio_node.transport.base import BLOCKS, ByteStream, StreamEnded, TransportError
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.codec import pack
 from pairio_protocol.messages import MESSAGES, Hold
@@ -143,7 +143,8 @@ async def test_a_stream_that_is_open_when_its_peer_is_removed_gives_no_more(
         await here.holder.admins.revoke("A", "mallory", None, None)
         await _frame(stream, [added.cid])
         assert await stream.receive_exactly(1) == b"\x02"
-        await stream.close()
+        with pytest.raises(StreamEnded):
+            await stream.receive_exactly(1)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +188,35 @@ async def test_the_bounds_of_a_request_hold(tmp_path: Path) -> None:
         await _frame(stream, [here.secret] * (WANT_MAX + 1))
         with pytest.raises(Exception, match=r"reset|closed|broke"), trio.fail_after(5):
             await stream.receive_exactly(1)
+
+
+async def test_a_peer_has_so_many_streams_and_others_theirs(tmp_path: Path) -> None:
+    async with lab(tmp_path) as here:
+        added = await here.holder.contents.of(here.a).add_bytes(b"for all of A")
+        streams = []
+        for _ in range(STREAMS_PER_PEER_MAX):
+            stream = await here.stranger.transport.open_stream(here.holder.peer_id, BLOCKS)
+            await _frame(stream, here.a)
+            streams.append(stream)
+        await until(
+            lambda: here.holder.exchange._streams[here.stranger.peer_id] == len(streams), "open"
+        )
+        more = await here.stranger.transport.open_stream(here.holder.peer_id, BLOCKS)
+        with pytest.raises(TransportError), trio.fail_after(5):
+            await more.receive_exactly(1)
+        assert here.holder.status()["blocks"]["block_streams_refused"] == 1
+        await here.mallory.exchange.fetch(here.a, added.cid, [here.holder.peer_id])
+        for stream in streams:
+            await stream.close()
+        await until(lambda: not here.holder.exchange._streams, "all are closed")
+
+
+async def test_a_node_that_fetches_much_at_once_is_not_refused(tmp_path: Path) -> None:
+    async with lab(tmp_path) as here:
+        view = here.holder.contents.of(here.a)
+        cids = [(await view.add_bytes(f"file {i}".encode())).cid for i in range(100)]
+        async with trio.open_nursery() as nursery:
+            for cid in cids:
+                nursery.start_soon(here.mallory.exchange.fetch, here.a, cid, [here.holder.peer_id])
+        assert here.holder.exchange.counters["block_streams_refused"] == 0
+        assert here.mallory.exchange.counters["blocks_received"] == 100
