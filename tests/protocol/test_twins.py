@@ -8,7 +8,8 @@ from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
-from pairio_protocol.limits import TWIN_EXPIRY_MS
+from pairio_protocol.limits import TWIN_EXPIRY_MS, TWIN_PROOF_MS
+from pairio_protocol.messages import MESSAGES, PresenceUpdate
 from pairio_protocol.records import End
 from pairio_protocol.signing import SigningKey, sha256
 from tests.protocol.test_core_sim import APP, RESOURCES, World, definition
@@ -240,3 +241,55 @@ def test_logs_that_derive_from_a_twin_are_the_twins(machines: Machines) -> None:
     assert twins.is_live(later)
     assert not twins.is_live(sha256(b"1" * 16)[:16])
     assert twins.is_own(sha256(b"1" * 16)[:16])
+
+
+def _presence(machines: Machines, boot: bytes, counter: int) -> None:
+    """A neighbour shows A1 what its key signed under a boot, before A1 started."""
+    entry = machines.cores["a1"].own_presence(next(iter(machines.cores["a1"].folds)))
+    assert entry is not None
+    old = replace(entry, boot=boot, counter=counter, started_unix_ms=entry.started_unix_ms - 1)
+    update = MESSAGES.encode(PresenceUpdate((old.sign(KEY),)))
+    machines.do("a1", ev.FrameReceived(OTHER_KEY.peer, update))
+
+
+def test_what_an_earlier_start_of_this_home_said_may_be_replayed_for_ever(
+    machines: Machines,
+) -> None:
+    _submit(machines, "a1")
+    a1 = machines.cores["a1"]
+    a1.ctx.config = replace(a1.ctx.config, past_boots=(b"0" * 16,))
+    for counter in range(1, 5):
+        _presence(machines, b"0" * 16, counter)
+        machines.pass_time(20_000)
+    assert not machines.has_noticed("a1")
+
+
+def test_presence_that_was_on_its_way_at_the_start_proves_nothing(machines: Machines) -> None:
+    _submit(machines, "a1")
+    _presence(machines, b"9" * 16, 1)
+    machines.pass_time(TWIN_PROOF_MS - 1000)
+    _presence(machines, b"9" * 16, 2)
+    assert not machines.has_noticed("a1")
+    machines.pass_time(2000)
+    _presence(machines, b"9" * 16, 3)
+    assert machines.has_noticed("a1")
+
+
+def test_an_attempt_of_the_twin_that_is_followed_here_is_not_ended_here(
+    machines: Machines,
+) -> None:
+    _copy_and_start(machines)
+    machines.take_turns()
+    _submit(machines, "a2", 10)
+    machines.link("a1")
+    ours = _submit(machines, "a1", 11)
+    a1 = machines.cores["a1"]
+    attempt = a1.coordinator.attempt_of(ours)
+    assert attempt is not None
+    assert attempt.held
+    assert a1.is_twins_attempt(attempt.id)  # B had it from the other one
+    machines.link("a2")  # the beats go there now
+    for _ in range(20):
+        machines.pass_time(1000)
+    assert a1.ctx.counters["leases lost"] == 1
+    assert machines.ends("a1") == []
