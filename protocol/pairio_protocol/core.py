@@ -400,7 +400,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             self._to_self.append(award)
             return
         state = self.fold(award.service).requests[award.request]
-        self.logs.push(peer, state.segment)
+        self.push(peer, state.segment)
         self.ctx.send(peer, award)
 
     def cancel_now(self, peer: str, message: CancelNow) -> None:

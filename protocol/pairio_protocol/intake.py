@@ -39,7 +39,8 @@ class Intake:
         self._rewrites: dict[str, int] = {}
 
     def on_kept(self, peer: str, message: Kept) -> None:
-        """A member has a result in a segment of a log that it holds no more as a whole."""
+        """A member has a result, or its own request which is open again, in a segment of a log
+        that it holds no more as a whole."""
         try:
             segment = Segment.decode(message.segment)
             chain = self._core.membership.active(segment.service)
@@ -49,7 +50,8 @@ class Intake:
             return
         assert chain is not None
         lookups, replication = self._core.lookups, self._core.replication
-        if not (lookups.wants(segment, peer) or replication.awaits(segment.hash)):
+        own = segment.log.author == peer and self._core.retention.has_dropped(segment)
+        if not (own or lookups.wants(segment, peer) or replication.awaits(segment.hash)):
             self._ctx.refuse(peer, "a kept segment that was not asked for")
         elif self._core.logs.get(segment.hash) is None and self._core.retention.take(
             segment, chain

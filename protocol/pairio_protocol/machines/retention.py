@@ -108,6 +108,11 @@ class Retention:
         """Say whether a log was dropped here and is not to be taken again."""
         return log_id in self._of(service).dropped
 
+    def has_dropped(self, segment: Segment) -> bool:
+        """Say whether a segment lies in what was dropped of its log."""
+        stone = self._of(segment.service).dropped.get(segment.log)
+        return stone is not None and segment.last_seq < stone.height
+
     def told_heights(self, service: str, bounds: Bounds = (b"", b"")) -> list[LogHeight]:
         """Return dropped logs that neighbours may still hold, so that they do not send them."""
         since, (low, high) = self._ctx.unix_ms - RETENTION_SKEW_MS, bounds
