@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
+.PHONY: attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -41,6 +41,9 @@ ROUNDS ?= 20
 
 chaos: venv
 	$(BIN)/python -m tests.integration.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+attacks: venv
+	$(BIN)/python -m tests.integration.attacks $(if $(WRITE),--write) $(if $(ONLY),--only "$(ONLY)")
 
 burst: venv
 	$(BIN)/python -m tests.integration.burst $(if $(WRITE),--write)

@@ -241,7 +241,9 @@ class Node:
             case ef.JoinTopic():
                 service = effect.service
                 self.transport.join_topic(
-                    _topic(service), lambda _, data: self.core.accepts_gossip(service, data)
+                    _topic(service),
+                    lambda _, data: self.core.accepts_gossip(service, data),
+                    lambda peer: service in self.core.membership.shared_with(peer),
                 )
             case ef.LeaveTopic():
                 self.transport.leave_topic(_topic(effect.service))

@@ -14,6 +14,9 @@ from pairio_cli.watchdog import last_words, watch, watched
 
 __all__ = ["main"]
 
+#: Reasons for refusals that `status` names.
+REFUSALS_SHOWN = 3
+
 app = typer.Typer(
     help="Run a node of the pairio network on this machine.",
     no_args_is_help=True,
@@ -149,8 +152,20 @@ def status(
         data(f"hours      outside the owner's hours now: {', '.join(found['closedNow'])}")
     for twin in found.get("twins", []):
         data(f"warning    {twin['words']}")
+    _refused(found["counters"])
     for name, count in sorted(found["counters"].items()):
         data(f"  {name}: {count}")
+
+
+def _refused(counters: dict[str, int]) -> None:
+    """Show what peers tried in vain: how often, and the most frequent of it."""
+    mark = "refused: "
+    reasons = {name[len(mark) :]: n for name, n in counters.items() if name.startswith(mark)}
+    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    shown = "; ".join(f"{count} x {reason}" for reason, count in most[:REFUSALS_SHOWN])
+    more = f"; {len(most) - REFUSALS_SHOWN} more" if len(most) > REFUSALS_SHOWN else ""
+    told = f": {shown}{more}" if shown else ""
+    data(f"refused    {sum(reasons.values())}{told}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "TransportEvent",
+    "everybody",
 ]
 
 CHANNEL_CONTROL: Final = "/pairio/control/1"
@@ -79,6 +80,11 @@ TransportEvent = PeerUp | PeerDown | Frame | Gossip
 Sink = Callable[[TransportEvent], Awaitable[None]]
 
 
+def everybody(peer: str) -> bool:
+    """Say that any peer may hear a topic."""
+    return True
+
+
 class ByteStream(Protocol):
     """A stream to one peer, for blocks."""
 
@@ -128,8 +134,14 @@ class Transport(Protocol):
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
 
-    def join_topic(self, topic: str, accept: Callable[[str, bytes], bool]) -> None:
-        """Take part in a topic; `accept(forwarder, data)` says what is passed on."""
+    def join_topic(
+        self,
+        topic: str,
+        accept: Callable[[str, bytes], bool],
+        may_hear: Callable[[str], bool] = everybody,
+    ) -> None:
+        """Take part in a topic; `accept(forwarder, data)` says what is passed on, `may_hear(peer)`
+        to whom."""
 
     def leave_topic(self, topic: str) -> None:
         """Take part in a topic no more; what waits to be published is dropped."""

@@ -24,7 +24,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
@@ -45,7 +45,9 @@ from pairio_node.transport.base import (
     Sink,
     StreamEnded,
     TransportError,
+    everybody,
 )
+from pairio_node.transport.hearers import HeardBy
 from pairio_protocol.limits import CONNECTIONS_MAX, FRAME_SIZE_BYTES_MAX
 
 __all__ = ["Libp2pTransport"]
@@ -148,7 +150,7 @@ class Libp2pTransport:
             muxer_opt={TProtocol(YAMUX): Yamux},
         )
         self.peer_id = str(self._host.get_id())
-        self._gossip = GossipSub(
+        self._gossip = HeardBy(
             protocols=[PROTOCOL_ID_V11],
             degree=4,
             degree_low=3,
@@ -161,6 +163,8 @@ class Libp2pTransport:
             spam_protection_enabled=False,
             eclipse_protection_enabled=False,
         )
+        self._hearers: dict[str, Callable[[str], bool]] = {}
+        self._gossip.may_hear = lambda topic, peer: self._hearers.get(topic, everybody)(peer)
         self._pubsub = Pubsub(self._host, self._gossip, msg_id_constructor=_message_id)
         self._peers: dict[str, _Peer] = {}
         self._wanted: dict[str, tuple[str, ...]] = {}
@@ -213,7 +217,7 @@ class Libp2pTransport:
     def counters(self) -> dict[str, int]:
         """Return what was sent, received, refused."""
         held = {f"contained: {where}": n for where, n in patches.contained.items()}
-        return {**self._counters, **held}
+        return {**self._counters, **held, "gossip_withheld": self._gossip.withheld}
 
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
@@ -470,10 +474,17 @@ class Libp2pTransport:
 
     # -- gossip -----------------------------------------------------------------------------
 
-    def join_topic(self, topic: str, accept: Callable[[str, bytes], bool]) -> None:
-        """Take part in a topic; `accept(forwarder, data)` says what is passed on."""
+    def join_topic(
+        self,
+        topic: str,
+        accept: Callable[[str, bytes], bool],
+        may_hear: Callable[[str], bool] = everybody,
+    ) -> None:
+        """Take part in a topic; `accept(forwarder, data)` says what is passed on, `may_hear(peer)`
+        to whom."""
         if topic in self._topics:
             return
+        self._hearers[topic] = may_hear
         self._topics[topic] = deque(maxlen=_GOSSIP_QUEUE_MAX)
         self._topic_wakes[topic] = trio.Event()
         assert self._nursery is not None

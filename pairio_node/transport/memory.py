@@ -25,6 +25,7 @@ from pairio_node.transport.base import (
     PeerUp,
     Sink,
     TransportError,
+    everybody,
 )
 from pairio_node.transport.memory_stream import MemoryStream, Pipe
 from pairio_protocol.limits import CONNECTIONS_MAX, FRAME_SIZE_BYTES_MAX
@@ -119,6 +120,7 @@ class MemoryTransport:
         self._dialing: set[str] = set()
         self._handlers: dict[str, Callable[[ByteStream], Awaitable[None]]] = {}
         self._topics: dict[str, Callable[[str, bytes], bool]] = {}
+        self._hearers: dict[str, Callable[[str], bool]] = {}
         self._announced: dict[str, deque[bytes]] = {}
         self._announced_wakes: dict[str, trio.Event] = {}
         self._inbox: deque[tuple[float, str, str, bytes]] = deque(maxlen=_GOSSIP_QUEUE_MAX)
@@ -298,10 +300,17 @@ class MemoryTransport:
 
     # -- gossip ---------------------------------------------------------------------------
 
-    def join_topic(self, topic: str, accept: Callable[[str, bytes], bool]) -> None:
-        """Take part in a topic; `accept(forwarder, data)` says what is passed on."""
+    def join_topic(
+        self,
+        topic: str,
+        accept: Callable[[str, bytes], bool],
+        may_hear: Callable[[str], bool] = everybody,
+    ) -> None:
+        """Take part in a topic; `accept(forwarder, data)` says what is passed on, `may_hear(peer)`
+        to whom."""
         if topic in self._topics:
             return
+        self._hearers[topic] = may_hear
         assert self._nursery is not None
         self._topics[topic] = accept
         self._announced[topic] = deque(maxlen=_GOSSIP_QUEUE_MAX)
@@ -340,6 +349,9 @@ class MemoryTransport:
             if other.peer_id == forwarder or link is None or link.gone.is_set():
                 continue
             if topic not in other._topics or other.links.get(self.peer_id) is not link:
+                continue
+            if not self._hearers[topic](other.peer_id):
+                self._counters["gossip_withheld"] += 1
                 continue
             if self._network.random.random() < self._network.gossip_loss:
                 continue

@@ -298,6 +298,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case WishAnswer():
                 if not self.joining.on_answer(peer, message):
                     self.own_wishes.on_answer(peer, message)
+            case Held() | Ack() if not self.membership.shared_with(peer):
+                self.ctx.refuse(peer, f"{MESSAGES.kind_of(message)} of a stranger")
             case Held():
                 self.replication.on_held(peer, message)
             case Hold():

@@ -12,7 +12,16 @@ from pairio_protocol.effects import JobChanged
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo
 from pairio_protocol.messages import Kept
-from pairio_protocol.records import Cancel, End, Record, Request, Result, Start, Unknown
+from pairio_protocol.records import (
+    Cancel,
+    End,
+    Record,
+    Request,
+    Result,
+    ResultDocument,
+    Start,
+    Unknown,
+)
 from pairio_protocol.segment import Segment
 from pairio_protocol.service import Chain
 
@@ -63,8 +72,8 @@ class Intake:
         """Take one segment; returns its hash when it is held here now."""
         try:
             segment = Segment.decode(data)
-        except DecodeError as error:
-            self._ctx.refuse(peer, str(error)[:80])
+        except DecodeError:
+            self._ctx.refuse(peer, "a segment that is none")
             return None
         chain = self._core.membership.active(segment.service)
         if self._core.retention.is_dropped(segment.service, segment.log):
@@ -81,7 +90,10 @@ class Intake:
     def _take_late(self, peer: str, data: bytes, chain: Chain | None) -> None:
         try:
             segment = self._core.logs.check(data, chain)
-        except (DecodeError, LookupError) as error:
+        except LookupError:
+            self._ctx.refuse(peer, "a late segment of an unknown epoch")
+            return
+        except DecodeError as error:
             self._ctx.refuse(peer, str(error)[:80])
             return
         if chain is not None and self._core.retention.take_late(segment, chain):
@@ -161,6 +173,8 @@ class Intake:
         service, log = segment.service, segment.log
         fold = self._core.fold(service)
         try:
+            if isinstance(record, Result):
+                _check_service(record, service)
             touched = fold.add(log, seq, segment.epoch, record, segment.hash)
         except DecodeError:
             self._ctx.refuse(log.author, "a record that contradicts itself")
@@ -233,3 +247,9 @@ class Intake:
         self._core.coordinator.review_all()
         self._core.worker.review(service)
         self._core.joining.on_service_changed(service)
+
+
+def _check_service(record: Result, service: str) -> None:
+    """Results do not cross services (DecodeError)."""
+    if ResultDocument.decode(record.document).service != service:
+        raise DecodeError("a result of another service")

@@ -51,6 +51,28 @@ class RunningNode:
         return code
 
 
+def launch(home: Path, *arguments: str, plants: tuple[str, ...] = ()) -> RunningNode:
+    """Start a node on a home; what it says to nobody goes to HOME.log. `plants` are faults that
+    show that tests can fail (`attacks/planted.py`)."""
+    program = "tests.integration.attacks.planted" if plants else "pairio_cli.node_entry"
+    argv = [sys.executable, "-m", program, *plants, "run", "--json"]
+    argv += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cpus", "2", "--memory-gb", "4"]
+    argv += ["--allow-process", "hello_world", *arguments]
+    log_path = home.with_name(f"{home.name}.log")
+    with log_path.open("a") as log:
+        process = subprocess.Popen(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PAIRIO_HOME": str(home)},
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, log_path.read_text()
+    return RunningNode(home, process, json.loads(line))
+
+
 StartNode = Callable[..., RunningNode]
 
 
@@ -60,22 +82,7 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     nodes: list[RunningNode] = []
 
     def start(name: str, *arguments: str) -> RunningNode:
-        home = tmp_path / name
-        argv = [sys.executable, "-m", "pairio_cli.node_entry", "run", "--json"]
-        argv += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cpus", "2", "--memory-gb", "4"]
-        argv += ["--allow-process", "hello_world", *arguments]
-        with (tmp_path / f"{name}.log").open("a") as log:
-            process = subprocess.Popen(
-                argv,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, "PAIRIO_HOME": str(home)},
-            )
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, (tmp_path / f"{name}.log").read_text()
-        node = RunningNode(home, process, json.loads(line))
+        node = launch(tmp_path / name, *arguments)
         nodes.append(node)
         return node
 

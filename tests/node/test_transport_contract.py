@@ -307,6 +307,18 @@ async def test_who_has_left_a_topic_hears_nothing_of_it_until_it_is_back(lab: La
         await _announce_until(a, b, heard + 2, b"again")
 
 
+async def test_gossip_is_sent_to_those_only_who_may_hear_the_topic(lab: Lab) -> None:
+    async with line(lab, "a", "b", "c") as (a, b, c):
+        hearers = {a.id}
+        a.transport.join_topic(TOPIC, lambda *_: True)
+        b.transport.join_topic(TOPIC, lambda *_: True, lambda peer: peer in hearers)
+        c.transport.join_topic(TOPIC, lambda *_: True)
+        await _announce_until(a, b, 8)
+        assert c.gossip() == []
+        hearers.add(c.id)
+        await _announce_until(a, c, 1)
+
+
 async def test_an_oversized_announcement_is_refused_by_whoever_gets_it(lab: Lab) -> None:
     async with line(lab, "a", "b") as (a, b):
         a.transport.join_topic(TOPIC, lambda *_: True)

@@ -1,0 +1,270 @@
+"""The laboratory of the attack table: one node, a service whose list the test has written, and
+peers with every kind of place on it.
+
+    root    admin, honest          honest  may submit, is served throughout
+    second  admin, malicious       mallory may submit      cruncher may compute     reader may read
+    old     an admin once          xavier  was removed     yves     was removed and came back
+    stranger in nothing            guest   member of another service that the node is in
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pairio_protocol.messages import Ack, Changes, Digest, Frontier, LogHeight
+from pairio_protocol.records import Cancel
+from pairio_protocol.segment import GENESIS, Segment
+from pairio_protocol.service import Chain, SignedChange
+from pairio_protocol.signing import SigningKey
+from tests.integration.attacks.peers import Peer, connected
+from tests.integration.conftest import RunningNode, launch
+
+__all__ = ["Lab", "laboratory", "until"]
+
+_SEEDS = {
+    name: hashlib.sha256(f"attacks {name}".encode()).digest()
+    for name in (
+        "root", "second", "honest", "mallory", "cruncher", "reader", "xavier", "yves", "old",
+        "stranger", "guest",
+    )
+}  # fmt: skip
+#: Whose own logs may grow: what they write is theirs. Everything else must stay as it was.
+_WRITERS = ("honest", "mallory", "cruncher", "reader", "second", "root", "guest", "yves")
+
+
+async def until(is_so: Callable[[], Any], within_s: float = 5.0) -> bool:
+    """Wait until something is so; False if it does not become so in time."""
+    with trio.move_on_after(within_s):
+        while not is_so():  # noqa: ASYNC110
+            await trio.sleep(0.02)  # house: waiting for another process
+        return True
+    return bool(is_so())
+
+
+class Lab:
+    """The node, the peers by name, and what of the node must not change."""
+
+    def __init__(self, home: Path, work: Path, plants: tuple[str, ...] = ()) -> None:
+        self._plants = plants
+        self.node = self._launch(home)
+        self.work = work
+        self.peers = {name: Peer(name, seed) for name, seed in _SEEDS.items()}
+        self.chain, self.other = Chain(), Chain()
+        self._boot, self._head, self._seq = os.urandom(16), GENESIS, 0
+        self.job: dict[str, Any] = {}
+        self._made: set[str] = set()
+        #: services that rows have made for themselves
+        self.aside: set[str] = set()
+
+    def _launch(self, home: Path) -> RunningNode:
+        return launch(home, "--no-watchdog", plants=self._plants)
+
+    def __getattr__(self, name: str) -> Peer:
+        if name in _SEEDS:
+            return self.peers[name]
+        raise AttributeError(name)
+
+    @property
+    def service(self) -> str:
+        """The id of the service that is attacked."""
+        return self.chain.service
+
+    @property
+    def epoch(self) -> int:
+        """Its newest change."""
+        return self.chain.epoch
+
+    def get(self, path: str) -> Any:
+        """Ask the node's API."""
+        return self.node.get(path)
+
+    def counters(self) -> dict[str, int]:
+        """Return what the node has counted, blocks included."""
+        status = self.get("status")
+        return {**status["counters"], **status["blocks"]}
+
+    def change(self, chain: Chain, key: SigningKey, *ops: dict[str, Any]) -> None:
+        """Make a change and tell the node."""
+        change = chain.propose(list(ops), [key], 1_700_000_000_000)
+        chain.add(change)
+        self.root.say(Changes(chain.service, (change.encode(),), False))
+
+    def change_all(self, chain: Chain) -> None:
+        """Tell the node all changes of a service."""
+        for change in chain.changes():
+            self.root.say(Changes(chain.service, (change.encode(),), False))
+
+    def learn(self) -> None:
+        """Take the changes that the node has made into the test's own chain."""
+        for message in self.honest.heard:
+            if isinstance(message, Changes) and message.service == self.service:
+                for data in message.changes:
+                    self.chain.add(SignedChange.decode(data))
+
+    # -- what must not change ---------------------------------------------------------------
+
+    def keep(self, request: str) -> None:
+        """A row has made a request of an honest member: it is to be there afterwards."""
+        self._made.add(request)
+
+    async def submit_open(self, tag: str) -> dict[str, Any]:
+        """Let the node submit a job that needs a GPU, and so stays open."""
+        line = ("submit", "hello_world/hello_world_1", "--service", "lab", "--json")
+        parameters = ("-p", f"name={tag}", "--gpus", "1")
+        made = await trio.to_thread.run_sync(lambda: self.node.cli(*line, *parameters))
+        assert made.returncode == 0, made.stderr
+        job: dict[str, Any] = json.loads(made.stdout)
+        self.keep(job["requestId"])
+        return job
+
+    async def state(self) -> str:
+        """Return a digest of the state that nobody may move: lists, jobs, and logs but those of
+        members who may write."""
+        parts = [await self._heights(), self._services(), self._jobs()]
+        return json.dumps(parts, sort_keys=True)
+
+    def _services(self) -> list[Any]:
+        found = []
+        for service in self.get("services")["services"]:
+            if service["serviceId"] in self.aside:
+                continue
+            for member in service["members"]:
+                member.pop("alive", None), member.pop("computes", None)
+            found.append({k: service[k] for k in ("serviceId", "head", "epoch", "members", "apps")})
+        return found
+
+    def _jobs(self) -> list[Any]:
+        """Return all jobs but those that rows made themselves and look after."""
+        views = [j for j in self.get("jobs?limit=500")["jobs"] if j["requestId"] not in self._made]
+        kept = ("requestId", "jobId", "status", "error", "canceled", "cached", "attempts")
+        return sorted(([view[k] for k in (*kept, "outputFileResults")] for view in views), key=str)
+
+    async def _heights(self) -> list[str]:
+        """Ask, as the honest member, how far the node's logs are."""
+        self.honest.heard.clear()
+        self.honest.say(Digest(self.service, os.urandom(40), self.chain.digest))
+        assert await self.honest.hears(
+            lambda m: isinstance(m, Frontier) and m.service == self.service and not m.high
+        ), "the node does not answer sync"
+        theirs = {self.peers[name].key.peer for name in _WRITERS}
+        heights: list[LogHeight] = [
+            height
+            for message in self.honest.heard
+            if isinstance(message, Frontier) and message.service == self.service
+            for height in message.logs
+        ]
+        me = self.node.info["peerId"]  # its own log grows by what it does for itself
+        return sorted({f"{h.author}: {h.height}, {h.forked}" for h in heights
+                       if h.author not in (*theirs, me)})  # fmt: skip
+
+    async def serves_honest(self) -> bool:
+        """Say whether the node stores what an honest member says, and says so."""
+        record = Cancel((os.urandom(32).hex(),), 1)
+        segment = self.honest.segment(
+            self.service, self.epoch, record, boot=self._boot, seq=self._seq, prev=self._head
+        )
+        self._head, self._seq = segment.hash, self._seq + 1
+        return await self.stores(self.honest, segment)
+
+    async def stores(self, peer: Peer, segment: Segment) -> bool:
+        """Say whether the node stores a peer's segment, and says so."""
+        peer.push(segment, ack=True)
+        answer = await peer.hears(lambda m: isinstance(m, Ack) and segment.hash in m.hashes, 8.0)
+        return answer is not None
+
+    # -- making it ----------------------------------------------------------------------------
+
+    async def set_up(self) -> None:
+        """Write the list, let the node take it up, install an app, run one job."""
+        root = self.root.key
+        me = self.node.info["peerId"]
+        admins = [self.peers[n].key.peer for n in ("root", "second", "old")] + [me]
+        roles = {
+            "root": ["admin"], "second": ["admin"], "honest": ["submit"], "mallory": ["submit"],
+            "cruncher": ["compute"], "reader": ["read"], "xavier": ["submit"], "yves": ["submit"],
+        }  # fmt: skip
+        adds = [_add(n, self.peers[n].key.peer, r) for n, r in roles.items()]
+        node = _add("node", me, ["admin", "compute", "submit"])
+        self.change(self.chain, root, _create("lab", admins), node, *adds)
+        self.change(self.chain, root, {"op": "admins", "admins": [a for a in admins
+                    if a != self.peers["old"].key.peer], "threshold": 1})  # fmt: skip
+        self.change(self.chain, root, {"op": "remove", "member": "xavier"})
+        self.change(self.chain, root, {"op": "remove", "member": "yves"})
+        self.change(self.chain, root, _add("yves", self.peers["yves"].key.peer, ["submit"]))
+        guest = _add("guest", self.peers["guest"].key.peer, ["submit"])
+        self.change(self.other, root, _create("other", [root.peer]), node, guest,
+                    _add("honest", self.peers["honest"].key.peer, ["submit"]))  # fmt: skip
+        names = {"lab", "other"}
+        assert await until(
+            lambda: {s["serviceName"] for s in self.get("services")["services"]} == names
+        ), "the node does not take the services up"
+        made = await trio.to_thread.run_sync(
+            lambda: self.node.cli("app", "install", "lab", "hello_world")
+        )
+        assert made.returncode == 0, made.stderr
+        assert await self.honest.hears(
+            lambda m: isinstance(m, Changes) and m.service == self.service
+        )
+        await trio.sleep(0.1)
+        self.learn()
+        assert self.chain.head == self.get("services/lab")["head"]
+        arguments = ("submit", "hello_world/hello_world_2", "--service", "lab", "--wait", "--json")
+        done = await trio.to_thread.run_sync(lambda: self.node.cli(*arguments))
+        assert done.returncode == 0, done.stderr
+        self.job = json.loads(done.stdout)
+
+    async def restart(self, meanwhile: Callable[[], object] = int) -> None:
+        """Stop the node, do something, start it again on its home; all peers are connected."""
+        home = self.node.home
+        assert await trio.to_thread.run_sync(self.node.stop) == 0
+        meanwhile()
+        self.node = await trio.to_thread.run_sync(self._launch, home)
+        for peer in self.peers.values():
+            peer.up = trio.Event()
+            peer.again.set()
+        with trio.fail_after(30):
+            for peer in self.peers.values():
+                while peer.again.is_set() or not peer.up.is_set():  # noqa: ASYNC110
+                    await trio.sleep(0.01)  # house: waiting for another process
+        assert await until(lambda: self.get("services")["services"]), "the disk was read"
+
+    def heads(self) -> dict[str, str]:
+        """Return the head of each service of the node."""
+        return {s["serviceId"]: s["head"] for s in self.get("services")["services"]}
+
+
+def _create(name: str, admins: list[str]) -> dict[str, Any]:
+    return {"op": "create", "name": name, "admins": admins, "threshold": 1,
+            "nonce": os.urandom(8).hex()}  # fmt: skip
+
+
+def _add(name: str, peer: str, roles: list[str]) -> dict[str, Any]:
+    return {"op": "add", "member": name, "key": peer, "roles": roles}
+
+
+@asynccontextmanager
+async def laboratory(plants: tuple[str, ...] = ()) -> AsyncIterator[Lab]:
+    """Run a laboratory, maybe with planted faults; nothing is left behind."""
+    work = Path(tempfile.mkdtemp(prefix="pairio-attacks-"))
+    lab: Lab | None = None
+    try:
+        home = work / "node"
+        home.mkdir(mode=0o700)
+        trusted = SigningKey(_SEEDS["root"]).peer
+        (home / "node.toml").write_text(f'trust = ["{trusted}"]\n')
+        lab = made = await trio.to_thread.run_sync(Lab, home, work, plants)
+        async with connected(list(lab.peers.values()), lambda: made.node):
+            await lab.set_up()
+            yield lab
+    finally:
+        if lab is not None and lab.node.process.poll() is None:
+            lab.node.stop()
+        shutil.rmtree(work, ignore_errors=True)
