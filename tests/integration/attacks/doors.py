@@ -35,6 +35,7 @@ from pairio_protocol.records import Cancel
 from pairio_protocol.service import Chain, SignedChange
 from pairio_protocol.signing import SigningKey, sha256, signing_input
 from tests.integration.attacks.lab import Lab, until
+from tests.integration.attacks.peers import Peer
 from tests.integration.attacks.table import attack
 
 NOTHING = Cancel(("0" * 64,), 1)
@@ -195,11 +196,26 @@ async def _change(lab: Lab) -> None:
 @attack(PART, "blocks asked for by a stranger", has="the CID of a result's output",
         does="asks for the block", counted="blocks_refused")  # fmt: skip
 async def _blocks(lab: Lab) -> None:
-    stream = await lab.stranger.transport.open_stream(lab.stranger.node, BLOCKS)
-    wish = pack([lab.job["outputFileResults"][0]["cid"]])
-    await stream.send(len(wish).to_bytes(4, "big") + wish)
-    assert await stream.receive_exactly(1) == b"\x02", "the block was given"
+    answer = await _asked_for_a_block(lab, lab.stranger, lab.service)
+    assert answer == b"\x02", f"answered {answer!r}"
+
+
+@attack(PART, "blocks of a service, asked for under another", has="a role in another one",
+        does="asks for a block of this one in the other's name",
+        refused_by="answered `missing`: what is held for one is not there for another")  # fmt: skip
+async def _other_blocks(lab: Lab) -> bool:
+    return await _asked_for_a_block(lab, lab.guest, lab.other.service) == b"\x00"
+
+
+async def _asked_for_a_block(lab: Lab, peer: Peer, service: str) -> bytes:
+    """Return the first byte of the answer to somebody who asks for an output's block."""
+    stream = await peer.transport.open_stream(peer.node, BLOCKS)
+    for part in (service, [lab.job["outputFileResults"][0]["cid"]]):
+        data = pack(part)
+        await stream.send(len(data).to_bytes(4, "big") + data)
+    answer = await stream.receive_exactly(1)
     await stream.abort()
+    return answer
 
 
 @attack(PART, "a segment of an unknown epoch, of a stranger", has=HAS,

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pairio_node.transport import TransportError
 from tests.integration.attacks.lab import Lab, until
 
 __all__ = ["ROWS", "Attack", "Outcome", "attack", "judge"]
@@ -58,7 +59,7 @@ async def judge(lab: Lab, row: Attack, patience_s: float = 5.0) -> Outcome:
     before, counted_before = await lab.state(), lab.counters()
     try:
         answer = await row.attempt(lab)
-    except AssertionError as error:
+    except (AssertionError, TransportError) as error:
         outcome.wrong.append(f"{error}" or "an assertion failed")
         answer = True
     if row.counted:
