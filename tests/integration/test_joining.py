@@ -3,10 +3,13 @@
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pairio_protocol.links import Link, LinkPeer
 from tests.integration.conftest import RunningNode, StartNode
 
 pytestmark = pytest.mark.integration
@@ -91,6 +94,40 @@ def test_a_link_that_is_no_good_is_refused_in_its_own_words(start_node: StartNod
     _done(third, "join", once)
     used = start_node("fourth").cli("join", once)
     assert "used as often as it may be" in used.stderr
+
+
+def test_two_use_a_one_use_link_at_two_admins_in_the_same_moment(start_node: StartNode) -> None:
+    first, second = _with_service(start_node("first")), start_node("second", "--no-compute")
+    _done(second, "join", _invite(first, "--roles", "admin,submit"), "--name", "Bob")
+    both = f"{first.info['peerId']},{second.info['peerId']}"
+    _done(first, "service", "admins", SERVICE, "--set", both, "--threshold", "1")
+    _until(
+        "both are admins",
+        lambda: len(second.get(f"services/{SERVICE}")["admins"]) == 2,
+    )
+    link = Link.decode(_invite(first))
+    at = [replace(link, peers=_at(node)).encode() for node in (first, second)]
+    guests = [start_node("one", "--no-compute"), start_node("two", "--no-compute")]
+    with ThreadPoolExecutor() as pool:
+        ran = list(
+            pool.map(lambda pair: pair[0].cli("join", pair[1]), zip(guests, at, strict=True))
+        )
+    codes = sorted(r.returncode for r in ran)
+    # In a fork both joined for a moment; the one that lost it is told.
+    joined = [guest for guest, r in zip(guests, ran, strict=True) if r.returncode == 0]
+    assert codes in ([0, 0], [0, 1])
+    _until(
+        "one is in, the other is out",
+        lambda: sorted(len(guest.get("services")["services"]) for guest in guests) == [0, 1],
+        40,
+    )
+    (loser,) = (guest for guest in guests if not guest.get("services")["services"])
+    told = [w["code"] for w in loser.get("status")["joins"]]
+    assert told == ["used_up"], joined
+
+
+def _at(node: RunningNode) -> tuple[LinkPeer, ...]:
+    return (LinkPeer(node.info["peerId"], tuple(node.info["addresses"])),)
 
 
 def test_the_inviter_is_away_and_the_joiner_restarts_meanwhile(start_node: StartNode) -> None:

@@ -378,6 +378,26 @@ def test_answers_count_from_those_who_were_asked_only() -> None:
     assert [r.reason for r in world.refused] == ["an answer to a wish that it did not get"]
 
 
+def test_a_member_who_is_no_admin_does_not_answer_for_one() -> None:
+    world = Strangers(4)
+    admin, member, liar, guest = world.peers
+    service = world.create(admin)
+    link = world.invite(admin, uses=3)
+    for peer in (member, liar):
+        world.connect(admin, peer)
+        world.join(peer, link)
+        world.cut(admin, peer)
+    world.connect(member, liar)
+    world.connect(member, guest)
+    world.join(guest, replace(link, peers=(LinkPeer(member, ()),)))
+    answer = WishAnswer(service, sha256(world.own(guest, service).data), "refused", "denied")
+    world.do(member, ev.FrameReceived(liar, MESSAGES.encode(answer)))
+    world.settle()
+    assert world.own(guest, service).state == "waiting"
+    world.connect(member, admin)
+    assert world.roles(guest, service) == ("compute", "submit")
+
+
 # -- devices --------------------------------------------------------------------------------
 
 
@@ -429,6 +449,23 @@ def test_who_leaves_is_off_the_list_and_takes_part_no_more() -> None:
     assert core.own_wishes.all == {}
     assert "no service" in world.fails(member, ev.Submit, "x", wish, RESOURCES).message
     assert "takes no part" in world.fails(member, ev.Submit, "lab", wish, RESOURCES).message
+
+
+def test_who_leaves_sees_to_nobody_elses_requests_any_more() -> None:
+    world = Strangers(2)
+    admin, member = world.peers
+    service = world.create(admin)
+    world.connect(admin, member)
+    world.join(member, world.invite(admin))
+    wish = replace(RESOURCES, gpus=1)  # nobody has one
+    made = world.ask(admin, ev.Submit, "lab", definition("write"), wish)
+    world.pass_time(3500)
+    core = world.cores[member]
+    core.coordinator.add(service, made["request"], taken=True)
+    assert core.coordinator.wishes
+    world.ask(member, ev.LeaveService, "lab")
+    assert core.coordinator.wishes == {}
+    assert made["request"] in world.cores[admin].coordinator.wishes
 
 
 def test_one_who_leaves_alone_is_taken_off_when_an_admin_is_there() -> None:
