@@ -354,7 +354,7 @@ def service_view(core: NodeCore, service: str) -> dict[str, Any]:
         "threshold": folded.threshold,
         "ended": folded.ended,
         "losingBranches": len(chain.losing_heads()),
-        "proposals": len(core.membership.proposals.of(service)),
+        "proposals": core.membership.proposals.count(service),
     }
 
 
@@ -373,6 +373,7 @@ def proposal_view(weighed: Weighed) -> dict[str, Any]:
         "epoch": weighed.document["seq"],
         "issuedUnixMs": weighed.document["issued"],
         "does": [op_words(op, before) for op in weighed.document["ops"]],
+        "cuts": len(weighed.document["cuts"]),
         "proposedBy": named(weighed.signers[:1])[0],
         "signedBy": named(weighed.signers),
         "missing": named(tuple(p for p in weighed.may_sign() if p not in signers)),

@@ -27,6 +27,8 @@ def _show(proposal: dict[str, Any]) -> None:
     data(f"{proposal['id']}{fits}")
     for words in proposal["does"]:
         data(f"  {words}")
+    if proposal["cuts"]:
+        data(f"  counts {proposal['cuts']} logs up to where they were when it was proposed")
     data(f"  proposed by: {people([proposal['proposedBy']])}, {clock(proposal['issuedUnixMs'])}")
     data(f"  signed by: {people(proposal['signedBy'])}")
     if not proposal["fits"]:

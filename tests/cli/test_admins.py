@@ -22,6 +22,7 @@ PROPOSAL: dict[str, Any] = {
     "epoch": 7,
     "issuedUnixMs": 1_767_225_600_000,
     "does": ["renames 'Bob' to 'Eve'", "removes 'Ada'"],
+    "cuts": 3,
     "proposedBy": {"peerId": ADA, "member": "Ada"},
     "signedBy": [{"peerId": ADA, "member": "Ada"}],
     "missing": [{"peerId": BOB, "member": "Bob"}],

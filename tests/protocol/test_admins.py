@@ -426,6 +426,18 @@ def test_an_admin_who_floods_with_proposals_leaves_room_for_the_others() -> None
     assert len(lab.proposals(2)) == PROPOSALS_PER_ADMIN_MAX + 1
 
 
+def test_what_does_not_fit_any_more_is_not_taken_from_others() -> None:
+    lab = Lab().three_admins()
+    ops = [{"op": "rename", "member": lab.name(2), "to": "Bob"}]
+    stale = lab.chain().propose(ops, [lab.core(0).ctx.key], 0)
+    lab.act(0, ev.RenameMember, lab.name(1), "Ada")
+    lab.act(1, ev.SignProposal)
+    frame = MESSAGES.encode(Proposal(lab.service, stale.encode()))
+    lab.do(lab.peers[1], ev.FrameReceived(lab.peers[0], frame))
+    assert lab.proposals(1) == []
+    assert lab.core(1).ctx.counters["stale proposals"] == 1
+
+
 def test_a_proposal_that_no_admin_signed_is_refused_and_counted() -> None:
     lab = Lab(4).three_admins()
     ops = [{"op": "rename", "member": lab.name(2), "to": "Eve"}]

@@ -110,7 +110,7 @@ class Log:
             return 0
         author = self.segments[0].log.author
         kept = [(c.epoch, self._kept(c)) for c in chain.cuttings(author)]
-        if kept:  # a further segment can show that those before it are not on a cut's chain
+        if kept:  # what was known may have been known before the cut
             known = 0
         epoch = self.segments[known - 1].epoch if known else 0
         for index in range(known, len(self.segments)):

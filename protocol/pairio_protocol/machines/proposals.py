@@ -9,6 +9,7 @@ Signatures that come separately are united; who may sign is sent what is new. No
 unasked. Bounded for each admin who proposes, so that one cannot crowd out the others. Clock: none.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 from pairio_protocol.context import Context
@@ -42,6 +43,7 @@ class Proposals:
         self._owner = owner
         self._held: dict[str, dict[str, SignedChange]] = {}
         self._withdrawn: dict[str, dict[str, None]] = {}
+        self._known: dict[str, Weighed] = {}  # by id, of those that are held
         self.unsaved: list[tuple[str, str, bytes]] = []  # (kind, name, data); without data: gone
 
     def of(self, service: str) -> list[Weighed]:
@@ -49,8 +51,19 @@ class Proposals:
         chain = self._owner.active(service)
         if chain is None:
             return []
-        found = map(chain.weigh, self._held.get(service, {}).values())
+        found = (self._weighed(chain, change) for change in self._held.get(service, {}).values())
         return sorted(found, key=lambda w: (w.document["issued"], w.change.cid))
+
+    def count(self, service: str) -> int:
+        """Return how many proposals of a service are kept."""
+        return len(self._held.get(service, ()))
+
+    def _weighed(self, chain: Chain, change: SignedChange) -> Weighed:
+        """Weigh a kept change. What it does never changes, and a long list is dear to fold."""
+        known = self._known.get(change.cid)
+        if known is None or known.change != change:
+            known = self._known[change.cid] = chain.weigh(change)
+        return replace(known, is_newest=known.document["prev"] == chain.head)
 
     def find(self, service: str, name: str) -> Weighed:
         """Return the proposal with this id, a unique end of it, or the only one for "".
@@ -144,15 +157,15 @@ class Proposals:
     def withdraw(self, service: str, cid: str) -> None:
         """Drop a proposal here; others may hold it all the same, but it is not taken again."""
         withdrawn = self._withdrawn.setdefault(service, {})
-        self._held[service].pop(cid)
+        self.drop(service, cid)
         withdrawn[cid] = None
-        self.unsaved.append((NOTE, f"{service} {cid}", b""))
         self.unsaved.append((WITHDRAWN_NOTE, f"{service} {cid}", b"1"))
         if len(withdrawn) > WITHDRAWN_MAX:
             self._take_again(service, next(iter(withdrawn)))
 
     def drop(self, service: str, cid: str) -> None:
         """Forget a proposal: it was made anew, or is a change now."""
+        self._known.pop(cid, None)
         if self._held.get(service, {}).pop(cid, None) is not None:
             self.unsaved.append((NOTE, f"{service} {cid}", b""))
 
