@@ -349,6 +349,7 @@ def _held_view(held: Held) -> dict[str, Any]:
         "peerId": wish.peer,
         "name": wish.name if wish.name.isprintable() else "",
         "roles": list(wish.roles),
+        "addresses": [a for a in wish.addresses if a.isprintable()],
         "sinceUnixMs": held.at_unix_ms,
     }
 

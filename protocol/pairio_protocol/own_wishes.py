@@ -193,8 +193,9 @@ class OwnWishes:
         own.state, own.code = "refused", final
         self._save(own)
         self._core.membership.expected.discard(own.wish.service)
-        if own.wish.kind != "leave":
-            self._core.membership.take_down(own.wish.service)
+        chain = self._core.membership.chains.get(own.wish.service)
+        if chain is not None and not chain.now.member_of(self._ctx.me):
+            self._core.membership.take_down(own.wish.service)  # it was lost in a fork
 
     def on_service_changed(self, service: str) -> None:
         """The list has changed: is this node on it?"""

@@ -20,6 +20,7 @@ from pairio_protocol.limits import (
     NAME_LENGTH_MAX,
     SIGNATURE_SIZE_BYTES,
     WISH_EXPIRY_MS,
+    WISH_SIZE_BYTES_MAX,
 )
 from pairio_protocol.links import Link
 from pairio_protocol.names import free_name
@@ -94,7 +95,7 @@ class Wish:
     @lru_cache(maxsize=DECODED_MAX)
     def decode(data: bytes) -> "Wish":
         """Return a signed wish; DecodeError when its peer did not sign it or it is none."""
-        match unpack(data):
+        match unpack(data, WISH_SIZE_BYTES_MAX):
             case [bytes(body), bytes(signature)] if len(signature) == SIGNATURE_SIZE_BYTES:
                 wish: Wish = WISHES.decode(body)
                 _check_bounds(wish)

@@ -186,6 +186,43 @@ def test_a_link_that_is_not_good_any_more_is_refused_with_the_reason(why: Any, c
     assert world.roles(guest, service) == ()
 
 
+def test_a_member_who_is_refused_further_roles_stays_what_he_is() -> None:
+    world = Strangers(2)
+    admin, guest = world.peers
+    service = world.create(admin)
+    world.connect(admin, guest)
+    link = world.invite(admin, roles=("read", "submit"))
+    world.join(guest, link, "", ("read",))
+    world.join(guest, link)
+    assert world.own(guest, service).code == "used_up"
+    assert world.roles(guest, service) == ("read",)
+    assert (guest, service) in world.topics
+
+
+def test_a_member_gets_further_roles_by_a_further_link() -> None:
+    world = Strangers(2)
+    admin, guest = world.peers
+    service = world.create(admin)
+    world.connect(admin, guest)
+    link = world.invite(admin, uses=2, roles=("read", "submit"))
+    world.join(guest, link, "", ("read",))
+    assert not world.join(guest, link)
+    assert world.roles(guest, service) == ("read", "submit")
+
+
+def test_a_wish_larger_than_any_needs_to_be_is_refused() -> None:
+    world = Strangers(2)
+    admin, guest = world.peers
+    service = world.create(admin)
+    world.connect(admin, guest)
+    link = world.link("request", service, admin)
+    far = tuple("/dns4/" + "x" * 5000 for _ in range(8))
+    wish = asked_for(link, world.cores[guest].ctx.key, "x", ("read",), far, 1)
+    frame = MESSAGES.encode(WishMessage(wish.sign(world.cores[guest].ctx.key)))
+    world.do(admin, ev.FrameReceived(guest, frame))
+    assert [r.reason for r in world.refused] == ["an invalid wish"]
+
+
 def test_a_service_that_the_inviter_does_not_have() -> None:
     world = Strangers(2)
     admin, guest = world.peers
