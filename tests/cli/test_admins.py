@@ -252,6 +252,27 @@ def test_a_proposal_goes_to_a_file_is_signed_there_and_comes_back(
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["change.json"]
 
 
+@pytest.mark.parametrize(("typed", "code", "signs"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 130, 0)])
+def test_on_a_terminal_it_is_shown_and_asked_before_one_signs(
+    typed: str,
+    code: int,
+    signs: int,
+    lab: FakeNode,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "typed").write_text(typed)
+    with (tmp_path / "typed").open() as terminal:
+        monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        done = run("service", "sign", "lab", "x")
+    assert done.code == code
+    assert "renames 'Bob' to 'Eve'" in done.out
+    assert "counts 3 logs up to" in done.out
+    assert len(lab.calls("POST", "/services/lab/proposals/sign")) == signs
+
+
 def test_signing_says_who_is_missing_yet(lab: FakeNode, run: Run) -> None:
     waiting = act(signed="bafyproposal", data="x", changed=False, proposal=PROPOSAL)
     lab.on("POST", "/services/lab/proposals/sign", waiting)

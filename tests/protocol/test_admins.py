@@ -355,6 +355,32 @@ def test_signatures_that_are_given_apart_are_united() -> None:
     assert "Ada" in lab.list_at(3).members
 
 
+def test_two_second_signatures_at_once_are_one_change() -> None:
+    lab = Lab().three_admins()
+    lab.act(0, ev.RenameMember, lab.name(2), "Bob")
+    lab.cut_off(0, 1, 2)
+    assert lab.act(1, ev.SignProposal)["changed"]
+    assert lab.act(2, ev.SignProposal)["changed"]
+    lab.connect(lab.peers[1], lab.peers[2])
+    lab.connect(lab.peers[0], lab.peers[1])
+    assert {lab.chain(index).digest for index in range(3)} == {lab.chain(0).digest}
+    assert lab.chain(0).losing_heads() == []
+    [told] = [t for t in lab.chain(0).story() if t.change.cid == lab.chain(0).head]
+    assert set(told.signers) == set(lab.peers[:3])
+
+
+def test_an_app_and_the_end_of_a_service_wait_for_the_second_signature_too() -> None:
+    lab = Lab().three_admins()
+    answer = lab.act(0, ev.InstallApp, {**APP, "description": "new"})
+    assert (answer["updated"], answer["changed"]) == (True, False)
+    lab.act(1, ev.SignProposal)
+    assert lab.list_at(2).apps["hello"]["description"] == "new"
+    lab.act(2, ev.EndService)
+    assert not lab.list_at().ended
+    lab.act(0, ev.SignProposal)
+    assert all(lab.list_at(index).ended for index in range(3))
+
+
 def test_a_proposal_does_not_fit_once_the_list_has_changed_and_is_made_anew() -> None:
     lab = Lab().three_admins()
     first = lab.act(0, ev.RenameMember, lab.name(2), "Bob")["proposal"]
