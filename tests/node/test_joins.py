@@ -121,6 +121,52 @@ async def test_without_a_token_the_admin_approves_or_denies(tmp_path: Path) -> N
         assert admin.joins.requests(SERVICE) == []
 
 
+async def test_who_asked_is_still_listed_after_a_restart_of_the_admin(tmp_path: Path) -> None:
+    network = MemoryNetwork()
+    async with running(network, tmp_path / "admin") as admin:
+        await admin.services.create(SERVICE)
+        link = (await admin.joins.invite(SERVICE, ["submit"], 1, 3600, True))["link"]
+        async with running(network, tmp_path / "guest") as guest:
+            assert (await guest.joins.join(link, "Ada", None, 1))["code"] == "waits_approval"
+            assert len(admin.joins.requests(SERVICE)) == 1
+            await _on_disk(admin)
+    async with running(network, tmp_path / "admin") as admin:
+        await until(admin.services.all, "the disk was read")
+        (request,) = admin.joins.requests(SERVICE)
+        assert request["name"] == "Ada"
+        await admin.joins.deny(SERVICE, request["id"])
+    async with running(network, tmp_path / "admin") as admin:
+        await until(admin.services.all, "the disk was read")
+        assert admin.joins.requests(SERVICE) == []
+
+
+async def _on_disk(node: LabNode) -> None:
+    """Wait until what a node has taken in is on its disk."""
+    await until(lambda: not node.core.has_pending(), "sealed")
+    await a_moment(0.1)
+
+
+async def test_leaving_while_no_admin_is_there_outlives_a_restart(tmp_path: Path) -> None:
+    network = MemoryNetwork()
+    async with running(network, tmp_path / "guest") as guest:
+        async with running(network, tmp_path / "admin") as admin:
+            await admin.services.create(SERVICE)
+            await guest.joins.join(await invite(admin), "Ada", None, 10)
+        await until(lambda: not guest.transport.connected(), "the admin is gone")
+        assert not (await guest.joins.leave(SERVICE))["offTheList"]
+        await _on_disk(guest)
+    async with (
+        running(network, tmp_path / "guest") as guest,
+        running(network, tmp_path / "admin", guest) as admin,
+    ):
+        await until(
+            lambda: admin.services.all() and len(admin.services.one(SERVICE)["members"]) == 1,
+            "off the list",
+        )
+        await until(lambda: not guest.status()["joins"], "told so")
+        assert guest.services.all() == guest.services.offers() == []
+
+
 async def test_a_device_joins_as_its_member_through_the_members_own_link(tmp_path: Path) -> None:
     async with two(tmp_path) as (admin, guest):
         await guest.joins.join(await invite(admin), "Ada", None, 10)
