@@ -35,6 +35,8 @@ class NodeConfig:
     trust: tuple[str, ...] = ()
     #: Whether this node runs jobs.
     compute: bool = True
+    #: Whether it carries and runs what strangers ask of public services.
+    guests: bool = True
     #: What all jobs together may use.
     cpus: float = 0.0
     memory_gb: float = 0.0

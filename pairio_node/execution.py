@@ -6,7 +6,7 @@ that starts again on the home takes the run up (`adoption`), and nothing is run 
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -161,6 +161,9 @@ class Executions:
         bundle = await self._bundle(effect)
         folder.mkdir(mode=0o700)
         content = self._contents.of(effect.service)
+        rules = self._url_rules  # strangers do not reach what the owner lets members reach
+        if effect.for_guest:
+            rules = replace(rules, allow_hosts=())
         inputs = []
         for number, entry in enumerate(effect.document["inputs"]):
             source = entry["source"]
@@ -169,7 +172,7 @@ class Executions:
             path = input_folder / entry["base_name"]
             if "url" in source:
                 try:
-                    await fetch_url(source["url"], path, self._url_rules)
+                    await fetch_url(source["url"], path, rules)
                 except UrlError as error:  # elsewhere it may be allowed, or reachable
                     said = "; ".join(part for part in (error.message, error.hint) if part)
                     reason = f"input {entry['name']!r}: {said}"

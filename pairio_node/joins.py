@@ -246,6 +246,8 @@ class Joins:
         Raises:
             UserError: refused; nothing goes on in the background.
         """
+        if service in self._node.core.guests.services:
+            return await self._node.public.joined(service, wait_s)
         with trio.move_on_after(wait_s):
             while self._is_waiting(service):
                 await self._node.changed()

@@ -16,6 +16,7 @@ from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
 from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, ScopedContent
+from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
@@ -26,6 +27,7 @@ from pairio_node.execution import Executions
 from pairio_node.home import Home
 from pairio_node.joins import Joins
 from pairio_node.owner_rules import closed_rules, watch_hours
+from pairio_node.public import Public
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
 from pairio_node.store import CommitRows, Store, Writer
@@ -95,11 +97,13 @@ class Node:
         self.blocks = DiskBlockStore(home.path / "blocks", quota)
         self.contents = ScopedContent(self.blocks, home.path / "held")
         self.content = self.contents.everything
-        self.exchange = Exchange(self.contents, self.transport, self._may_read)
+        self.guest_blocks = GuestBlocks()
+        self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
         self._runners = runners
         self.services = Services(self)
         self.joins = Joins(self)
         self.admins = Admins(self)
+        self.public = Public(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         #: Tells the owner something at once (stderr).
@@ -135,6 +139,7 @@ class Node:
             past_boots=past_boots,
             trust=tuple(sorted(trust)),
             compute=self.config.compute,
+            guests=self.config.guests,
             cpu_millicores=self.config.cpu_millicores,
             memory_mib=self.config.memory_mib,
             gpus=self.config.gpus,
@@ -216,8 +221,8 @@ class Node:
         self.writer.submit(CommitRows(peers=(row,)), on_done)
 
     def _may_read(self, peer: str, service: str) -> bool:
-        """Blocks of a service go to those who have a role in it now; any role reads. (A service
-        whose policy says that it is public would be answered to everybody: here.)"""
+        """Blocks of a service go to those who have a role in it now; any role reads. Guests of a
+        public service have those of their results (`GuestBlocks`)."""
         return service in self.core.membership.shared_with(peer)
 
     def _runner_for(self, isolation_min: str) -> Runner | None:
@@ -251,6 +256,8 @@ class Node:
                 self._nursery.start_soon(self.executions.execute, effect)
             case ef.Kill():
                 self.executions.kill(effect.attempt)
+            case ef.GuestReads():
+                self.guest_blocks.give(effect.peer, effect.service, effect.cids)
             case ef.FetchBlocks():
                 self._nursery.start_soon(self._fetch, effect)
             case ef.JobChanged() | ef.WishChanged():
@@ -302,13 +309,13 @@ class Node:
     # -- the facade: jobs -----------------------------------------------------------------
 
     def _named_or_all(self, service: str | None) -> list[str]:
-        return [self.services.id_of(service)] if service else sorted(self.core.membership.taken_up)
+        if service:
+            return [self.services.id_of(service)]
+        return sorted(self.core.membership.taken_up) + sorted(self.core.guests.services)
 
     def _find(self, job_id: str, service: str | None) -> tuple[str, RequestState]:
-        services = (
-            [self.services.id_of(service)] if service else sorted(self.core.membership.taken_up)
-        )
-        for name in services:
+        known = self.core.membership.chains
+        for name in (name for name in self._named_or_all(service) if name in known):
             state = find_request(self.core.fold(name), job_id)
             if state is not None:
                 return name, state
@@ -332,7 +339,8 @@ class Node:
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"
         local = await self._share_inputs(service, definition)
-        resources = _resources(body.get("requiredResources") or {})
+        raw = body.get("requiredResources") or {}
+        resources = _resources(self.public.defaults(service) | _given(raw))
         answer = await self.driver.call(
             lambda call: ev.Submit(
                 call=call,
@@ -371,7 +379,7 @@ class Node:
         self, *, service: str | None, status: str | None, tag: str | None, limit: int
     ) -> list[dict[str, Any]]:
         """Return the newest jobs known here that match."""
-        names = self._named_or_all(service)
+        names = [n for n in self._named_or_all(service) if n in self.core.membership.chains]
         states = [(n, s) for n in names for s in self.core.fold(n).requests.values()]
         states.sort(key=lambda pair: pair[1].record.issued_unix_ms, reverse=True)
         found = []
@@ -388,6 +396,8 @@ class Node:
     def why(self, job_id: str, service: str | None) -> dict[str, Any]:
         """Return why a job is where it is: what it waits for, and what every node says to it."""
         name, state = self._find(job_id, service)
+        if name in self.core.guests.services:
+            return self.public.why(name, state)
         return why_view(self.core, name, state)
 
     async def cancel(self, job_id: str, service: str | None) -> dict[str, Any]:
@@ -447,6 +457,8 @@ class Node:
         answer = self.core.fold(service).results.get(state.answer or "")
         worker = [answer.document.worker] if answer else []
         holders = [*worker, *self.core.membership.connected_members(service)]
+        if service in self.core.guests.services:
+            holders = [self.core.guests.given_by.get(state.id, "")]
         try:
             others = [h for h in dict.fromkeys(holders) if h != self.peer_id]
             await self.exchange.fetch(service, cid, others)
@@ -519,13 +531,17 @@ class Node:
         }
 
 
+def _given(raw: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in raw.items() if value is not None}
+
+
 def _resources(raw: dict[str, Any]) -> Resources:
     try:
         return Resources(
-            cpu_millicores=round(float(raw.get("numCpus", 1)) * 1000),
-            memory_mib=round(float(raw.get("memoryGb", 1)) * 1024),
-            gpus=int(raw.get("numGpus", 0)),
-            time_ms=round(float(raw.get("timeSec", 3600)) * 1000),
+            cpu_millicores=round(float(raw["numCpus"]) * 1000),
+            memory_mib=round(float(raw["memoryGb"]) * 1024),
+            gpus=int(raw["numGpus"]),
+            time_ms=round(float(raw["timeSec"]) * 1000),
         )
     except (ValueError, OverflowError) as error:
         raise UserError(f"requiredResources: {error}") from None

@@ -28,6 +28,9 @@ class Services:
         if name is None:
             if len(taken) == 1:
                 return taken[0]
+            guest_of = [s for s in self._node.core.guests.services if s in membership.chains]
+            if not taken and len(guest_of) == 1:
+                return guest_of[0]
             names = ", ".join(membership.petnames[s] for s in taken) or "none"
             raise UserError(
                 "no service was named" if taken else "this node is in no service",
@@ -40,14 +43,18 @@ class Services:
         return found
 
     def all(self) -> list[dict[str, Any]]:
-        """Return the services that are taken up here."""
-        return [
-            service_view(self._node.core, s) for s in sorted(self._node.core.membership.taken_up)
-        ]
+        """Return the services that are taken up here, and those in which this node is a guest."""
+        core = self._node.core
+        guest_of = sorted(s for s in core.guests.services if core.guests.is_known(s))
+        return [service_view(core, s) for s in (*sorted(core.membership.taken_up), *guest_of)]
 
     def one(self, name: str) -> dict[str, Any]:
         """Return one service by name or id."""
-        return service_view(self._node.core, self.id_of(name))
+        found = self.id_of(name)
+        return {
+            **service_view(self._node.core, found),
+            "link": self._node.public.view(found)["link"],
+        }
 
     def offers(self) -> list[dict[str, Any]]:
         """Return the services that name this node and wait for its owner."""

@@ -8,7 +8,8 @@ from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
 from pairio_protocol.machines.twins import Twin
-from pairio_protocol.normalise import source_text
+from pairio_protocol.normalise import definition_of
+from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.policy import isolation_needed, misfit
 from pairio_protocol.records import End
 from pairio_protocol.service import Weighed
@@ -21,6 +22,7 @@ __all__ = [
     "attempts_view",
     "is_final",
     "is_settled",
+    "job_status",
     "job_view",
     "proposal_view",
     "service_view",
@@ -60,12 +62,12 @@ def twin_view(twin: Twin) -> dict[str, Any]:
 
 def is_final(core: NodeCore, service: str, state: RequestState) -> bool:
     """Say whether a request will not change any more by itself."""
-    return _status(core, service, state)[0] in ("completed", "failed", "canceled")
+    return job_status(core, service, state)[0] in ("completed", "failed", "canceled")
 
 
 def is_settled(core: NodeCore, service: str, state: RequestState) -> bool:
     """Say whether somebody who waits for a request should be told now."""
-    status = _status(core, service, state)[0]
+    status = job_status(core, service, state)[0]
     if status == "completed" and state.answer is not None:
         return core.replication.is_settled(state.answer)
     return status in ("completed", "failed", "canceled", "blocked")
@@ -78,13 +80,13 @@ def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | N
     return fold.answer_for(state, fold.resolve(state.job))
 
 
-def _status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str | None]:
+def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str | None]:
     """Return (status, error)."""
     result = _result(core, service, state)
     if result is not None:
         return result.document.status, result.document.error or None
     if state.canceled:
-        return "canceled", None
+        return "canceled", core.guests.over.get(state.id)
     if core.ctx.unix_ms > state.record.expires_unix_ms:
         return "failed", "expired"
     fold = core.fold(service)
@@ -151,7 +153,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
     """Return a job as clients see it, by one of its requests."""
     result = _result(core, service, state)
     document = result.document if result else None
-    status, error = _status(core, service, state)
+    status, error = job_status(core, service, state)
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
     attempts = attempts_view(core, service, state)
@@ -164,6 +166,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
     return {
         "jobId": state.job,
         "requestId": state.id,
+        "sponsorOf": record.sponsor_of or None,
         "runId": document.run if document else fold.run_of(state, resolution),
         "replicated": core.commands.replicated.get(state.id, 0),
         "inputsReplicated": not core.replication.is_copying(inputs_key),
@@ -182,7 +185,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "computeNodeId": worker,
         "computeClientId": worker,
         "attempts": attempts,
-        "jobDefinition": definition_view(state.document),
+        "jobDefinition": definition_of(state.document),
         "jobDefinitionHash": state.job,
         "jobDependencies": [
             entry["source"]["job"] for entry in state.document["inputs"] if "job" in entry["source"]
@@ -211,7 +214,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
 def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any]:
     """Return why a request is where it is: status, what it waits for, and per node the rule that
     keeps the run off it, with what is needed and what it has."""
-    status, error = _status(core, service, state)
+    status, error = job_status(core, service, state)
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
     folded = core.membership.folded(service)
@@ -289,30 +292,6 @@ def _others(result: ResultInfo | None, links: LinkMaker) -> list[dict[str, Any]]
     ]
 
 
-def definition_view(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a job document in the original's form."""
-    view: dict[str, Any] = {
-        "appName": document["app"],
-        "processorName": document["processor"],
-        "inputFiles": [
-            {
-                "name": entry["name"],
-                "fileBaseName": entry["base_name"],
-                "url": source_text(entry["source"]),
-            }
-            for entry in document["inputs"]
-        ],
-        "outputFiles": [
-            {"name": entry["name"], "fileBaseName": entry["base_name"]}
-            for entry in document["outputs"]
-        ],
-        "parameters": [dict(entry) for entry in document["parameters"]],
-    }
-    if "cache_bust" in document:
-        view["cacheBust"] = document["cache_bust"]
-    return view
-
-
 def find_request(fold: ServiceFold, name: str) -> RequestState | None:
     """Return the request with this id, or the newest one of the job with this id or prefix."""
     if name in fold.requests:
@@ -331,6 +310,7 @@ def service_view(core: NodeCore, service: str) -> dict[str, Any]:
     """Return a service as clients see it."""
     chain = core.membership.chains[service]
     folded = chain.now
+    allowed = OpenSubmit.of(folded)
     alive = {entry.peer: entry for entry in core.book.everybody(service)}
     return {
         "serviceName": core.membership.petnames.get(service, folded.name),
@@ -339,7 +319,10 @@ def service_view(core: NodeCore, service: str) -> dict[str, Any]:
         "head": chain.head,
         "takenUp": service in core.membership.taken_up,
         "admins": list(folded.admins),
-        "roles": list(folded.roles_of(core.ctx.me)),
+        "roles": ["guest"]
+        if service in core.guests.services
+        else list(folded.roles_of(core.ctx.me)),
+        "public": allowed.document() if allowed is not None else None,
         "members": [
             {
                 "name": name,

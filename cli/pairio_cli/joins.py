@@ -138,8 +138,13 @@ def join(
 def _say_joined(found: dict[str, Any], words: str, json: bool) -> None:
     if not json:
         data(found["serviceName"])
+    name = found["serviceName"]
+    if found["roles"] == ["guest"]:
+        note(f"This node is a guest of {name!r} (words: {words}); what it may have there:")
+        note(f"pairio service show {name}")
+        return
     note(
-        f"Joined {found['serviceName']!r} as {found['member']!r}"
+        f"Joined {name!r} as {found['member']!r}"
         f" with roles {','.join(found['roles'])} (words: {words})"
     )
     if found["note"]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pairio_cli import joins
+from pairio_cli import joins, public
 from pairio_cli.admins import add_admin_commands
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
 from pairio_cli.proposals import add_proposal_commands
@@ -25,6 +25,7 @@ app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")
 app.add_typer(token_app, name="token")
 app.command()(joins.join)
+service_app.command("public")(public.service_public)
 
 
 @app.command()
@@ -36,10 +37,12 @@ def submit(
         list[str] | None, typer.Option("-i", help="name=PATH, URL, CID or job:ID/OUTPUT")
     ] = None,
     output: Annotated[list[str] | None, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
-    cpus: float = 1,
-    gpus: int = 0,
-    memory_gb: float = 1,
-    time_sec: float = 3600,
+    cpus: Annotated[float | None, typer.Option(help="1 by default.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="None by default.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="1 by default.")] = None,
+    time_sec: Annotated[
+        float | None, typer.Option(help="An hour by default; for a guest what it may have.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds to wait at most, with --wait.")

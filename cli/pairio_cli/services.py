@@ -8,10 +8,22 @@ import typer
 from pairio_cli.output import as_json, data, note, short, table
 from pairio_cli.shared import Json, api, new_typer, part
 
-__all__ = ["app_app", "service_app"]
+__all__ = ["app_app", "limits_text", "service_app"]
 
 service_app = new_typer("Services: who may do what.")
 app_app = new_typer("Apps of a service.")
+
+
+def limits_text(public: dict[str, Any]) -> str:
+    """Return in words what a stranger may have."""
+    return (
+        f"a job of at most {public['cpu_millicores'] / 1000:g} CPUs,"
+        f" {public['memory_mib'] / 1024:g} GB, {public['gpus']} GPUs,"
+        f" {public['time_ms'] / 1000:g} s;"
+        f" {public['requests_per_hour']} an hour and {public['open_max']} at once,"
+        f" all guests together {public['all_per_hour']} and {public['all_open_max']},"
+        " of each sponsor"
+    )
 
 
 def _show_service(service: dict[str, Any]) -> None:
@@ -28,6 +40,9 @@ def _show_service(service: dict[str, Any]) -> None:
         data(f"changes that wait for signatures: {service['proposals']}")
     if service["losingBranches"]:
         data(f"branches of changes that lost: {service['losingBranches']}; see its log")
+    if service["public"]:
+        data(f"public: {limits_text(service['public'])}")
+        data(f"link for guests: {service['link']}")
 
 
 @service_app.command("create")

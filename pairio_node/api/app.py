@@ -24,6 +24,7 @@ from pairio_node.api.models import (
     TokenBody,
 )
 from pairio_node.api.pages import home_page, job_page, login_page
+from pairio_node.api.public import public_routes
 from pairio_node.api.services import service_routes
 from pairio_node.errors import UserError
 
@@ -53,6 +54,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     service_routes(app, node.services)
     join_routes(app, node.joins)
     admin_routes(app, node.admins)
+    public_routes(app, node.public)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app

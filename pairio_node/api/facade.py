@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from pairio_node.api.joins import JoinsFacade
+from pairio_node.api.public import PublicFacade
 
 __all__ = ["AdminsFacade", "NodeFacade", "ServicesFacade"]
 
@@ -37,6 +38,8 @@ class NodeFacade(Protocol):
     def joins(self) -> JoinsFacade: ...
     @property
     def admins(self) -> "AdminsFacade": ...
+    @property
+    def public(self) -> PublicFacade: ...
 
 
 class ServicesFacade(Protocol):

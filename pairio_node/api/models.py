@@ -63,10 +63,12 @@ class _Definition(_Body):
 
 
 class _Resources(_Body):
-    numCpus: float = Field(default=1, gt=0, le=4096)  # noqa: N815
-    numGpus: int = Field(default=0, ge=0, le=1024)  # noqa: N815
-    memoryGb: float = Field(default=1, gt=0, le=65536)  # noqa: N815
-    timeSec: float = Field(default=3600, gt=0, le=366 * 86400)  # noqa: N815
+    """What is left out is 1 CPU, no GPU, 1 GB, an hour; for a guest at most what it may have."""
+
+    numCpus: float | None = Field(default=None, gt=0, le=4096)  # noqa: N815
+    numGpus: int | None = Field(default=None, ge=0, le=1024)  # noqa: N815
+    memoryGb: float | None = Field(default=None, gt=0, le=65536)  # noqa: N815
+    timeSec: float | None = Field(default=None, gt=0, le=366 * 86400)  # noqa: N815
 
 
 class SubmitBody(_Body):

@@ -3,7 +3,8 @@
 A requester says first for which service it asks, then sends frames `[cid, ...]` (at most
 WANT_MAX); the server answers each CID, in order, with one byte (found, missing, refused), and for
 a found block its length and bytes. Blocks go to members of the service for which they are held
-here, looked up anew for every frame. Both sides keep the content of services apart (`scoped`).
+here, looked up anew for every frame; to guests of it only those of their results. Both sides keep
+the content of services apart (`scoped`).
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ import trio
 
 from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockCorrupt, BlockMissing
 from pairio_node.blocks.content import Content
+from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.scoped import ScopedContent
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.transport.base import BLOCKS, ByteStream, StreamEnded, Transport, TransportError
@@ -41,7 +43,11 @@ class Exchange:
     """Serves blocks to those who `may_read(peer, service)`, and fetches what is missing here."""
 
     def __init__(
-        self, contents: ScopedContent, transport: Transport, may_read: Callable[[str, str], bool]
+        self,
+        contents: ScopedContent,
+        transport: Transport,
+        may_read: Callable[[str, str], bool],
+        guests: GuestBlocks | None = None,
     ) -> None:
         self._contents = contents
         self._transport = transport
@@ -50,6 +56,7 @@ class Exchange:
         self._asking: dict[str, trio.Semaphore] = {}  # by holder
         names = ("blocks_sent", "blocks_received", "blocks_refused", "block_streams_refused")
         self.counters = dict.fromkeys(names, 0)
+        self._guests = guests or GuestBlocks()
         transport.set_stream_handler(BLOCKS, self._serve)
 
     async def _serve(self, stream: ByteStream) -> None:
@@ -75,24 +82,28 @@ class Exchange:
                 wants = await _receive(stream)
                 if not isinstance(wants, list) or len(wants) > WANT_MAX:
                     raise DecodeError("not a list of CIDs")
-                allowed = self._may_read(stream.peer, service)
+                is_member = self._may_read(stream.peer, service)
                 for cid in wants:
                     with trio.fail_after(_IDLE_S):
-                        await self._answer(stream, service if allowed else None, cid)
-                if not allowed:  # it has its answer; nothing is kept open for it
-                    await stream.close()
+                        await self._answer(stream, service, cid, is_member)
+                if not is_member and not self._is_a_guests(stream.peer, service, wants):
+                    await stream.close()  # it has its answer; nothing is kept open for it
                     return
         except (StreamEnded, TransportError):
             await stream.close()
         except (DecodeError, CidError, trio.TooSlowError):
             await stream.abort()
 
-    async def _answer(self, stream: ByteStream, service: str | None, cid: object) -> None:
-        """Answer one want; without a service it is refused."""
+    def _is_a_guests(self, peer: str, service: str, wants: list[object]) -> bool:
+        """Say whether a guest may read some of this."""
+        return any(isinstance(c, str) and self._guests.may_read(peer, service, c) for c in wants)
+
+    async def _answer(self, stream: ByteStream, service: str, cid: object, is_member: bool) -> None:
+        """Answer one want; others than members have what is theirs as guests, or are refused."""
         if not isinstance(cid, str):
             raise DecodeError("not a CID")
         parse_cid(cid)
-        if service is None:
+        if not is_member and not self._guests.may_read(stream.peer, service, cid):
             self.counters["blocks_refused"] += 1
             await stream.send(_REFUSED)
             return
@@ -101,6 +112,8 @@ class Exchange:
         except BlockMissing:
             await stream.send(_MISSING)
             return
+        if not is_member:
+            self._guests.on_read(stream.peer, service, cid, data)
         await stream.send(_FOUND + len(data).to_bytes(4, "big"))
         for start in range(0, len(data), _PIECE_BYTES):
             await stream.send(data[start : start + _PIECE_BYTES])

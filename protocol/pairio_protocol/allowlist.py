@@ -14,6 +14,7 @@ from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import ADMINS_MAX, MEMBERS_MAX, NAME_LENGTH_MAX
 from pairio_protocol.names import is_alike, name_flaw
+from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.proofs import (
     Past,
     Place,
@@ -235,6 +236,8 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
                 raise DecodeError("policy is not a map")
             if policy.get("isolation_min", "medium") not in ISOLATIONS:
                 raise DecodeError(f"isolation_min is not one of {', '.join(ISOLATIONS)}")
+            if "open_submit" in policy:
+                OpenSubmit.parse(policy["open_submit"])
             return replace(folded, policy=policy)
         case "end":
             return replace(folded, ended=True)

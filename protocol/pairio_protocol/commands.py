@@ -27,6 +27,7 @@ from pairio_protocol.limits import (
 from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import Ack
 from pairio_protocol.normalise import job_id_of, normalise
+from pairio_protocol.public_commands import PublicCommands
 from pairio_protocol.records import Cancel, Request
 from pairio_protocol.segment import record_size
 from pairio_protocol.service import Chain
@@ -64,6 +65,7 @@ class Commands:
         self._ctx = core.ctx
         self._services = ServiceCommands(core)
         self._joins = JoinCommands(core, self._services)
+        self._public = PublicCommands(core, self._services)
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
         self._by_segment: dict[bytes, list[_Submit]] = {}
@@ -77,6 +79,8 @@ class Commands:
     def on_command(self, event: Any) -> None:
         """Do what a local call asks, or fail it with the reason."""
         try:
+            if self._public.on_command(event):
+                return
             match event:
                 case ev.Submit():
                     self._submit(event)
@@ -212,6 +216,10 @@ class Commands:
         self._core.answered(state, answer, service)
         self._ctx.emit(Reply(event.call, {"request": request, "job": job, "service": service}))
         return True
+
+    def reply(self, call: int, value: dict[str, Any]) -> None:
+        """Answer a call once what it changed is on disk."""
+        self._services.reply(call, value)
 
     def on_own_request(self, service: str, state: RequestState) -> None:
         """The request is in a sealed segment: ask another member to store it."""

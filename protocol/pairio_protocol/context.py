@@ -32,6 +32,8 @@ class CoreConfig:
     past_boots: tuple[bytes, ...] = ()
     trust: tuple[str, ...] = ()
     compute: bool = True
+    #: whether it sponsors and runs what strangers ask of public services
+    guests: bool = True
     cpu_millicores: int = 1000
     memory_mib: int = 1024
     gpus: int = 0

@@ -22,6 +22,7 @@ from pairio_protocol.documents import encode
 from pairio_protocol.effects import Commit, Effect
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
+from pairio_protocol.guests import Guests
 from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.intake import Intake
 from pairio_protocol.joining import Joining
@@ -43,6 +44,9 @@ from pairio_protocol.machines.worker import Worker
 from pairio_protocol.messages import (
     MESSAGES,
     Ack,
+    Ask,
+    Asked,
+    AskNoMore,
     Award,
     Beat,
     Bid,
@@ -50,6 +54,7 @@ from pairio_protocol.messages import (
     Changes,
     Decline,
     Digest,
+    Follow,
     Forks,
     Frontier,
     Have,
@@ -72,6 +77,7 @@ from pairio_protocol.own_wishes import OwnWishes
 from pairio_protocol.records import Record, Start, Unknown
 from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.signing import SigningKey
+from pairio_protocol.sponsors import Sponsors
 from pairio_protocol.wire import UnknownKind
 
 __all__ = ["NodeCore", "Sealed"]
@@ -107,6 +113,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.lookups = Lookups(self)
         self.joining = Joining(self)
         self.own_wishes = OwnWishes(self)
+        self.sponsors = Sponsors(self)
+        self.guests = Guests(self)
         self.commands = Commands(self)
         self._boots: dict[str, bytes] = {}
         self._asking: set[tuple[str, str]] = set()  # jobs asked for since the last seal
@@ -164,6 +172,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             self.sync.deadline_ms(),
             self.twins.deadline_ms(),
             self.own_wishes.deadline_ms(),
+            self.sponsors.deadline_ms(),
+            self.guests.deadline_ms(),
         ]
         return min((d for d in deadlines if d is not None), default=None)
 
@@ -192,6 +202,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.sync.tick()
         self.twins.tick()
         self.own_wishes.tick()
+        self.sponsors.tick()
+        self.guests.tick()
 
     def _route(self, event: ev.Event) -> None:
         match event:
@@ -204,6 +216,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 self.greet(event.peer)
                 self.joining.on_peer_up(event.peer)
                 self.own_wishes.on_peer_up(event.peer)
+                self.guests.on_peer_up(event.peer)
                 self.worker.on_peer_up()
                 self.replication.on_peer_up()
                 self.coordinator.look()
@@ -239,6 +252,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             for message in queue:
                 self._on_job_message(self.ctx.me, message)
             self.coordinator.award_open()
+        self.sponsors.look()
 
     def _take_effects(self) -> list[Effect]:
         effects, self.ctx.effects = self.ctx.effects, []
@@ -269,6 +283,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.replication.on_peer_down(peer)
         self.lookups.on_peers_changed()
         self.commands.on_peers_changed()
+        self.sponsors.on_peer_down(peer)
+        self.guests.on_peer_down(peer)
 
     def _on_frame(self, event: ev.FrameReceived) -> None:
         try:
@@ -286,7 +302,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case Hello():
                 self._on_hello(peer, message)
             case WantChanges():
-                self.membership.on_want_changes(peer, message)
+                shown = self.sponsors.shows(peer, message.service)
+                self.membership.on_want_changes(peer, message, shown)
             case Changes():
                 if self.membership.on_changes(peer, message):
                     self.intake.on_service_changed(message.service)
@@ -298,6 +315,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case WishAnswer():
                 if not self.joining.on_answer(peer, message):
                     self.own_wishes.on_answer(peer, message)
+            case Follow() | Ask() | AskNoMore() | Asked():
+                self._on_public_message(peer, message)
             case Held() | Ack() if not self.membership.shared_with(peer):
                 self.ctx.refuse(peer, f"{MESSAGES.kind_of(message)} of a stranger")
             case Held():
@@ -332,6 +351,17 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                     self.logs.send_frontier(peer, message.service, reply=True)
             case _:
                 self._on_job_message(peer, message)
+
+    def _on_public_message(self, peer: str, message: Follow | Ask | AskNoMore | Asked) -> None:
+        match message:
+            case Follow():
+                self.sponsors.on_follow(peer, message)
+            case Ask():
+                self.sponsors.on_ask(peer, message)
+            case AskNoMore():
+                self.sponsors.on_ask_no_more(peer, message)
+            case Asked():
+                self.guests.on_asked(peer, message)
 
     def _on_job_message(self, peer: str, message: Any) -> None:
         match message:
@@ -496,6 +526,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 salt_of="",
                 expires_unix_ms=expires,
                 issued_unix_ms=self.ctx.unix_ms,
+                sponsor_of="",
             )
             if record_size(record) > RECORD_SIZE_BYTES_MAX:
                 self.ctx.counters["requests too large to be asked anew"] += 1
@@ -514,7 +545,11 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
 
     def is_idle(self) -> bool:
         """Say whether a slot is free here."""
-        return len(self.worker.tasks) < self.worker.slots
+        return self.worker.load < self.worker.slots
+
+    def takes_guests(self) -> bool:
+        """Say whether a stranger's run would begin here now."""
+        return self.worker.takes_guests()
 
     def synced_ms(self, service: str) -> int | None:
         """Return when a neighbour was last found to know nothing else; None without neighbours."""

@@ -8,7 +8,7 @@ seal: changes, segments, answers --> Commit(ticket) --Committed--> answers, acks
 from typing import TYPE_CHECKING
 
 from pairio_protocol import events as ev
-from pairio_protocol import joining, own_wishes
+from pairio_protocol import guests, joining, own_wishes
 from pairio_protocol.effects import Commit, Effect, Fail, JoinTopic
 from pairio_protocol.ids import LogId
 from pairio_protocol.machines import proposals
@@ -52,6 +52,7 @@ class Disk:
             or self._core.joining.unsaved
             or self._core.own_wishes.unsaved
             or membership.proposals.unsaved
+            or self._core.guests.unsaved
         )
 
     def begin(self) -> None:
@@ -88,12 +89,14 @@ class Disk:
                 *membership.proposals.unsaved,
                 *self._core.joining.unsaved,
                 *self._core.own_wishes.unsaved,
+                *self._core.guests.unsaved,
             ),
             tuple(membership.forgotten),
         )
         self.answers = []
         membership.unsaved_notes, membership.forgotten = [], []
         self._core.joining.unsaved, self._core.own_wishes.unsaved = [], []
+        self._core.guests.unsaved = []
         self._core.retention.unsaved, self._core.retention.unsaved_kept = [], []
         membership.unsaved_changes, membership.unsaved_services = [], set()
         membership.proposals.unsaved = []
@@ -180,6 +183,7 @@ class Disk:
             self._ctx.emit(JoinTopic(service))
             self._core.intake.refold(service)
         self._restore_notes(event)
+        self._core.sponsors.on_restored()
         for adopted in event.adopted:
             self._core.worker.adopt(adopted)
         for service in sorted(self._core.membership.taken_up):
@@ -193,6 +197,8 @@ class Disk:
                 self._core.own_wishes.restore(data)
             elif kind == joining.NOTE:
                 self._core.joining.restore(data)
+            elif kind == guests.NOTE:
+                self._core.guests.restore(name, data)
 
 
 def _segments_of(commit: Commit) -> tuple[bytes, ...]:

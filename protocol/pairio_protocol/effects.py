@@ -18,6 +18,7 @@ __all__ = [
     "Execute",
     "Fail",
     "FetchBlocks",
+    "GuestReads",
     "JobChanged",
     "JoinTopic",
     "Kill",
@@ -99,6 +100,17 @@ class Execute:
     resources: Resources
     isolation_min: str
     holders: tuple[str, ...]
+    for_guest: bool = False  # a stranger asked: what the owner allows members is not for it
+
+
+@dataclass(frozen=True)
+class GuestReads:
+    """A stranger may read the blocks below `cids`: outputs and console of a result that it asked
+    for, in a public service."""
+
+    peer: str
+    service: str
+    cids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,7 @@ Effect = (
     | FetchBlocks
     | JobChanged
     | JoinTopic
+    | GuestReads
     | Kill
     | LeaveTopic
     | Refuse

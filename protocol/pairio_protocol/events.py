@@ -43,6 +43,7 @@ __all__ = [
     "Restored",
     "Revoke",
     "SetAdmins",
+    "SetPublic",
     "SignOver",
     "SignProposal",
     "Submit",
@@ -317,6 +318,15 @@ class JoinService:
 
 
 @dataclass(frozen=True)
+class SetPublic:
+    """An admin's owner lets strangers submit within limits (see `open_submit`), or no more."""
+
+    call: int
+    service: str
+    open_submit: dict[str, int] | None
+
+
+@dataclass(frozen=True)
 class LeaveService:
     """The owner takes part in a service no more: its runs here end, its requests are withdrawn,
     and the admins are asked to take this node off the list."""
@@ -441,6 +451,7 @@ Event = (
     | Restored
     | Revoke
     | SetAdmins
+    | SetPublic
     | SignOver
     | SignProposal
     | Submit

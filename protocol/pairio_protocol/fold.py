@@ -227,6 +227,25 @@ class ServiceFold:
         self.run(document.run).results.add(cid)
         return cid
 
+    def take_document(self, data: bytes) -> ResultInfo:
+        """Know a result by its signed document alone, as a guest does, to whom no segment is sent
+        (DecodeError: not one)."""
+        document = ResultDocument.decode(data)
+        info = ResultInfo(result_cid(data), document, b"")
+        self.results[info.cid] = info
+        self._by_resolved.setdefault(document.job, set()).add(info.cid)
+        self._best_known.pop(document.job, None)
+        return info
+
+    def has_results(self, resolved_job: str) -> bool:
+        """Say whether any result of a job is known; costs nothing and keeps nothing."""
+        return bool(self._by_resolved.get(resolved_job))
+
+    def lacks_outputs(self, job: dict[str, Any], document: ResultDocument) -> bool:
+        """Say whether a completed result has not all outputs that a job declares."""
+        declared = {output["name"] for output in job["outputs"]}
+        return document.status == "completed" and not declared <= set(document.outputs)
+
     def run(self, name: str) -> RunState:
         """Return the state of a run, new if nothing was known of it."""
         return self.runs.setdefault(name, RunState())

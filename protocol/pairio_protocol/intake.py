@@ -8,10 +8,13 @@ the list changes, a fork is proved --> what counts is counted again --> folded a
 
 from typing import TYPE_CHECKING, Any
 
+from pairio_protocol.allowlist import Folded
 from pairio_protocol.effects import JobChanged
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo
+from pairio_protocol.jobs import decode_job
 from pairio_protocol.messages import Kept
+from pairio_protocol.open_submit import why_not_sponsored
 from pairio_protocol.records import (
     Cancel,
     End,
@@ -157,6 +160,11 @@ class Intake:
             if not isinstance(record, Unknown) and not self._may(roles, record):
                 self._ctx.refuse(segment.log.author, "a record that its author's role forbids")
                 continue
+            if isinstance(record, Request) and record.sponsor_of:
+                why_not = self._why_not_sponsored(record, folded)
+                if why_not:
+                    self._ctx.refuse(segment.log.author, why_not)
+                    continue
             issued_unix_ms = getattr(record, "issued_unix_ms", 0)
             if issued_unix_ms and self._core.logs.get(segment.hash) is not None:
                 self._core.logs.note_time(segment, issued_unix_ms)
@@ -166,6 +174,14 @@ class Intake:
     def _may(roles: tuple[str, ...], record: Record) -> bool:
         needed = _ROLE_FOR[type(record)]
         return needed in roles or (needed == "read" and bool(roles))
+
+    @staticmethod
+    def _why_not_sponsored(record: Request, folded: Folded) -> str:
+        try:
+            document = decode_job(record.definition)
+        except DecodeError:
+            return "a record that contradicts itself"
+        return why_not_sponsored(record, document, folded)
 
     def _fold_record(
         self, segment: Segment, seq: int, record: Record | Unknown, own: bool, quiet: bool
@@ -209,6 +225,7 @@ class Intake:
     def _on_result(self, service: str, result: ResultInfo) -> None:
         self._core.coordinator.on_result(service, result)
         self._core.worker.on_result(service, result)
+        self._core.sponsors.on_result(service, result)
         self._see_to_what_rests_on(service, result)
         self._ctx.emit(JobChanged(service, result.document.job))
 
@@ -225,6 +242,7 @@ class Intake:
     def on_service_changed(self, service: str) -> None:
         """The list has changed: try what was parked, greet who is new, look at everything again."""
         self._core.own_wishes.on_service_changed(service)
+        self._core.guests.on_service_changed(service)
         chain = self._core.membership.active(service)
         if chain is None:
             return
@@ -247,6 +265,7 @@ class Intake:
         self._core.coordinator.review_all()
         self._core.worker.review(service)
         self._core.joining.on_service_changed(service)
+        self._core.sponsors.on_service_changed(service)
 
 
 def _check_service(record: Result, service: str) -> None:

@@ -93,6 +93,23 @@ PROPOSALS_MAX: Final = 64
 PROPOSALS_PER_ADMIN_MAX: Final = 8
 #: Proposals of a service that the owner withdrew and that are remembered.
 WITHDRAWN_MAX: Final = 256
+#: Requests an hour that a public service may let strangers have, each or together, of one sponsor.
+GUEST_REQUESTS_PER_HOUR_MAX: Final = 10_000
+#: Open requests of strangers, each or together, that one sponsor may have.
+GUEST_REQUESTS_OPEN_MAX: Final = 1_000
+#: Asks of strangers that a sponsor looks at in a second, of one and of all; others are refused.
+ASKS_PER_SECOND_EACH: Final = 10
+ASKS_PER_SECOND_ALL: Final = 50
+#: A job definition that a stranger asks for.
+ASK_DEFINITION_SIZE_BYTES_MAX: Final = 16 * 1024
+#: Tags that a stranger gives, and characters of each.
+ASK_TAGS_MAX: Final = 8
+#: Public services in which this node is a guest.
+GUEST_SERVICES_MAX: Final = 64
+#: Jobs of this node, as a guest, that are not done.
+ASKS_OWN_MAX: Final = 256
+#: Blocks of a guest's results that a sponsor remembers to be his, of all guests.
+GUEST_BLOCKS_MAX: Final = 100_000
 #: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
 #: Segments sent for one frontier; the rest follows the next.
@@ -199,6 +216,14 @@ ASKED_MS: Final = 30_000
 HOME_NODES: Final = 3
 #: A request that says nothing else is given up after this time.
 REQUEST_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
+#: A stranger's request is given up after this time.
+GUEST_EXPIRY_MS: Final = 3600 * 1000
+#: A sponsor that does not answer a guest for so long is passed over.
+ASK_ANSWER_MS: Final = 5_000
+#: A guest asks its sponsor, or for one, again this often.
+ASK_RETRY_MS: Final = 30_000
+#: A guest hears so long nothing from any sponsor before it says so.
+ASK_GIVE_UP_MS: Final = 10_000
 #: A member that did not answer `hold` is asked again, or another.
 HOLD_RETRY_MS: Final = 5_000
 #: Whoever waits for a result waits so long for its copies.
@@ -237,9 +262,12 @@ CPU_MILLICORES_MAX: Final = 4096 * 1000
 MEMORY_MIB_MAX: Final = 64 * 1024 * 1024
 #: GPUs that a request may ask for.
 GPUS_MAX: Final = 1024
+#: Wall time that a stranger's request may ask for.
+GUEST_TIME_MS_MAX: Final = 24 * 3600 * 1000
 #: Wall time that a request may ask for.
 TIME_MS_MAX: Final = 366 * 24 * 3600 * 1000
 
+assert GUEST_REQUESTS_OPEN_MAX * 2 < REQUESTS_OPEN_PER_AUTHOR_MAX
 assert SEGMENT_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX
 assert CHANGE_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX
 assert DEFINITION_SIZE_BYTES_MAX < SEGMENT_SIZE_BYTES_MAX

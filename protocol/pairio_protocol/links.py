@@ -3,7 +3,8 @@
     pairio:<base64url of body || first 4 bytes of sha2-256 of the body>
 
 The body is msgpack. A link of kind `request` holds no token: whoever joins with it waits for an
-admin's word. The phrase is read out to compare what was sent with what arrived.
+admin's word; nor does one of kind `public`: whoever joins with it is a guest. The phrase is read
+out to compare what was sent with what arrived.
 """
 
 import base64
@@ -26,7 +27,7 @@ from pairio_protocol.signing import sha256
 
 __all__ = ["LINK_KINDS", "Link", "LinkPeer"]
 
-LINK_KINDS = ("join", "device", "request")
+LINK_KINDS = ("join", "device", "request", "public")
 _PREFIX = "pairio:"
 _CHECKSUM_BYTES = 4
 #: 16 bits are a word of consonants and vowels in turn (proquints).
@@ -137,7 +138,7 @@ def _parsed(plain: object) -> Link:
         peer_of(by) if by else "",
         grant,
     )
-    if not found.peers or (found.kind == "request") == bool(seed):
+    if not found.peers or (found.kind in ("request", "public")) == bool(seed):
         raise DecodeError("the link is not well formed")
     if (found.kind == "device") != bool(by and grant):
         raise DecodeError("the link is not well formed")

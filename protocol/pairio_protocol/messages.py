@@ -10,11 +10,14 @@ from functools import lru_cache
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import (
+    ASK_DEFINITION_SIZE_BYTES_MAX,
+    ASK_TAGS_MAX,
     DECODED_MAX,
     NAME_LENGTH_MAX,
     PRESENCE_SIZE_BYTES_MAX,
     SIGNATURE_SIZE_BYTES,
 )
+from pairio_protocol.records import Resources
 from pairio_protocol.signing import SigningKey, sha256, signing_input, verify
 from pairio_protocol.wire import Registry
 
@@ -22,6 +25,9 @@ __all__ = [
     "MESSAGES",
     "SYNC_KINDS",
     "Ack",
+    "Ask",
+    "AskNoMore",
+    "Asked",
     "Award",
     "Beat",
     "Bid",
@@ -29,6 +35,7 @@ __all__ = [
     "Changes",
     "Decline",
     "Digest",
+    "Follow",
     "Forks",
     "Frontier",
     "Have",
@@ -327,10 +334,70 @@ class WishAnswer:
     code: str
 
 
+@MESSAGES.wire("follow")
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """A stranger wants to be a guest of a public service: the changes behind (seq `start`, CID
+    `after`). Answered with `changes`, if there are any, and with `asked` without an id: `waits`, or
+    `refused` when the service is not public (or not here: the answer is the same)."""
+
+    service: str
+    start: int
+    after: str
+
+
+@MESSAGES.wire("ask")
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A guest asks a member who may submit to have a job done in its name. Answered with `asked`,
+    also when it was asked before; again when it is done."""
+
+    service: str
+    ask: str
+    definition: bytes
+    resources: Resources
+    tags: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what no sponsor looks at (ValueError)."""
+        if len(self.ask) > NAME_LENGTH_MAX or len(self.service) > NAME_LENGTH_MAX:
+            raise ValueError("a name that is too long")
+        if len(self.definition) > ASK_DEFINITION_SIZE_BYTES_MAX:
+            raise ValueError("definition too large")
+        if len(self.tags) > ASK_TAGS_MAX or any(len(tag) > NAME_LENGTH_MAX for tag in self.tags):
+            raise ValueError("too many tags, or one that is too long")
+
+
+@MESSAGES.wire("ask_no_more")
+@dataclass(frozen=True, slots=True)
+class AskNoMore:
+    """A guest does not want a job any more that it asked for."""
+
+    service: str
+    ask: str
+
+
+@MESSAGES.wire("asked")
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of an `ask`: `waits`, `done` with the signed result document, `refused` or `over`
+    with a code that says why. After `done` the sponsor gives this guest the blocks of the result's
+    outputs and console."""
+
+    service: str
+    ask: str
+    state: str
+    code: str
+    document: bytes
+
+
 SYNC_KINDS = (Digest, Forks, Frontier, SyncSegments)
 
 Message = (
     Ack
+    | Ask
+    | AskNoMore
+    | Asked
     | Award
     | Beat
     | Bid
@@ -338,6 +405,7 @@ Message = (
     | Changes
     | Decline
     | Digest
+    | Follow
     | Forks
     | Frontier
     | Have

@@ -25,7 +25,7 @@ from pairio_protocol.limits import (
     URL_LENGTH_MAX,
 )
 
-__all__ = ["job_id_of", "normalise", "parse_source", "source_text"]
+__all__ = ["definition_of", "is_normal", "job_id_of", "normalise", "parse_source", "source_text"]
 
 _LIST_INDEX = re.compile(r"^(.*)\[(0|[1-9][0-9]{0,3})\]$")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -72,6 +72,38 @@ def normalise(definition: dict[str, Any], app: dict[str, Any]) -> dict[str, Any]
             "put large parameters into an input file",
         )
     return document
+
+
+def definition_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a job document in the original's form."""
+    definition: dict[str, Any] = {
+        "appName": document["app"],
+        "processorName": document["processor"],
+        "inputFiles": [
+            {
+                "name": entry["name"],
+                "fileBaseName": entry["base_name"],
+                "url": source_text(entry["source"]),
+            }
+            for entry in document["inputs"]
+        ],
+        "outputFiles": [
+            {"name": entry["name"], "fileBaseName": entry["base_name"]}
+            for entry in document["outputs"]
+        ],
+        "parameters": [dict(entry) for entry in document["parameters"]],
+    }
+    if "cache_bust" in document:
+        definition["cacheBust"] = document["cache_bust"]
+    return definition
+
+
+def is_normal(document: dict[str, Any], app: dict[str, Any]) -> bool:
+    """Say whether a job document is what `normalise` makes of it, for an app as it is now."""
+    try:
+        return encode(normalise(definition_of(document), app)) == encode(document)
+    except DefinitionError:
+        return False
 
 
 def job_id_of(document: dict[str, Any]) -> str:

@@ -83,7 +83,8 @@ class Request:
 
     `definition` is the job document; `salt_of` is the CID of the failed result in mode
     `rerun_failing`. `isolation_min` is one of ISOLATIONS, or empty: as the service's policy says.
-    `issued_unix_ms` is for people.
+    `issued_unix_ms` is for people. `sponsor_of` is the stranger, a peer id, in whose name a member
+    asks in a public service; empty, and left out: the author asks for itself.
     """
 
     definition: bytes
@@ -98,6 +99,7 @@ class Request:
     replicas: int
     expires_unix_ms: int
     issued_unix_ms: int
+    sponsor_of: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no rule allows (ValueError)."""

@@ -1,9 +1,9 @@
 """Frozen dataclasses on the wire: one declaration gives encoding, decoding and checking.
 
 `@wire("kind")` registers a dataclass in a `Registry`. Encoded is `[kind, field, field, ...]` in
-the order of declaration; decoding checks every field against its annotation and length, so that
-a handler never sees a value of the wrong type. Unknown kinds raise `UnknownKind`: the caller
-decides whether to keep such a thing.
+the order of declaration, without those at the end that have their default; decoding checks every
+field against its annotation and length, so that a handler never sees a value of the wrong type.
+Unknown kinds raise `UnknownKind`: the caller decides whether to keep such a thing.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._by_kind: dict[str, tuple[type[Any], list[tuple[str, _Check]]]] = {}
+        self._defaults: dict[str, tuple[Any, ...]] = {}  # of the last fields
         self._kinds: dict[type[Any], str] = {}
 
     def wire(self, kind: str) -> Callable[[type[T]], type[T]]:
@@ -39,6 +40,8 @@ class Registry:
 
         def register(cls: type[T]) -> type[T]:
             self._by_kind[kind] = (cls, _field_checks(cls, kind))
+            all_defaults = (f.default for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+            self._defaults[kind] = tuple(d for d in all_defaults if d is not dataclasses.MISSING)
             self._kinds[cls] = kind
             return cls
 
@@ -55,7 +58,12 @@ class Registry:
     def to_plain(self, value: Any) -> list[Any]:
         """Return `[kind, fields...]` of a registered value."""
         kind = self._kinds[type(value)]
-        return [kind, *(_plain(getattr(value, name)) for name, _ in self._by_kind[kind][1])]
+        plain = [kind, *(_plain(getattr(value, name)) for name, _ in self._by_kind[kind][1])]
+        for default in reversed(self._defaults[kind]):
+            if plain[-1] != default:
+                break
+            plain.pop()
+        return plain
 
     def from_plain(self, plain: Any) -> Any:
         """Return the registered value in `[kind, fields...]`.
@@ -69,9 +77,13 @@ class Registry:
         if plain[0] not in self._by_kind:
             raise UnknownKind(f"unknown kind {plain[0][:40]!r}")
         cls, fields = self._by_kind[plain[0]]
-        if len(plain) - 1 != len(fields):
-            raise DecodeError(f"{plain[0]} has {len(plain) - 1} fields; {len(fields)} are needed")
-        values = [check(item) for (_, check), item in zip(fields, plain[1:], strict=True)]
+        count, defaults = len(plain) - 1, self._defaults[plain[0]]
+        left_out = len(fields) - count
+        if not 0 <= left_out <= len(defaults):
+            raise DecodeError(f"{plain[0]} has {count} fields; {len(fields)} are needed")
+        if left_out < len(defaults) and plain[-1] == defaults[len(defaults) - left_out - 1]:
+            raise DecodeError(f"{plain[0]} spells out a default at its end")
+        values = [check(item) for (_, check), item in zip(fields, plain[1:], strict=False)]
         try:
             return cls(*values)
         except ValueError as error:

@@ -23,6 +23,7 @@ SERVICE = {
     "ended": False,
     "proposals": 0,
     "losingBranches": 0,
+    "public": None,
 }
 APP = {
     "appName": "hello",

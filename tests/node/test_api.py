@@ -66,6 +66,7 @@ class FakeFacade:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self.joins: Any = FakeJoins()
+        self.public: Any = None
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}

@@ -25,12 +25,16 @@ from pairio_protocol.ids import LogId, run_id
 from pairio_protocol.limits import FRAME_SIZE_BYTES_MAX
 from pairio_protocol.messages import (
     MESSAGES,
+    Ask,
+    Asked,
+    AskNoMore,
     Award,
     Beat,
     Bid,
     CancelNow,
     Changes,
     Decline,
+    Follow,
     Forks,
     Have,
     Kept,
@@ -40,6 +44,7 @@ from pairio_protocol.messages import (
     WishAnswer,
     WishMessage,
 )
+from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.records import RECORDS, Cancel, Request, Resources
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain, SignedChange
@@ -72,6 +77,8 @@ def _busy_world() -> Recorded:
     world = Recorded(3)
     world.with_service()
     admin, victim, member = world.peers
+    limits = OpenSubmit(100, 10, 1000, 100, 4000, 4096, 1, 3_600_000)
+    world.call(admin, ev.SetPublic(9, "lab", limits.document()))
     made = world.call(admin, ev.Submit(10, "lab", definition("write"), RESOURCES))
     source = {"input": f"job:{made['job']}/output"}
     world.call(victim, ev.Submit(11, "lab", definition("count", source), RESOURCES))
@@ -244,6 +251,10 @@ def _wish(victim: Victim) -> bytes:
     return leaving(victim.service, MEMBER, chain.epoch, (), 1).sign(MEMBER)
 
 
+def _job(victim: Victim) -> bytes:
+    return next(iter(victim.core.fold(victim.service).requests.values())).record.definition
+
+
 def _samples(victim: Victim) -> dict[str, list[bytes]]:
     """Return frames of every kind: as they were sent, and made here where none was."""
     service, log = victim.service, LogId(MEMBER.peer, bytes(16), 0)
@@ -264,6 +275,10 @@ def _samples(victim: Victim) -> dict[str, list[bytes]]:
         Award(service, name, run, attempt, (), 10_000),
         WishMessage(_wish(victim)),
         WishAnswer(service, bytes(32), "refused", "used_up"),
+        Follow(service, 0, ""),
+        Ask(service, "1", _job(victim), RESOURCES, ("tag",)),
+        AskNoMore(service, "1"),
+        Asked(service, "1", "done", "", b"document"),
         Proposal(service, victim.core.membership.chains[service].changes()[-1].encode()),
     ]
     found = {kind: list(frames) for kind, frames in victim.frames.items()}

@@ -57,6 +57,10 @@ class Hooks:
         """Say whether a slot is free here."""
         raise NotImplementedError
 
+    def takes_guests(self) -> bool:
+        """Say whether a stranger's run would begin here now."""
+        raise NotImplementedError
+
     def synced_ms(self, service: str) -> int | None:
         """Return when a neighbour was last found to know nothing else; None without neighbours."""
         raise NotImplementedError
@@ -135,6 +139,8 @@ class Bidder:
             if not self.is_free(service, state) or not idle:
                 continue
             if self._owner.closed(service) is not None:
+                continue
+            if state.record.sponsor_of and not self._hooks.takes_guests():
                 continue
             if seen.lost_since_ms is None:
                 bids.setdefault((state.author, service), []).append(name)

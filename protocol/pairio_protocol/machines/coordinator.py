@@ -54,6 +54,7 @@ class Attempt:
     end_ms: int
     held: bool = False
     state: str = "awarded"
+    for_guests: bool = False
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Errand:
     run: str
     wishes: dict[str, None] = field(default_factory=dict)
     attempt: Attempt | None = None
+    for_guests: bool = False
     failed_on: set[str] = field(default_factory=set)
     #: how many attempts were lost, and until when nodes that lost one are not asked once more
     losses: int = 0
@@ -146,6 +148,10 @@ class Coordinator:
         self.wishes: dict[str, Wish] = {}
         self.errands: dict[_Key, Errand] = {}
         self._open: dict[str, dict[str, None]] = {}  # service -> runs to be awarded, oldest first
+        #: the same of guests' runs: only when all others were looked at, and on free slots
+        self._open_guests: dict[str, dict[str, None]] = {}
+        self._guests_out: dict[str, int] = {}  # worker -> guests' runs that it was awarded
+        self._guests_rest_ms: dict[str, int] = {}  # worker -> until when it is not asked again
         self._due: Deadlines[_Key] = Deadlines()  # answers and leases of attempts
         self._by_upstream: dict[str, set[str]] = {}
         self._by_resolved: dict[str, set[str]] = {}
@@ -307,6 +313,9 @@ class Coordinator:
         assert wish.run is not None
         key = (wish.service, wish.run)
         errand = self.errands.setdefault(key, Errand(*key))
+        record = self._hooks.fold(wish.service).requests[wish.request].record
+        first = not errand.wishes  # one that a member wants too comes with those of members
+        errand.for_guests = bool(record.sponsor_of) and (first or errand.for_guests)
         errand.wishes[wish.request] = None
         return errand
 
@@ -360,6 +369,31 @@ class Coordinator:
         self._look, self._look_ms = False, self._ctx.now_ms + LOOK_INTERVAL_MS
         for service in sorted(self._open):
             self._award_open_of(service)
+        for service in sorted(self._open_guests):
+            self._award_guests(service)
+
+    def _award_guests(self, service: str) -> None:
+        """Award guests' runs to nodes with a free slot, one for each at a time."""
+        now_ms = self._ctx.now_ms
+        candidates = self._candidates(service)
+        for run in list(self._open_guests[service])[:AWARDS_PER_LOOK]:
+            candidates = [
+                entry
+                for entry in candidates
+                if self._guests_out.get(entry.peer, 0) + entry.load < entry.slots
+                and self._guests_rest_ms.get(entry.peer, 0) <= now_ms
+            ]
+            errand = self.errands.get((service, run))
+            if not candidates:
+                break
+            if errand is None or run not in self._open_guests.get(service, ()):
+                continue
+            self._award(errand, candidates)
+            if errand.attempt is None:
+                self._note_rests(errand)
+        rests = {peer: ms for peer, ms in self._guests_rest_ms.items() if ms > now_ms}
+        self._guests_rest_ms = rests
+        self._look_ms = min((self._look_ms, *rests.values()))
 
     def _award_open_of(self, service: str) -> None:
         """Go through the open runs of a service, oldest first, while any node has room."""
@@ -388,15 +422,16 @@ class Coordinator:
             runs[errand.run] = None
 
     def _reopen_run(self, errand: Errand) -> None:
-        self._open.setdefault(errand.service, {})[errand.run] = None
+        here, other = self._open, self._open_guests
+        if errand.for_guests:
+            here, other = other, here
+        _take_out(other, errand)
+        here.setdefault(errand.service, {})[errand.run] = None
         self._look = True
 
     def _close(self, errand: Errand) -> None:
-        runs = self._open.get(errand.service)
-        if runs is not None:
-            runs.pop(errand.run, None)
-            if not runs:
-                del self._open[errand.service]
+        _take_out(self._open, errand)
+        _take_out(self._open_guests, errand)
 
     def _note_rests(self, errand: Errand) -> None:
         """What is still open is looked at again when the first node has rested."""
@@ -453,7 +488,8 @@ class Coordinator:
         key = (errand.service, errand.run)
         self._by_attempt[attempt] = key
         self._due.set(key, errand.attempt.deadline_ms)
-        self._outstanding[chosen] = self._outstanding.get(chosen, 0) + 1
+        errand.attempt.for_guests = errand.for_guests
+        self._count_out(errand.attempt, 1)
         self._close(errand)
         for cid in wish.upstream:
             self._hooks.push(chosen, fold.results[cid].segment)
@@ -532,7 +568,10 @@ class Coordinator:
         if errand is None:
             return
         errand.declined[peer] = (self._ctx.now_ms, message)
-        self._strike(peer)
+        if errand.attempt is not None and errand.attempt.for_guests:
+            self._guests_rest_ms[peer] = self._ctx.now_ms + DECLINE_PAUSE_MS
+        else:
+            self._strike(peer)
         self._reopen(errand)
 
     def _strike(self, peer: str) -> None:
@@ -593,7 +632,7 @@ class Coordinator:
             errand.attempt = before
             self._by_attempt[before.id] = (errand.service, errand.run)
             self._due.set((errand.service, errand.run), before.deadline_ms)
-            self._outstanding[before.worker] = self._outstanding.get(before.worker, 0) + 1
+            self._count_out(before, 1)
             return False
         self._ctx.counters["queued runs moved"] += 1
         return True
@@ -665,12 +704,16 @@ class Coordinator:
             return
         self._by_attempt.pop(attempt.id, None)
         self._due.drop((errand.service, errand.run))
-        left = self._outstanding.get(attempt.worker, 1) - 1
-        self._outstanding[attempt.worker] = left
-        if left <= 0:
-            del self._outstanding[attempt.worker]
+        self._count_out(attempt, -1)
         errand.attempt = None
         self._look = True
+
+    def _count_out(self, attempt: Attempt, more: int) -> None:
+        """Count what a worker was awarded; guests' runs do not keep members' from it."""
+        counts = self._guests_out if attempt.for_guests else self._outstanding
+        counts[attempt.worker] = counts.get(attempt.worker, 0) + more
+        if counts[attempt.worker] <= 0:
+            del counts[attempt.worker]
 
     # -- time ---------------------------------------------------------------------------
 
@@ -695,9 +738,17 @@ class Coordinator:
         deadlines = [self._due.next_ms()]
         if self._by_upstream:
             deadlines.append(self._review_ms)
-        if self._open:
+        if self._open or self._open_guests:
             deadlines.append(self._look_ms)
         return min((d for d in deadlines if d is not None), default=None)
+
+
+def _take_out(by_service: dict[str, dict[str, None]], errand: Errand) -> None:
+    runs = by_service.get(errand.service)
+    if runs is not None:
+        runs.pop(errand.run, None)
+        if not runs:
+            del by_service[errand.service]
 
 
 def _discard(index: dict[str, set[str]], key: str, name: str) -> None:

@@ -2,11 +2,14 @@
 
 Submitters take turns by what they have used lately (CPU time, halved every HALF_LIFE_MS) plus what
 they run now; within a submitter by priority, then age. One in OLDEST_EVERY starts is strictly the
-oldest, so that nobody waits for ever. Source: DESIGN section 7.
+oldest, so that nobody waits for ever. Guests of public services share one place, behind everybody.
+Source: DESIGN section 7.
 """
 
 import math
 from typing import Any, Protocol
+
+from pairio_protocol.open_submit import GUESTS
 
 __all__ = ["FairShare"]
 
@@ -47,12 +50,13 @@ class FairShare:
 
     def started(self, submitter: str) -> None:
         """A run was started."""
-        self._starts += 1
+        self._starts += submitter != GUESTS
         self.used(submitter, int(_START_COST_MS), self._now_ms)
 
     def first(self, waiting: list[Any], now_ms: int) -> Any:
         """Return which of the waiting runs (at least one) is next."""
         self._now_ms = max(self._now_ms, now_ms)
+        waiting = [task for task in waiting if task.submitter != GUESTS] or waiting
         if self._starts % OLDEST_EVERY == OLDEST_EVERY - 1:
             return min(waiting, key=lambda t: t.at_ms)
         return min(waiting, key=self._rank)

@@ -51,6 +51,8 @@ class Membership:
         #: services that this node's owner joins by link: they come whatever else is offered, and
         #: are taken up as soon as they name this node
         self.expected: set[str] = set()
+        #: public services in which this node is a guest: kept, and nothing else
+        self.followed: set[str] = set()
         #: chains that come in several messages and have not named this node yet
         self._unnamed: dict[str, Chain] = {}
         self.proposals = Proposals(ctx, self)
@@ -194,6 +196,12 @@ class Membership:
             self.choose(next(iter(self.choices)), "")
         self.unsaved_notes.append(("choice", service, choice.encode()))
 
+    def forget_followed(self, service: str) -> None:
+        """Be a guest of a service no more; of what was known of it nothing stays."""
+        self.followed.discard(service)
+        if service not in self.taken_up and service not in self.offers():
+            self._forget(service)
+
     def decline(self, service: str) -> None:
         """Forget an offered service but for its name, so that it is not offered again."""
         self._forget(service)
@@ -271,10 +279,11 @@ class Membership:
         else:
             self._ctx.send(peer, WantChanges(service, chain.epoch, chain.head))
 
-    def on_want_changes(self, peer: str, want: WantChanges) -> None:
-        """Send changes to whom the service names or has named."""
+    def on_want_changes(self, peer: str, want: WantChanges, shown: bool = False) -> None:
+        """Send changes to whom the service names or has named; and if they are `shown` to him, as
+        those of a public service are to a stranger."""
         chain = self.active(want.service)
-        if chain is None or not chain.has_named(peer):
+        if chain is None or not (shown or chain.has_named(peer)):
             self._ctx.refuse(peer, "changes asked for by a stranger")
             return
         batch: list[bytes] = []
@@ -336,7 +345,7 @@ class Membership:
 
     def _is_wanted(self, service: str, chain: Chain) -> bool:
         """Say whether this node's owner has asked for a service, by name or by whom he trusts."""
-        asked = service in self.taken_up or service in self.expected
+        asked = service in self.taken_up | self.expected | self.followed
         return asked or self._is_trusted(chain)
 
     def _may_keep(self, peer: str, message: Changes, chain: Chain) -> bool:

@@ -3,6 +3,7 @@
 from pairio_protocol.context import Context
 from pairio_protocol.fold import RequestState
 from pairio_protocol.machines.membership_view import MembershipView
+from pairio_protocol.open_submit import GUESTS
 from pairio_protocol.owner import OwnerRules, jobs_max, refusal, rules_for
 
 __all__ = ["Owner"]
@@ -37,6 +38,8 @@ class Owner:
             return None
         member = self._membership.folded(service).member_of(state.author)
         names = [name for name in (member, state.author) if name]
+        if state.record.sponsor_of:  # it is not the sponsor's wish
+            names = [GUESTS, state.record.sponsor_of]
         return refusal(rules, state.document, state.record.resources, names)
 
     def jobs_max(self, service: str) -> int | None:

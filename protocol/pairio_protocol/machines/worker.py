@@ -5,15 +5,17 @@
       +--> decline                                 +--> cancel_now, cancel: killed
 
 A run that is executed or has a result here is answered with `have`, whoever asks. A run that waits
-here while another node executes it is given back. Clock: a beat to every coordinator each third of
-the lease, and on a new connection. The worker does not die with its lease; a run that outlives a
-restart of its node is adopted, and keeps its attempt id.
+here while another node executes it is given back. What guests of public services ask for runs only
+where a slot is free, and gives way when a member's run needs its place. Clock: a beat to every
+coordinator each third of the lease, and on a new connection. The worker does not die with its
+lease; a run that outlives a restart of its node is adopted, and keeps its attempt id.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pairio_protocol.allowlist import Folded
 from pairio_protocol.apps import code_of, find_processor
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Execute, JobChanged, Kill
@@ -29,6 +31,7 @@ from pairio_protocol.machines.fair_share import FairShare
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.machines.owner import Owner
 from pairio_protocol.messages import Award, Beat, Decline, Have
+from pairio_protocol.open_submit import GUESTS, OpenSubmit
 from pairio_protocol.policy import ISOLATIONS, isolation_needed
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
 
@@ -50,6 +53,7 @@ class Task:
     at_ms: int = 0
     executing: bool = False
     canceled: bool = False
+    gives_way: bool = False
     started_unix_ms: int = 0
 
     @property
@@ -96,6 +100,22 @@ class _Refusal:
     reason: str
     needs: str = ""
     has: str = ""
+
+
+_GAVE_WAY = "a member's run needed its place"
+_Needs = tuple[int, int, int] | list[int]
+
+
+def _less(free: _Needs, needs: _Needs) -> list[int]:
+    return [left - need for left, need in zip(free, needs, strict=True)]
+
+
+def _more(free: _Needs, needs: _Needs) -> list[int]:
+    return [left + need for left, need in zip(free, needs, strict=True)]
+
+
+def _fits(needs: _Needs, free: _Needs) -> bool:
+    return all(need <= left for need, left in zip(needs, free, strict=True))
 
 
 @dataclass
@@ -151,7 +171,7 @@ class Worker:
         accepted.coordinators.add(peer)
         self._report(accepted, peer)
         self._pump()
-        self.hooks.load_changed(len(self.tasks))
+        self.hooks.load_changed(self.load)
 
     def _check(
         self, award: Award, state: RequestState, resolution: Resolution, fold: ServiceFold
@@ -184,6 +204,9 @@ class Worker:
         if narrower is not None:
             return _Refusal(*narrower)
         submitter = self._submitter(award.service, state)
+        refused = self._refuses_guest(chain.now) if submitter == GUESTS else None
+        if refused is not None:
+            return refused
         busy = sum(task.submitter == submitter for task in self.tasks.values())
         if busy >= self.slots * (1 + BACKLOG_PER_SLOT_MAX) or len(self.tasks) >= TASKS_MAX:
             return _Refusal("busy", "a free slot", f"{busy} runs of {submitter}")
@@ -191,6 +214,25 @@ class Worker:
         task = Task(award, state, resolution, processor, bundle, needed, submitter)
         task.at_ms = self.ctx.now_ms
         return task
+
+    def _refuses_guest(self, folded: Folded) -> _Refusal | None:
+        """Say why a stranger's run is not taken now; nothing of it waits here."""
+        if not self.ctx.config.guests:
+            return _Refusal("this node runs nothing for guests")
+        if OpenSubmit.of(folded) is None:
+            return _Refusal("the service is not public any more")
+        if len(self.tasks) >= self.slots:
+            return _Refusal("busy", "a slot that no member uses", f"{len(self.tasks)} runs")
+        return None
+
+    @property
+    def load(self) -> int:
+        """How many runs are queued or executing for members: those of guests give way."""
+        return sum(task.submitter != GUESTS for task in self.tasks.values())
+
+    def takes_guests(self) -> bool:
+        """Say whether a stranger's run would begin here now."""
+        return self.ctx.config.guests and len(self.tasks) < self.slots
 
     @property
     def slots(self) -> int:
@@ -200,8 +242,19 @@ class Worker:
         return slots if limit is None else min(slots, limit)
 
     def _submitter(self, service: str, state: RequestState) -> str:
-        """Return whose share a run is taken from: the member, not one of his machines."""
+        """Return whose share a run is taken from: the member, not one of his machines. All guests
+        are one, unless a member wants the same run."""
+        if state.record.sponsor_of and not self._member_wants(service, state):
+            return GUESTS
         return self.membership.folded(service).member_of(state.author) or state.author
+
+    def _member_wants(self, service: str, state: RequestState) -> bool:
+        fold = self.hooks.fold(service)
+        run = fold.run_of(state, fold.resolve(state.job))
+        if run is None:
+            return False
+        wanting = fold.who_wants(run, state.job, self.ctx.unix_ms)
+        return any(not other.record.sponsor_of for other in wanting)
 
     def _processor(self, state: RequestState) -> tuple[dict[str, Any], str] | _Refusal:
         """Return the processor as it was on the list at the request's epoch."""
@@ -249,25 +302,60 @@ class Worker:
         config = self.ctx.config
         free = [config.cpu_millicores, config.memory_mib, config.gpus]
         for task in self.tasks.values():
+            if task.submitter == GUESTS:  # a member may have asked for the same meanwhile
+                task.submitter = self._submitter(task.award.service, task.state)
             if task.executing:
-                free = [left - need for left, need in zip(free, task.needs, strict=True)]
+                free = _less(free, task.needs)
         while fitting := self._fitting(free):
             task = self.share.first(fitting, self.ctx.now_ms)
             fold = self.hooks.fold(task.award.service)
             if not fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms):
                 self._give_back(task, _Refusal("the request is not wanted"))
                 continue
-            free = [left - need for left, need in zip(free, task.needs, strict=True)]
+            free = _less(free, task.needs)
             self.share.started(task.submitter)
             self._start(task)
+        self._make_place(free)
+
+    def _make_place(self, free: list[int]) -> None:
+        """End as many runs of guests, the newest first, as members' runs that wait need."""
+        guests = [t for t in self.tasks.values() if t.executing and t.submitter == GUESTS]
+        if not guests:
+            return
+        staying = [t for t in guests if not (t.gives_way or t.canceled)]
+        leaving = [t for t in guests if t not in staying]
+        for task in leaving:
+            free = _more(free, task.needs)
+        executing = Counter(
+            t.award.service for t in self.tasks.values() if t.executing and t not in leaving
+        )
+        for waiting in [t for t in self.tasks.values() if not t.executing]:
+            going: list[Task] = []
+            room, left = free, executing.copy()
+            while not self._could_begin(waiting, room, left) and len(going) < len(staying):
+                going.append(staying[-1 - len(going)])
+                room = _more(room, going[-1].needs)
+                left[going[-1].award.service] -= 1
+            if waiting.submitter == GUESTS or not self._could_begin(waiting, room, left):
+                continue
+            free, executing = _less(room, waiting.needs), left
+            executing[waiting.award.service] += 1
+            for task in going:
+                staying.remove(task)
+                task.gives_way = True
+                self.ctx.counters["runs of guests that gave way"] += 1
+                self.ctx.emit(Kill(task.award.attempt, _GAVE_WAY))
+
+    def _could_begin(self, task: Task, free: list[int], executing: Counter[str]) -> bool:
+        """Say whether a run fits into what is free, and may begin by the owner's rules."""
+        if not _fits(task.needs, free):
+            return False
+        return not self.ctx.config.owner_rules or self._may_begin(task.award.service, executing)
 
     def _fitting(self, free: list[int]) -> list[Task]:
         """Return what waits here, fits into what is free, and may begin by the owner's rules."""
         fitting = [
-            task
-            for task in self.tasks.values()
-            if not task.executing
-            and all(need <= left for need, left in zip(task.needs, free, strict=True))
+            task for task in self.tasks.values() if not task.executing and _fits(task.needs, free)
         ]
         if not self.ctx.config.owner_rules:
             return fitting
@@ -323,6 +411,7 @@ class Worker:
                 resources=task.resources,
                 isolation_min=task.isolation_min,
                 holders=tuple(dict.fromkeys(p for p in holders if p != self.ctx.me)),
+                for_guest=bool(task.state.record.sponsor_of),
             )
         )
         for peer in sorted(task.coordinators):
@@ -358,7 +447,7 @@ class Worker:
                 event.request, event.run, event.attempt, event.upstream, event.started_unix_ms
             )
             self.hooks.append(event.service, start)
-        self.hooks.load_changed(len(self.tasks))
+        self.hooks.load_changed(self.load)
 
     def end_lost(self, service: str) -> None:
         """End, on record, what an earlier start of this node began and what did not outlive it."""
@@ -386,7 +475,9 @@ class Worker:
         award = task.award
         self.share.used(task.submitter, event.usage.get("cpu_ms", 0), self.ctx.now_ms)
         if event.kind:
-            kind = "canceled" if task.canceled else event.kind
+            kind, reason = "canceled" if task.canceled else event.kind, event.error
+            if task.gives_way and not task.canceled:
+                kind, reason = "yield", _GAVE_WAY
             self.hooks.append(
                 award.service,
                 End(
@@ -394,14 +485,14 @@ class Worker:
                     award.run,
                     award.attempt,
                     kind,
-                    event.error[:2000],
+                    reason[:2000],
                     self.ctx.unix_ms,
                 ),
             )
         else:
             self._sign(task, event)
         self._pump()
-        self.hooks.load_changed(len(self.tasks))
+        self.hooks.load_changed(self.load)
         self.ctx.emit(JobChanged(award.service, task.state.job))
 
     def _sign(self, task: Task, event: Executed) -> None:
@@ -493,7 +584,7 @@ class Worker:
         for task in list(self.tasks.values()):
             if not task.executing:
                 self._give_back(task, _Refusal("the node stops"))
-        self.hooks.load_changed(len(self.tasks))
+        self.hooks.load_changed(self.load)
 
     def leave(self, service: str) -> None:
         """This node takes part in a service no more: what it has of it ends, and others take it."""
@@ -508,14 +599,14 @@ class Worker:
             end = End(award.request, award.run, attempt, "yield", why, self.ctx.unix_ms)
             self.hooks.append(service, end)
             self.ctx.emit(Kill(attempt, why))
-        self.hooks.load_changed(len(self.tasks))
+        self.hooks.load_changed(self.load)
 
     def _give_back(self, task: Task, why: _Refusal) -> None:
         """Drop a run that only waits here, and say so to those who awarded it."""
         del self.tasks[task.award.attempt]
         for peer in sorted(task.coordinators):
             self._decline(peer, task.award, why)
-        self.hooks.load_changed(len(self.tasks))
+        self.hooks.load_changed(self.load)
 
     def _kill(self, task: Task, why: str) -> None:
         task.canceled = True
@@ -523,7 +614,7 @@ class Worker:
             self.ctx.emit(Kill(task.award.attempt, why))
         else:
             del self.tasks[task.award.attempt]
-            self.hooks.load_changed(len(self.tasks))
+            self.hooks.load_changed(self.load)
             self._pump()
 
     # -- time ---------------------------------------------------------------------------
