@@ -175,7 +175,7 @@ def test_a_killed_node_is_started_again_and_its_job_goes_on(
 ) -> None:
     node = make_node(runner, listen=["/ip4/127.0.0.1/tcp/0"])
     before = node.call("GET", "status")
-    request = node.begin_job(4)
+    request = node.begin_job(10)
     node.crash()
     until("the node is back", node.answers, 20)
     after = node.call("GET", "status")
@@ -196,7 +196,7 @@ def test_a_stopped_node_takes_its_job_up_when_it_comes_back(
     make_node: MakeNode, runner: str
 ) -> None:
     node = make_node(runner)
-    request = node.begin_job(4)
+    request = node.begin_job(10)
     assert node.stop() == 0
     assert [p for p in node.processes() if "job.py" in " ".join(p.cmdline())]
     node.start()
@@ -208,8 +208,8 @@ def test_a_stopped_node_takes_its_job_up_when_it_comes_back(
 def test_a_submitter_elsewhere_sees_one_attempt_go_on(make_node: MakeNode) -> None:
     first = make_node(name="a", compute=False)
     worker = make_node(name="b", bootstrap=[first.address])
-    member = {"peerId": worker.peer, "roles": ["compute"], "name": "b"}
-    first.call("POST", "services/lab/members", member)
+    member = {"who": worker.peer, "roles": ["compute"], "name": "b"}
+    first.call("POST", "services/lab/grant", member)
     request = first.begin_job(15, worker)
     worker.crash()
     until("the node is back", worker.answers, 20)

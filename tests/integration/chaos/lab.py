@@ -100,8 +100,8 @@ class Lab:
         first = self.nodes[0]
         first.call("POST", "services", {"name": SERVICE})
         for node in self.nodes[1:]:
-            member = {"peerId": node.peer, "roles": ["submit", "compute"], "name": node.name}
-            first.call("POST", f"services/{SERVICE}/members", member)
+            member = {"who": node.peer, "roles": ["submit", "compute"], "name": node.name}
+            first.call("POST", f"services/{SERVICE}/grant", member)
         first.call("POST", f"services/{SERVICE}/apps", {"source": str(SLEEPER)}, timeout_s=30)
         for node in self.nodes:
             until(f"{node} is in the service with all", partial(self._is_in, node), 20)
