@@ -423,7 +423,14 @@ class Node:
         with trio.move_on_after(timeout_s):
             while not is_settled(self.core, name, state):
                 await self._changed.wait()
+                state = self._still(name, state)
         return self._view(name, state)
+
+    def _still(self, service: str, state: RequestState) -> RequestState:
+        """Return a request as it is now; as it was when it counts no more, and what it was."""
+        fold = self.core.fold(service)
+        fold.define(state.job, state.document)
+        return fold.requests.get(state.id, state)
 
     async def console(self, job_id: str, service: str | None) -> AsyncIterator[bytes]:
         """Yield the console output of a job that has ended."""

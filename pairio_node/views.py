@@ -12,6 +12,7 @@ from pairio_protocol.normalise import definition_of
 from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.policy import isolation_needed, misfit
 from pairio_protocol.records import End
+from pairio_protocol.revoked import why_without
 from pairio_protocol.service import Weighed
 from pairio_protocol.wording import op_words
 
@@ -89,6 +90,10 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
         return "canceled", core.guests.over.get(state.id)
     if core.ctx.unix_ms > state.record.expires_unix_ms:
         return "failed", "expired"
+    chain = core.membership.chains[service]
+    if "submit" not in chain.now.roles_of(state.author):
+        why = why_without(chain, state.author, "submit")
+        return "failed", f"revoked: its submitter may not submit any more; {why}".rstrip("; ")
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
     if resolution.blocked_by is not None:

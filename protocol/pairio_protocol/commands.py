@@ -29,6 +29,7 @@ from pairio_protocol.messages import Ack
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.public_commands import PublicCommands
 from pairio_protocol.records import Cancel, Request
+from pairio_protocol.revoked import REVOKED_HINT, why_without
 from pairio_protocol.segment import record_size
 from pairio_protocol.service import Chain
 from pairio_protocol.service_commands import ServiceCommands
@@ -47,6 +48,7 @@ class _Submit:
     """A submit whose answer waits for the disk and for another member."""
 
     call: int
+    service: str
     request: str
     job: str
     local_content: tuple[str, ...]
@@ -121,9 +123,11 @@ class Commands:
         service, chain = self._services.find(event.service)
         folded = chain.now
         if "submit" not in folded.roles_of(self._ctx.me):
+            why = why_without(chain, self._ctx.me, "submit")
+            told = f" any more: {why}" if why else ""
             raise DefinitionError(
-                f"this node may not submit to {event.service!r}",
-                f"ask an admin for the role: {', '.join(folded.admins)}",
+                f"this node may not submit to {self._name_of(service)!r}{told}",
+                REVOKED_HINT if why else f"ask an admin for the role: {', '.join(folded.admins)}",
             )
         name = event.definition.get("appName")
         if name not in folded.apps:
@@ -153,7 +157,8 @@ class Commands:
                 "wait until some of them have ended, then submit again",
             )
         request = self._core.own_request_id(*self._core.append(service, record))
-        self._submits[request] = _Submit(event.call, request, job, event.local_content)
+        local = event.local_content
+        self._submits[request] = _Submit(event.call, service, request, job, local)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)
 
     def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
@@ -270,6 +275,25 @@ class Commands:
                 submit.acked.add(peer)
                 self._answer(submit)
 
+    def on_service_changed(self, service: str) -> None:
+        """What waits to be stored does not count once this node has lost its role: say so."""
+        chain = self._core.membership.chains[service]
+        if "submit" in chain.now.roles_of(self._ctx.me):
+            return
+        for submit in [s for s in self._submits.values() if s.service == service]:
+            self._fail_revoked(submit)
+        self._ctx.emit(JobChanged(service, ""))  # for those who wait for earlier ones
+
+    def _name_of(self, service: str) -> str:
+        return self._core.membership.petnames.get(service, service)
+
+    def _fail_revoked(self, submit: _Submit) -> None:
+        self._forget(submit)
+        chain = self._core.membership.chains[submit.service]
+        why = why_without(chain, self._ctx.me, "submit")
+        message = f"the request does not count: this node lost its role meanwhile; {why}"
+        self._ctx.emit(Fail(submit.call, message.rstrip("; "), REVOKED_HINT, "revoked"))
+
     def on_peers_changed(self) -> None:
         """With nobody left to ack, nobody is waited for."""
         for submit in list(self._submits.values()):
@@ -307,9 +331,7 @@ class Commands:
             if submit.committed:
                 self._answer(submit)
             elif submit.segment is None:  # it was written under a role that is gone
-                self._forget(submit)
-                message = "the request does not count: this node lost its role meanwhile"
-                self._ctx.emit(Fail(submit.call, message, "ask an admin, then submit again"))
+                self._fail_revoked(submit)
 
     def deadline_ms(self) -> int | None:
         """When a waiting call goes on anyway."""

@@ -261,6 +261,7 @@ class Intake:
         for peer in self._core.membership.connected_members(service):
             self._core.greet(peer)
         self._core.coordinator.on_removed(service)
+        self._core.commands.on_service_changed(service)
         self.see_to_all(service)
         self._core.coordinator.review_all()
         self._core.worker.review(service)

@@ -190,17 +190,31 @@ class Chain:
         """Return every known change, by seq, those that count first."""
         winners = {link.cid for link in self._links}
         over = self._signed_over(len(self._links))
-        told = []
-        for link in self._known.values():
-            lost = "over" if link.cid in over else "lost"
-            fate = "counts" if link.cid in winners else lost
-            before = self._known[link.prev].folded if link.prev is not None else None
-            document = decode(link.change.body, CHANGE_SIZE_BYTES_MAX)
-            signers = tuple(dict.fromkeys(p for p, _ in link.change.signatures))
-            signers = tuple(peer for peer in signers if peer in link.signers)
-            told.append((link, Told(link.change, document, signers, link.needed, before, fate)))
+        told = [(link, self._told(link, winners, over)) for link in self._known.values()]
         told.sort(key=lambda pair: (pair[0].seq, pair[1].fate != "counts", pair[0].cid))
         return [one for _, one in told]
+
+    def _told(self, link: _Link, winners: set[str], over: set[str]) -> Told:
+        lost = "over" if link.cid in over else "lost"
+        fate = "counts" if link.cid in winners else lost
+        before = self._known[link.prev].folded if link.prev is not None else None
+        document = decode(link.change.body, CHANGE_SIZE_BYTES_MAX)
+        signers = tuple(dict.fromkeys(p for p, _ in link.change.signatures))
+        signers = tuple(peer for peer in signers if peer in link.signers)
+        return Told(link.change, document, signers, link.needed, before, fate)
+
+    def taken_from(self, peer: str, role: str) -> Told | None:
+        """Return the change by which a peer is without a role now; None if nobody took it."""
+        if role in self.now.roles_of(peer):
+            return None
+        winners = {link.cid for link in self._links}
+        losses = [link for link in self._known.values() if role in link.lost.get(peer, ())]
+        if self.now.ended:
+            losses.append(next(link for link in self._links if link.folded.ended))
+        if not losses:
+            return None
+        newest = max(losses, key=lambda link: (link.cid in winners, link.seq, link.cid))
+        return self._told(newest, winners, self._signed_over(len(self._links)))
 
     def weigh(self, change: SignedChange) -> Weighed:
         """Look at a change that at least one admin has signed, without taking it.
