@@ -502,14 +502,15 @@ class Life:
 
     def _contradiction(self, members: list[Node]) -> str | None:
         """Return a job that one member holds for ended and another, who knows it, does not. Logs
-        are dropped at different times, so members may know different jobs."""
-        ended: dict[str, bool] = {}
+        are dropped at different times, so members may know different jobs, and different results
+        of an input: then the job is another one to them."""
+        ended: dict[tuple[str, str | None], bool] = {}
         for node in members:
             fold = _core(node).fold(self.service)
             for job in sorted(fold.definitions):
                 if any(not fold.requests[r].cached for r in fold.by_job.get(job, ())):
                     done = self.laws._canonical(fold, job) is not None
-                    if ended.setdefault(job, done) != done:
+                    if ended.setdefault((job, fold.resolve(job).job), done) != done:
                         return job
         return None
 
