@@ -131,6 +131,9 @@ class Transport(Protocol):
             ValueError: an empty frame, or one above FRAME_SIZE_BYTES_MAX.
         """
 
+    def prefer(self, is_known: Callable[[str], bool]) -> None:
+        """Say whose connections count: strangers get half of the places."""
+
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
 

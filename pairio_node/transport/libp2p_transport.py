@@ -163,6 +163,7 @@ class Libp2pTransport:
             spam_protection_enabled=False,
             eclipse_protection_enabled=False,
         )
+        self._is_known: Callable[[str], bool] = everybody
         self._hearers: dict[str, Callable[[str], bool]] = {}
         self._gossip.may_hear = lambda topic, peer: self._hearers.get(topic, everybody)(peer)
         self._pubsub = Pubsub(self._host, self._gossip, msg_id_constructor=_message_id)
@@ -403,7 +404,7 @@ class Libp2pTransport:
             # The other side began anew and we have not noticed the loss yet.
             self._lose(known, "replaced by a newer connection")
             await known.gone.wait()
-        if self._nursery is None or len(self._peers) >= CONNECTIONS_MAX * 2:
+        if self._nursery is None or not self._has_room(peer):
             await _Stream(raw, peer).abort()
             return
         state = self._ensure(peer)
@@ -414,6 +415,25 @@ class Libp2pTransport:
             await self._read_loop(state, _Stream(raw, peer), CHANNEL_CONTROL, _SILENCE_S)
         finally:
             self._lose(state, "control stream ended")
+
+    def prefer(self, is_known: Callable[[str], bool]) -> None:
+        """Say whose connections count: strangers get half of the places."""
+        self._is_known = is_known
+
+    def _has_room(self, peer: str) -> bool:
+        """Say whether a peer may connect; of too many strangers the first gives up his place, so
+        that neither members nor those who want to join are kept out."""
+        if not self._is_known(peer) and peer not in self._wanted:
+            strangers = [
+                state
+                for state in self._peers.values()
+                if not (self._is_known(state.id) or state.id in self._wanted)
+                and not state.scope.cancel_called
+            ]
+            if len(strangers) >= CONNECTIONS_MAX:
+                self._counters["strangers_replaced"] += 1
+                self._lose(strangers[0], "its place went to another stranger")
+        return len(self._peers) < CONNECTIONS_MAX * 2
 
     async def _on_sync(self, raw: Any) -> None:
         peer = str(raw.muxed_conn.peer_id)

@@ -120,6 +120,7 @@ class MemoryTransport:
         self._dialing: set[str] = set()
         self._handlers: dict[str, Callable[[ByteStream], Awaitable[None]]] = {}
         self._topics: dict[str, Callable[[str, bytes], bool]] = {}
+        self._is_known: Callable[[str], bool] = everybody
         self._hearers: dict[str, Callable[[str], bool]] = {}
         self._announced: dict[str, deque[bytes]] = {}
         self._announced_wakes: dict[str, trio.Event] = {}
@@ -213,8 +214,18 @@ class MemoryTransport:
         return (
             not self._network.is_cut(self.peer_id, other.peer_id)
             and self.peer_id not in other.links  # it has not seen the end of the last one yet
-            and len(other.links) < CONNECTIONS_MAX * 2
+            and other._has_room(self.peer_id)
         )
+
+    def prefer(self, is_known: Callable[[str], bool]) -> None:
+        """Say whose connections count: strangers get half of the places."""
+        self._is_known = is_known
+
+    def _has_room(self, peer: str) -> bool:
+        strangers = sum(not self._is_known(other) for other in self.links)
+        if not self._is_known(peer) and strangers >= CONNECTIONS_MAX:
+            return False
+        return len(self.links) < CONNECTIONS_MAX * 2
 
     def _join(self, link: _Link, peer: str) -> None:
         assert self._nursery is not None

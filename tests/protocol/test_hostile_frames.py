@@ -433,6 +433,15 @@ def _ops(chain: Chain, rng: _Random) -> list[Any]:
         {"op": "remove", "member": "you", "key": VICTIM.peer},
         {"op": "admins", "admins": [STRANGER.peer, VICTIM.peer], "threshold": 1},
         {"op": "app", "app": copy.deepcopy(APP)},
+        {"op": "rename", "member": "you", "to": "me"},
+        {"op": "app_remove", "app": "hello"},
+        {
+            "op": "invite",
+            "key": MEMBER.peer,
+            "roles": ["read"],
+            "uses": 1,
+            "expires_unix_ms": 2**50,
+        },
         {"op": "end"},
     ]
     return (

@@ -141,6 +141,15 @@ async def _names(lab: Lab) -> None:
         _tell(lab.second, lab.service, _bent(change, lab.second.key, ops=[_add(name)]))
 
 
+@attack(LIST, "a look-alike name", has="an admin's key",
+        does="adds a friend as `h\u043enest`, with a Cyrillic letter, and as `HONEST`",
+        counted=INVALID)  # fmt: skip
+async def _alike(lab: Lab) -> None:
+    right = lab.chain.propose([_add()], [lab.second.key], 1)
+    for name in ("h\u043enest", "HONEST", "h\u00f3nest"):
+        _tell(lab.second, lab.service, _bent(right, lab.second.key, ops=[_add(name)]))
+
+
 @attack(LIST, "more than 4,096 members", has="an admin's key",
         does="adds them to a service of 4,096",
         counted=INVALID)  # fmt: skip

@@ -24,6 +24,7 @@ class Attack:
     counted: str
     attempt: Try
     part: str
+    module: str
 
 
 @dataclass
@@ -47,7 +48,7 @@ def attack(
 
     def register(attempt: Try) -> Try:
         shown = refused_by or f"counted as `{counted}`"
-        ROWS.append(Attack(name, has, does, shown, counted, attempt, part))
+        ROWS.append(Attack(name, has, does, shown, counted, attempt, part, attempt.__module__))
         return attempt
 
     return register
