@@ -1,11 +1,14 @@
 """A part of the attack table in every test run (`make attacks` tries all of it), and that the table
 finds a check that is switched off."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.integration.attacks.page import is_fresh
 from tests.integration.attacks.planted import FAULTS
-from tests.integration.attacks.play import TOO_FEW, play
+from tests.integration.attacks.play import TOO_FEW
 from tests.integration.attacks.rows import ROWS
 
 #: One or two of each part, quick ones.
@@ -27,20 +30,34 @@ _QUICK = (
 )
 
 
-@pytest.mark.integration
-async def test_attacks_are_refused_and_counted_and_move_nothing() -> None:
-    rows = [row for row in ROWS if row.name in _QUICK]
-    assert len(rows) == len(_QUICK)
-    outcomes = await play(rows, say=False)
-    assert [(o.attack.name, o.wrong) for o in outcomes if o.wrong] == []
+def _played(names: list[str], *plants: str) -> list[str]:
+    """Play these rows in a program of their own (libp2p leaves sockets to the garbage collector);
+    return the names of those that were not refused."""
+    options = [word for name in names for word in ("--row", name)]
+    options += [word for plant in plants for word in ("--plant", plant)]
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.integration.attacks", *options],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    *lines, last = run.stdout.splitlines()
+    open_ = [line.split(": ")[1] for line in lines if line.startswith("NOT REFUSED: ")]
+    assert last == f"attacks: {len(names)}, refused: {len(names) - len(open_)}", run.stderr
+    assert run.returncode == (1 if open_ else 0)
+    return open_
 
 
 @pytest.mark.integration
-async def test_a_check_that_is_switched_off_is_found() -> None:
-    names = {row for _, _, _, row in FAULTS.values()}
-    rows = [row for row in ROWS if row.name in names]
-    outcomes = await play(rows, say=False, plants=tuple(FAULTS), patience_s=1.0)
-    assert {o.attack.name for o in outcomes if o.wrong} == names
+def test_attacks_are_refused_and_counted_and_move_nothing() -> None:
+    assert {row.name for row in ROWS} >= set(_QUICK)
+    assert _played(list(_QUICK)) == []
+
+
+@pytest.mark.integration
+def test_a_check_that_is_switched_off_is_found() -> None:
+    names = [row for _, _, _, row in FAULTS.values()]
+    assert set(_played(names, *FAULTS)) == set(names)
 
 
 def test_the_page_tells_of_every_attack() -> None:

@@ -17,14 +17,18 @@ def main() -> int:
         "--write", action="store_true", help="write the table into docs/security.md"
     )
     parser.add_argument("--only", default="", help="only rows whose names hold this")
+    parser.add_argument("--row", action="append", default=[], help="this row only; repeat it")
+    parser.add_argument("--plant", action="append", default=[], help="a fault (planted.py)")
     options = parser.parse_args()
-    rows = [row for row in ROWS if options.only in row.name]
-    outcomes = trio.run(play, rows)
+    named = [row for row in ROWS if row.name in options.row] if options.row else ROWS
+    rows = [row for row in named if options.only in row.name]
+    patience_s = 1.0 if options.plant else 5.0
+    outcomes = trio.run(play, rows, True, tuple(options.plant), patience_s)
     refused = sum(not outcome.wrong for outcome in outcomes)
     for outcome in outcomes:
         if outcome.wrong:
             print(f"NOT REFUSED: {outcome.attack.name}: {'; '.join(outcome.wrong)}")
-    whole = not options.only
+    whole = len(rows) == len(ROWS) and not options.plant
     if options.write and whole and refused == len(outcomes):
         write_page(ROWS)
     print(f"attacks: {len(outcomes)}, refused: {refused}")

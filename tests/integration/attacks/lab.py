@@ -102,12 +102,13 @@ class Lab:
         for change in chain.changes():
             self.root.say(Changes(chain.service, (change.encode(),), False))
 
-    def learn(self) -> None:
-        """Take the changes that the node has made into the test's own chain."""
+    def _has_learnt(self) -> bool:
+        """Take the changes that the node has made into the test's own chain; say if it has all."""
         for message in self.honest.heard:
             if isinstance(message, Changes) and message.service == self.service:
                 for data in message.changes:
                     self.chain.add(SignedChange.decode(data))
+        return bool(self.chain.head == self.get("services/lab")["head"])
 
     # -- what must not change ---------------------------------------------------------------
 
@@ -204,18 +205,16 @@ class Lab:
                     _add("honest", self.peers["honest"].key.peer, ["submit"]))  # fmt: skip
         names = {"lab", "other"}
         assert await until(
-            lambda: {s["serviceName"] for s in self.get("services")["services"]} == names
+            lambda: {s["serviceName"] for s in self.get("services")["services"]} == names, 30
         ), "the node does not take the services up"
         made = await trio.to_thread.run_sync(
             lambda: self.node.cli("app", "install", "lab", "hello_world")
         )
         assert made.returncode == 0, made.stderr
         assert await self.honest.hears(
-            lambda m: isinstance(m, Changes) and m.service == self.service
+            lambda m: isinstance(m, Changes) and m.service == self.service, 30
         )
-        await trio.sleep(0.1)
-        self.learn()
-        assert self.chain.head == self.get("services/lab")["head"]
+        assert await until(self._has_learnt, 30), "the node's own change is not told"
         arguments = ("submit", "hello_world/hello_world_2", "--service", "lab", "--wait", "--json")
         done = await trio.to_thread.run_sync(lambda: self.node.cli(*arguments))
         assert done.returncode == 0, done.stderr
