@@ -69,6 +69,10 @@ _WORDS = {
         "the admins removed this node after the invitation was made",
         "ask an admin for a new invitation",
     ),
+    "lessened": (
+        "the admins took roles from this node after the invitation was made",
+        "ask an admin for a new invitation",
+    ),
     "roles": (
         "the invitation does not give the roles that were asked for",
         "join without --roles to get what it gives, or ask for another invitation",

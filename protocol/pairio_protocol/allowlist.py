@@ -207,9 +207,12 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
             return replace(folded, invitations=left)
         case "role":
             name, roles = _member(folded, op), _roles(op)
-            return replace(
-                folded, members={**folded.members, name: (roles, folded.members[name][1])}
-            )
+            had, keys = folded.members[name]
+            past = folded.past
+            if not set(had) <= set(roles):
+                past = past.with_reduction(keys, place.seq)
+            members = {**folded.members, name: (roles, keys)}
+            return replace(folded, members=members, past=past)
         case "remove":
             name = _member(folded, op)
             if "leave" in op:
@@ -298,8 +301,11 @@ def _add_invited(
     name, key = op["member"], op["key"]
     if name in folded.members and folded.member_of(key) != name:
         raise DecodeError(f"there is a member {name!r} already")
-    invitations, allowed = invited(folded.invitations, op["invitation"], key, folded.past, place)
-    had = frozenset(folded.members.get(name, ((), ()))[0])
+    roles_had, keys = folded.members.get(name, ((), ()))
+    invitations, allowed = invited(
+        folded.invitations, op["invitation"], key, folded.past, place, keys
+    )
+    had = frozenset(roles_had)
     if not had <= set(roles) <= had | allowed:
         raise DecodeError("other roles than the invitation gives")
     return replace(folded, invitations=invitations)

@@ -35,6 +35,8 @@ CUTS_PER_CHANGE_MAX: Final = 128
 INVITATIONS_MAX: Final = 256
 #: Times that one invitation may be used.
 INVITATION_USES_MAX: Final = 1000
+#: Devices that came by the word of one key, or of devices of it, those that are gone included.
+DEVICE_LINKS_MAX: Final = 256
 #: A signed wish to join or leave: up to CUTS_PER_CHANGE_MAX heads, and addresses.
 WISH_SIZE_BYTES_MAX: Final = 16 * 1024
 #: A job definition travels inline in its request.

@@ -7,6 +7,7 @@ ones: it has the letters of every script that is written every day, and no emoji
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain
 from unicodedata import ucd_3_2_0 as unicode
 
 from pairio_protocol.limits import NAME_LENGTH_MAX
@@ -83,10 +84,14 @@ def free_name(wanted: str, peer: str, taken: Iterable[str]) -> str:
     looks like another's; of the peer id alone when it is none."""
     wanted, others = normal_name(wanted)[:_WANTED_LENGTH_MAX], tuple(taken)
     marks = [peer[-length:] for length in range(6, len(peer))]
-    names = [wanted, *(f"{wanted}~{mark}" for mark in marks), *(f"node-{mark}" for mark in marks)]
+    names = [f"node-{mark}" for mark in marks]
+    if wanted:
+        names = [wanted, *(f"{wanted}~{mark}" for mark in marks), *names]
+    # Others may have taken all of these on purpose; one name looks like four others at most.
+    numbered = (f"node-{peer[-6:]}~{number}" for number in range(4 * len(others) + 1))
     return next(
         name
-        for name in (names if wanted else names[1 + len(marks) :])
+        for name in chain(names, numbered)
         if name_flaw(name) is None and not any(is_alike(name, other) for other in others)
     )
 

@@ -10,12 +10,14 @@ admin's signature, whatever the threshold is.
     leave:      the leaving key signs (service, itself, the epoch that it knew, its own cuts)
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pairio_protocol.documents import encode
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import (
+    DEVICE_LINKS_MAX,
     INVITATION_USES_MAX,
     INVITATIONS_MAX,
     SIGNATURE_SIZE_BYTES,
@@ -58,13 +60,16 @@ class Past:
     """What earlier changes did to keys. It follows from the ancestors and stands in no document.
 
     `joined` and `removed` are seqs: of the last `add` of a key, and of the last removal that was
-    not its own leave. `linked` names the key that vouched for a device; `spent` are the tokens of
-    devices, which count once.
+    not its own leave. `reduced` are those of the last change that took roles from it. `linked`
+    names the key that vouched for a device; `links` counts the devices that rest on a key; `spent`
+    are the tokens of devices, which count once.
     """
 
     joined: dict[str, int] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
+    reduced: dict[str, int] = field(default_factory=dict)
     linked: dict[str, str] = field(default_factory=dict)
+    links: dict[str, int] = field(default_factory=dict)
     spent: frozenset[str] = frozenset()
 
     def with_join(self, key: str, seq: int) -> "Past":
@@ -74,6 +79,16 @@ class Past:
     def with_removal(self, keys: set[str], seq: int) -> "Past":
         """Return the past after admins took `keys` off at `seq`."""
         return replace(self, removed={**self.removed, **dict.fromkeys(sorted(keys), seq)})
+
+    def with_reduction(self, keys: Iterable[str], seq: int) -> "Past":
+        """Return the past after admins took roles from `keys` at `seq`."""
+        return replace(self, reduced={**self.reduced, **dict.fromkeys(keys, seq)})
+
+    def lessened_since(self, keys: Iterable[str], seq: int) -> bool:
+        """Say whether admins took roles at `seq` or later from one of `keys`, or from who vouched
+        for it."""
+        everybody = (one for key in keys for one in (key, *self.vouchers(key)))
+        return any(self.reduced.get(one, -1) >= seq for one in everybody)
 
     def vouchers(self, key: str) -> list[str]:
         """Return the keys through which `key` came in as a device, nearest first."""
@@ -154,12 +169,14 @@ def invited(
     key: str,
     past: Past,
     place: Place,
+    keys: tuple[str, ...] = (),
 ) -> tuple[dict[str, dict[str, Any]], frozenset[str]]:
     """Check an invitation's proof for `key`; return the invitations after it, and its roles.
+    `keys` are those of the member who has it already.
 
     Raises:
         DecodeError: no live invitation's signature over this key in this service, or the admins
-            have removed the key after the invitation was made.
+            have removed the key, or taken roles from it, after the invitation was made.
     """
     token, signature = _signed(proof, {"key", "signature"}, "invitation")
     entry = invitations.get(token)
@@ -172,6 +189,8 @@ def invited(
         raise DecodeError("not the invitation's signature over this key")
     if past.removed.get(key, -1) >= entry["since"]:
         raise DecodeError("the key was removed after the invitation was made")
+    if past.lessened_since((key, *keys), entry["since"]):
+        raise DecodeError("roles were taken from the key after the invitation was made")
     used = {**entry, "used": entry["used"] + 1}
     return {**invitations, token: used}, frozenset(entry["roles"])
 
@@ -240,7 +259,12 @@ def linked(proof: Any, keys: tuple[str, ...], key: str, past: Past, place: Place
         raise DecodeError("the device's link is used_up")
     if key in past.removed:
         raise DecodeError("the key was removed before")
-    return replace(past, linked={**past.linked, key: by}, spent=past.spent | {token})
+    root = past.vouchers(by)[-1] if by in past.linked else by
+    count = past.links.get(root, 0) + 1
+    if count > DEVICE_LINKS_MAX:  # joining and leaving without end would use the changes up
+        raise DecodeError(f"more than {DEVICE_LINKS_MAX} devices by the word of one key")
+    links = {**past.links, root: count}
+    return replace(past, linked={**past.linked, key: by}, links=links, spent=past.spent | {token})
 
 
 # -- leaving ------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ a change) can be asked for its members.
 Source: DESIGN section 5. The rule at a fork is applied at the first divergence, never by length.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +58,15 @@ class _Link:
     needed: int = 1
 
 
+@dataclass(frozen=True)
+class _Below:
+    """What a change and those that follow it come to, on whatever branch: the keys that they
+    remove, and whether one of them has the signatures of its threshold."""
+
+    removes: frozenset[str]
+    is_strong: bool
+
+
 class Chain:
     """All valid changes of one service that this node knows, and the branch that wins.
 
@@ -76,6 +86,8 @@ class Chain:
         self._named: set[str] = set()  # keys that any branch ever had on the list
         self._mix = bytes(32)
         self._weight = 0
+        self._losers: list[_Link] = []  # of other branches than the winning one, by seq
+        self._over: set[str] = set()  # what the winning branch signs over
         self._deepest = -1  # the highest seq of any branch
         #: how often a fork made the past another one: who was what at an epoch
         self.rewrites = 0
@@ -142,7 +154,7 @@ class Chain:
     def losing_heads(self) -> list[str]:
         """Return the ends of the branches that lost and that no change has signed over."""
         winners = {link.cid for link in self._links}
-        over = self._signed_over(len(self._links))
+        over = self._over
         return sorted(
             cid
             for cid in self._known
@@ -179,17 +191,17 @@ class Chain:
         else:
             self._children.setdefault(prev, []).append(cid)
         self._stir(link)
-        self._deepest = max(self._deepest, seq)
-        if self._links and prev == self.head and len(self._known) == len(self._links) + 1:
+        if self._links and prev == self.head:
             self._extend(link)
         else:
+            self._deepest = max(self._deepest, seq)
             self._choose()
         return True
 
     def story(self) -> list[Told]:
         """Return every known change, by seq, those that count first."""
         winners = {link.cid for link in self._links}
-        over = self._signed_over(len(self._links))
+        over = self._over
         told = [(link, self._told(link, winners, over)) for link in self._known.values()]
         told.sort(key=lambda pair: (pair[0].seq, pair[1].fate != "counts", pair[0].cid))
         return [one for _, one in told]
@@ -214,7 +226,7 @@ class Chain:
         if not losses:
             return None
         newest = max(losses, key=lambda link: (link.cid in winners, link.seq, link.cid))
-        return self._told(newest, winners, self._signed_over(len(self._links)))
+        return self._told(newest, winners, self._over)
 
     def weigh(self, change: SignedChange) -> Weighed:
         """Look at a change that at least one admin has signed, without taking it.
@@ -233,12 +245,10 @@ class Chain:
             is_enough = True
         except DecodeError:
             is_enough = False
-        message = signed_bytes(change.body)
-        admins = {*before.admins, *link.folded.admins}
-        right = {p: s for p, s in change.signatures if p in admins and verify(p, message, s)}
-        signed = SignedChange(change.body, tuple(right.items()))
+        signed = link.change
+        signers = tuple(peer for peer, _ in signed.signatures)
         newest = prev == self.head
-        return Weighed(signed, document, before, link.folded, tuple(right), is_enough, newest)
+        return Weighed(signed, document, before, link.folded, signers, is_enough, newest)
 
     def _read(self, change: SignedChange) -> tuple[dict[str, Any], int, str | None]:
         """Return a change's document, seq and prev; the change before it is known."""
@@ -302,7 +312,9 @@ class Chain:
         before = parent.folded if parent else None
         ops, needed = document["ops"], 1
         if before is not None:
-            needed = 1 if is_proven(ops) or not is_enough else before.threshold
+            # Signing over a removal gives back what the threshold took: no proof is enough for it.
+            proven = is_proven(ops) and not document["over"]
+            needed = 1 if proven or not is_enough else before.threshold
             # First: whoever did not sign costs no folding.
             signers = _signers(change, before, needed)
         cuts = document["cuts"] if isinstance(document["cuts"], list) else []
@@ -314,6 +326,7 @@ class Chain:
             needed = before.threshold  # also when an admin leaves
             _signers(change, before, needed)
             _signers(change, folded, folded.threshold)
+        removes |= frozenset(before.admins if before else ()) - frozenset(folded.admins)
         data = encode(folded.document())
         if len(data) > SERVICE_SIZE_BYTES_MAX or document["state"] != document_cid(data):
             raise DecodeError(f"change {seq} states another document than it makes")
@@ -326,7 +339,7 @@ class Chain:
             change.cid,
             seq,
             prev,
-            change,
+            _tidy(change, before or folded, folded),
             signers,
             folded,
             removes,
@@ -339,50 +352,93 @@ class Chain:
     # -- which branch wins, and what follows ----------------------------------------------
 
     def _extend(self, link: _Link) -> None:
-        """What `_choose` comes to when there is no fork."""
+        """What `_choose` comes to when a change follows the newest one: a branch that grows wins
+        where it won before, and what it was at earlier epochs stays so."""
+        if link.seq <= self._deepest:  # what was judged by the newest change
+            self.rewrites += 1
+        self._deepest = max(self._deepest, link.seq)
         self._links.append(link)
-        self._folds.append(link.folded)
-        self._now = link.folded
+        self._sign_over(link, self._over)
+        self._folds.append(self._barred(link, link.seq))
+        self._now = self._barred(link, self._deepest)
         for key in link.lost:
-            self._cuttings.setdefault(key, []).append(Cutting(link.seq, link.cuts))
+            cuttings = self._cuttings.setdefault(key, [])
+            cuttings.append(Cutting(link.seq, link.cuts))
 
     def _choose(self) -> None:
         """Walk from the root, at every divergence to the winner; derive folds and cuttings."""
         self.rewrites += 1
+        by_seq = sorted(self._known.values(), key=lambda k: (k.seq, k.cid))
+        below = self._below(by_seq)
         links = [self._known[self._root]]
         while children := self._children.get(links[-1].cid):
             siblings = [self._known[cid] for cid in children]
-            links.append(_winner(siblings, links[-1].folded))
+            links.append(_winner(siblings, below, links[-1].folded))
         self._links = links
         winners = {link.cid for link in links}
-        losers = [link for cid, link in self._known.items() if cid not in winners]
-        self._folds = [self._barred(link, losers, link.seq) for link in links]
-        self._now = self._barred(links[-1], losers, self._deepest)
+        self._losers = [link for link in by_seq if link.cid not in winners]
+        self._over = set()
+        self._folds = []
+        barred: dict[str, frozenset[str]] = {}
+        start = 0
+        for link in links:
+            end = bisect_right(self._losers, link.seq, lo=start, key=lambda k: k.seq)
+            if self._sign_over(link, self._over):
+                barred = self._taken_away({}, self._losers[:end])
+            elif end > start:
+                barred = self._taken_away(barred, self._losers[start:end])
+            self._folds.append(replace(link.folded, barred=barred) if barred else link.folded)
+            start = end
+        self._now = self._barred(links[-1], self._deepest)
         self._cuttings = {}
-        for link in sorted(self._known.values(), key=lambda k: (k.seq, k.cid)):
+        for link in by_seq:
             for key in link.lost:
                 self._cuttings.setdefault(key, []).append(Cutting(link.seq, link.cuts))
 
-    def _barred(self, link: _Link, losers: list[_Link], until_seq: int) -> Folded:
-        """Return the fold after `link` without what losing changes up to a seq took away."""
-        over = self._signed_over(link.seq + 1)
-        barred: dict[str, frozenset[str]] = {}
-        for loser in losers:
-            if loser.seq <= until_seq and loser.cid not in over:
-                for key, roles in loser.lost.items():
-                    barred[key] = barred.get(key, frozenset()) | roles
+    def _below(self, by_seq: list[_Link]) -> dict[str, _Below]:
+        """Return what each change and those that follow it come to."""
+        below: dict[str, _Below] = {}
+        for link in reversed(by_seq):
+            own = _Below(link.removes, self._is_strong(link))
+            for cid in self._children.get(link.cid, ()):
+                more = below[cid]
+                removes = own.removes | more.removes if more.removes else own.removes
+                own = _Below(removes, own.is_strong or more.is_strong)
+            below[link.cid] = own
+        return below
+
+    def _is_strong(self, link: _Link) -> bool:
+        """Say whether the threshold signed a change, or only one admin, for its proofs."""
+        before = self._known[link.prev].folded if link.prev is not None else link.folded
+        return len(link.signers) >= before.threshold
+
+    def _barred(self, link: _Link, until_seq: int) -> Folded:
+        """Return the fold after `link`, the newest so far, without what losing changes up to a seq
+        took away."""
+        end = bisect_right(self._losers, until_seq, key=lambda k: k.seq)
+        barred = self._taken_away({}, self._losers[:end])
         return replace(link.folded, barred=barred) if barred else link.folded
 
-    def _signed_over(self, count: int) -> set[str]:
-        """Return the changes that the first `count` winning ones sign over, ancestors included."""
-        over: set[str] = set()
-        for link in self._links[:count]:
-            for cid in link.over:
-                at: str | None = cid
-                while at in self._known and at not in over:
-                    over.add(at)
-                    at = self._known[at].prev
-        return over
+    def _taken_away(
+        self, before: dict[str, frozenset[str]], losers: list[_Link]
+    ) -> dict[str, frozenset[str]]:
+        """Return the roles that losing changes took, unless they are signed over, and `before`."""
+        taking = [link for link in losers if link.lost and link.cid not in self._over]
+        barred = dict(before) if taking else before
+        for loser in taking:
+            for key, roles in loser.lost.items():
+                barred[key] = barred.get(key, frozenset()) | roles
+        return barred
+
+    def _sign_over(self, link: _Link, over: set[str]) -> bool:
+        """Put what a winning change signs over, ancestors included, to `over`; was it news?"""
+        count = len(over)
+        for cid in link.over:
+            at: str | None = cid
+            while at in self._known and at not in over:
+                over.add(at)
+                at = self._known[at].prev
+        return len(over) > count
 
     def propose(
         self,
@@ -429,28 +485,34 @@ class Chain:
         return SignedChange(body, tuple((key.peer, key.sign(message)) for key in keys))
 
 
-def _winner(siblings: list[_Link], before: Folded) -> _Link:
+def _winner(siblings: list[_Link], below: dict[str, _Below], before: Folded) -> _Link:
     """Return which of the changes that follow one change wins (DESIGN section 5).
 
-    A change without whose removed signers a sibling would lack its threshold disarms that sibling;
-    of those that nobody disarms one-sidedly, those that the threshold signed go before those that
-    needed one signature; then the earliest signers in the previous admin list win, then the
-    smaller CID. Chosen among the set, since in pairs the rule may go round in a circle.
+    A branch (a change and all that follow it) without whose removed signers a sibling would lack
+    its threshold disarms that sibling; of those that nobody disarms one-sidedly, branches with a
+    change that the threshold signed go before those of changes that needed one signature: else one
+    admin, even a removed one, could undo what all have signed, from any change of one signature on.
+    Then the earliest signers in the previous admin list win, then the smaller CID. Chosen among the
+    set, since in pairs the rule may go round in a circle.
     """
+    if len(siblings) == 1:
+        return siblings[0]
 
     def disarms(one: _Link, other: _Link) -> bool:
-        return len(set(other.signers) - one.removes) < other.needed
+        return len(set(other.signers) - below[one.cid].removes) < other.needed
 
+    disarmers = [link for link in siblings if below[link.cid].removes]
     armed = [
         link
         for link in siblings
-        if not any(disarms(other, link) and not disarms(link, other) for other in siblings)
+        if not any(disarms(other, link) and not disarms(link, other) for other in disarmers)
     ]
     rank = {peer: number for number, peer in enumerate(before.admins)}
 
-    def order(link: _Link) -> tuple[bool, list[int], str]:
-        weak = len(link.signers) < before.threshold
-        return weak, sorted(rank[p] for p in link.signers), link.cid
+    def order(link: _Link) -> tuple[bool, bool, list[int], str]:
+        is_weak = len(link.signers) < before.threshold
+        places = sorted(rank[p] for p in link.signers)
+        return not below[link.cid].is_strong, is_weak, places, link.cid
 
     return min(armed or siblings, key=order)
 
@@ -466,6 +528,18 @@ def _signers(change: SignedChange, folded: Folded, needed: int) -> tuple[str, ..
     if len(found) < needed:
         raise DecodeError(f"{len(found)} admins signed a change; {needed} are needed")
     return tuple(sorted(found))
+
+
+def _tidy(change: SignedChange, before: Folded, after: Folded) -> SignedChange:
+    """Return a change with the right signatures of admins only, each once: whoever passes it on
+    could add others, until it is too large to be passed on."""
+    message = signed_bytes(change.body)
+    admins = {*before.admins, *after.admins}
+    right: dict[str, bytes] = {}
+    for peer, signature in change.signatures:
+        if peer in admins and peer not in right and verify(peer, message, signature):
+            right[peer] = signature
+    return SignedChange(change.body, tuple(right.items()))
 
 
 def _lost(before: Folded | None, after: Folded) -> dict[str, frozenset[str]]:

@@ -202,6 +202,10 @@ def why_refused(wish: Wish, folded: Folded, unix_ms: int) -> str:
             return reason
         if folded.past.removed.get(wish.peer, -1) >= entry["since"]:
             return "removed"
+        name = folded.member_of(wish.peer)
+        keys = folded.members[name][1] if name is not None else ()
+        if folded.past.lessened_since((wish.peer, *keys), entry["since"]):
+            return "lessened"
         if not set(wish.roles) <= {*entry["roles"], *folded.roles_of(wish.peer)}:
             return "roles"
     if wish.kind == "device":

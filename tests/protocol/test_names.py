@@ -7,7 +7,7 @@ import pytest
 from pairio_protocol.allowlist import Folded, apply_ops
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import MEMBERS_MAX
-from pairio_protocol.names import is_alike, name_flaw, normal_name
+from pairio_protocol.names import free_name, is_alike, name_flaw, normal_name
 from pairio_protocol.signing import SigningKey
 
 KEYS = [SigningKey(bytes([number]) * 32).peer for number in range(1, 4)]
@@ -135,3 +135,11 @@ def test_after_its_end_a_service_changes_no_more() -> None:
         apply_ops(ended, [_add("Bob", KEYS[2])])
     with pytest.raises(DecodeError, match="has ended"):
         apply_ops(EMPTY, [{"op": "end"}, _add("Bob", KEYS[2])])
+
+
+def test_there_is_a_free_name_also_when_others_took_all_that_are_usual() -> None:
+    peer = SigningKey(b"p" * 32).peer
+    taken: list[str] = []
+    for _ in range(110):  # about 46 ends of the id, with and without the wanted name, and more
+        taken.append(free_name("dan", peer, taken))
+    assert len(set(taken)) == 110

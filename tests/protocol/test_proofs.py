@@ -403,3 +403,115 @@ def _taken(chain: Chain, change: SignedChange) -> bool:
     except ChangeGap:
         return False
     return True
+
+
+# -- one admin of three against the others ------------------------------------------------
+
+
+def forked(chain: Chain, at: int) -> Chain:
+    """What a node knows that saw only the first changes of a service."""
+    other = Chain()
+    for change in chain.changes(-1)[:at]:
+        other.add(change)
+    return other
+
+
+def by_a_device(chain: Chain, admin: SigningKey, name: str, over: tuple[str, ...] = ()) -> Any:
+    """A change that an admin makes alone: a further device of his own."""
+    op = device(chain, admin, SigningKey(b"d" * 32), name)
+    return chain.propose([op], [admin], 9, (), over)
+
+
+def test_one_admin_does_not_undo_what_the_threshold_signed_from_an_older_fork() -> None:
+    chain = service()
+    do(chain, add(ANN, "ann"), invite(uses=5))
+    at = len(chain.changes(-1))
+    do(chain, joins(chain, EVE, "eve"), by=(CAT,))  # one signature: an older fork may win here
+    do(chain, add(DAN, "dan"), by=(BEN, CAT))
+    do(chain, {"op": "admins", "admins": [BEN.peer, CAT.peer], "threshold": 2}, by=(BEN, CAT))
+    weak = by_a_device(forked(chain, at), ANN, "ann")
+    other = forked(chain, at)
+    other.add(weak)
+    for change in chain.changes(-1)[at:]:
+        other.add(change)
+    head = chain.head
+    chain.add(weak)
+    assert chain.head == other.head == head
+    assert ANN.peer not in chain.now.admins
+    assert chain.now.member_of(DAN.peer) == other.now.member_of(DAN.peer) == "dan"
+
+
+def test_an_admin_who_was_removed_does_not_come_back_by_an_older_fork() -> None:
+    chain = service(threshold=1)
+    at = len(chain.changes(-1))
+    do(chain, add(DAN, "dan"), by=(BEN,))
+    do(chain, {"op": "admins", "admins": [BEN.peer, CAT.peer], "threshold": 1}, by=(BEN,))
+    old = forked(chain, at)
+    for _ in range(3):
+        do(old, add(EVE, "eve"), by=(ANN,))
+        chain.add(old.changes(-1)[-1])
+    assert ANN.peer not in chain.now.admins
+    assert chain.now.member_of(EVE.peer) is None
+    assert twin(chain).head == chain.head
+
+
+def test_one_admin_alone_does_not_give_back_what_a_losing_branch_took() -> None:
+    chain = service()
+    do(chain, add(ANN, "ann"), add(DAN, "dan"))
+    lost = chain.propose([remove("dan")], [BEN, CAT], 2)
+    do(chain, {"op": "policy", "policy": {}}, by=(ANN, BEN))
+    chain.add(lost)
+    assert not chain.now.roles_of(DAN.peer)
+    with pytest.raises(DecodeError, match="2 are needed"):
+        chain.add(by_a_device(chain, ANN, "ann", over=(lost.cid,)))
+    assert not chain.now.roles_of(DAN.peer)
+    chain.add(chain.propose([{"op": "policy", "policy": {}}], [ANN, BEN], 9, (), (lost.cid,)))
+    assert chain.now.roles_of(DAN.peer) == ("submit",)
+
+
+def test_whoever_passes_a_change_on_adds_nothing_to_it() -> None:
+    chain = service()
+    change = chain.propose([add(DAN, "dan")], [BEN, CAT], 1)
+    junk = [("x" * 400 + str(number), b"j" * 64) for number in range(100)]
+    padded = SignedChange(change.body, (*junk, (ANN.peer, b"j" * 64), *change.signatures))
+    chain.add(SignedChange.decode(padded.encode()))
+    assert chain.get(change.cid) == change
+    assert chain.add(change.signed_by(ANN))
+    assert {peer for peer, _ in chain.get(change.cid).signatures} == {
+        ANN.peer,
+        BEN.peer,
+        CAT.peer,
+    }
+
+
+def test_a_member_does_not_use_the_changes_up_by_devices_that_come_and_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairio_protocol.proofs.DEVICE_LINKS_MAX", 3)
+    chain = service()
+    do(chain, add(DAN, "dan"))
+    voucher = DAN
+    for number in range(4):
+        key, token = SigningKey(bytes([50 + number]) * 32), SigningKey(bytes([90 + number]) * 32)
+        grant = DeviceGrant.sign(voucher, chain.service, token.peer, HOUR_MS)
+        proof = grant.plain(proof_of_device(token, chain.service, key.peer))
+        op = {"op": "add", "member": "dan", "key": key.peer, "roles": ["submit"], "device": proof}
+        if number == 3:
+            refused("more than 3 devices", chain, op, by=(ANN,))
+            return
+        do(chain, op, by=(ANN,))
+        voucher = key  # also through devices of devices
+
+
+def test_roles_that_were_taken_do_not_come_back_by_an_older_invitation() -> None:
+    chain = service()
+    do(chain, invite(uses=9))
+    do(chain, joins(chain, DAN, "dan", "submit", "compute"), by=(ANN,))
+    do(chain, {"op": "role", "member": "dan", "roles": ["submit"]})
+    refused("taken from the key", chain, joins(chain, DAN, "dan", "submit", "compute"), by=(ANN,))
+    grant = DeviceGrant.sign(DAN, chain.service, EVE.peer, HOUR_MS)
+    key = SigningKey(b"k" * 32)
+    proof = grant.plain(proof_of_device(EVE, chain.service, key.peer))
+    op = {"op": "add", "member": "dan", "key": key.peer, "roles": ["submit"], "device": proof}
+    do(chain, op, by=(ANN,))
+    refused("taken from the key", chain, joins(chain, key, "dan", "submit", "compute"), by=(ANN,))
