@@ -24,6 +24,8 @@ from pairio_protocol.events import Adopted, Executed
 __all__ = ["Executions"]
 
 _LIMIT_BYTES = 2**42
+#: What strangers ask for takes the CPU that nothing else on the machine wants.
+_GUESTS_NICE = 19
 
 
 @dataclass
@@ -199,6 +201,7 @@ class Executions:
             time_ms=effect.resources.time_ms,
             work_dir=folder,
             restart_grace_s=self._grace_s,
+            nice=_GUESTS_NICE if effect.for_guest else 0,
         )
 
     async def _bundle(self, effect: Execute) -> Path:

@@ -31,6 +31,7 @@ from pairio_node.public import Public
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
 from pairio_node.store import CommitRows, Store, Writer
+from pairio_node.strangers import Pace
 from pairio_node.transport import (
     CHANNEL_CONTROL,
     CHANNEL_SYNC,
@@ -98,6 +99,7 @@ class Node:
         self.contents = ScopedContent(self.blocks, home.path / "held")
         self.content = self.contents.everything
         self.guest_blocks = GuestBlocks()
+        self._pace = Pace()
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
         self._runners = runners
         self.services = Services(self)
@@ -201,13 +203,24 @@ class Node:
                 self._remember(event.peer, event.addresses)
             case PeerDown():
                 posted = ev.PeerDown(event.peer)
+                self._pace.forget(event.peer)
             case Frame():
+                if self._is_stranger(event.peer):
+                    await self._pace.wait(event.peer)
                 posted = ev.FrameReceived(event.peer, event.data)
             case Gossip():
                 service = event.topic.removeprefix(_TOPIC_PREFIX).partition("/")[0]
                 posted = ev.GossipReceived(service, event.forwarder, event.data)
         while not self.driver.post(posted):  # noqa: ASYNC110 - rare, and every event wakes nobody
             await trio.sleep(0.05)  # back-pressure: the stream is not read meanwhile
+
+    def _is_stranger(self, peer: str) -> bool:
+        """Say whether a peer is neither a member of a service here nor somebody whom this node's
+        owner named or asked to let it in."""
+        core = self.core
+        if core.membership.shared_with(peer) or peer in core.ctx.config.trust:
+            return False
+        return not (core.own_wishes.names(peer) or core.guests.names(peer))
 
     def _remember(self, peer: str, addresses: tuple[str, ...]) -> None:
         """Store where a member was found; with the next transaction, as the loop never waits."""

@@ -91,7 +91,8 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
     if core.ctx.unix_ms > state.record.expires_unix_ms:
         return "failed", "expired"
     chain = core.membership.chains[service]
-    if "submit" not in chain.now.roles_of(state.author):
+    is_a_guests = state.author == state.record.sponsor_of  # this node's, who has no role
+    if not is_a_guests and "submit" not in chain.now.roles_of(state.author):
         why = why_without(chain, state.author, "submit")
         return "failed", f"revoked: its submitter may not submit any more; {why}".rstrip("; ")
     fold = core.fold(service)

@@ -48,6 +48,8 @@ class RunSpec:
     work_dir: Path
     #: How long the job goes on without a node; 0: it ends with whoever runs it.
     restart_grace_s: int = 0
+    #: How far behind other processes of the machine it comes for the CPU, 0 to 19.
+    nice: int = 0
     #: More variables for the job; used to make an app write its spec.
     environment: dict[str, str] = field(default_factory=dict)
 

@@ -57,6 +57,7 @@ class ProcessRunner:
             work_dir=spec.work_dir,
             sandboxed=self.isolation != "none",
             grace_s=spec.restart_grace_s,
+            nice=spec.nice,
         )
         try:
             ended = await supervise(self._launcher, plan, cancel)

@@ -33,7 +33,8 @@ class SupervisorLost(Exception):
 @dataclass(frozen=True)
 class Plan:
     """What a supervisor is to run. `sandboxed`: the first process is the sandbox's own.
-    `grace_s`: how long the job goes on without a node; 0: it ends with its caller."""
+    `grace_s`: how long the job goes on without a node; 0: it ends with its caller. `nice`: how far
+    behind other processes it comes for the CPU, 0 to 19."""
 
     argv: Sequence[str]
     environment: dict[str, str]
@@ -43,6 +44,7 @@ class Plan:
     work_dir: Path
     sandboxed: bool
     grace_s: int = 0
+    nice: int = 0
 
 
 @dataclass
@@ -73,6 +75,7 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
             "time_ms": plan.time_ms,
             "sandboxed": plan.sandboxed,
             "grace_s": plan.grace_s,
+            "nice": plan.nice,
         }
     )
     return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)

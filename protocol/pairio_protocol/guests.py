@@ -152,9 +152,13 @@ class Guests:
         public = chain is not None and OpenSubmit.of(chain.now) is not None
         return service in self.services and public
 
+    def names(self, peer: str) -> bool:
+        """Say whether a peer is of a public link, or a member where this node is a guest."""
+        return any(peer in self._hearers(service) for service in self.services)
+
     def find(self, name: str) -> str | None:
         """Return the id of the service, of those in which this node is a guest."""
-        service = self._core.membership.find(name)
+        service = name if name in self.services else self._core.membership.find(name)
         return service if service in self.services else None
 
     def on_service_changed(self, service: str) -> None:

@@ -65,6 +65,10 @@ class OwnWishes:
         """Return the wish to join a service, or to leave it."""
         return self.all.get(f"{service} {slot}")
 
+    def names(self, peer: str) -> bool:
+        """Say whether a peer is of a link by which this node joins or has joined."""
+        return any(peer in own.link_peers for own in self.all.values())
+
     def add(self, own: OwnWish) -> None:
         """Wish for something: keep it, dial, say it to whoever is connected."""
         self.all.pop(own.slot, None)

@@ -35,7 +35,8 @@ _DRAIN_S = 0.5
 
 class Supervisor:
     """One job. `plan` has: folder, argv, environment, cwd, memory_bytes, time_ms, sandboxed (the
-    job's first process is the sandbox's own), grace_s, alive (the node's sign of life)."""
+    job's first process is the sandbox's own), grace_s, nice (how far behind others it comes), alive
+    (the node's sign of life)."""
 
     def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
         self._plan = plan
@@ -84,11 +85,16 @@ class Supervisor:
                 cwd=self._plan["cwd"],
                 start_new_session=True,
                 # In the node this would cost 10 ms and go off with a thread; here is neither.
-                preexec_fn=self._die_with_parent,
+                preexec_fn=self._in_the_child,
             )
         finally:
             os.close(write_fd)
         self._root = self._process.pid
+
+    def _in_the_child(self) -> None:
+        self._die_with_parent()
+        if self._plan["nice"]:
+            os.nice(self._plan["nice"])
 
     def _watch(self) -> None:
         poll = select.poll()
