@@ -58,7 +58,7 @@ _WORDS = {
     ),
     "expired": ("the invitation has expired", "ask for a new one: pairio service invite"),
     "used_up": (
-        "the invitation was used as often as it may be, by others",
+        "the invitation was used as often as it may be",
         "ask for a new one: pairio service invite",
     ),
     "withdrawn": (

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.output import as_json, data, fail, note, short, table
-from pairio_cli.shared import Json, api, part, people, service_path
+from pairio_cli.shared import Json, Service, api, part, people, service_path
 from pairio_cli.times import ago_or_iso, clock
 
 __all__ = ["add_admin_commands", "done"]
 
+AppName = Annotated[str, typer.Argument(help="As `pairio app ls` shows it.")]
 _Roles = Annotated[str, typer.Option(help="Comma list of admin, submit, compute, read.")]
 
 
@@ -32,7 +33,7 @@ def done(made: dict[str, Any], json: bool, sentence: str) -> None:
         note("Nothing to do: it is so already")
 
 
-def members(name: str, json: Json = False) -> None:
+def members(name: Service, json: Json = False) -> None:
     """List members, their roles and keys. Example: pairio service members lab"""
     service = api().call("GET", f"/api/v1/services/{part(name)}")
     if json:
@@ -53,7 +54,7 @@ def members(name: str, json: Json = False) -> None:
 
 
 def grant(
-    service: str,
+    service: Service,
     who: Annotated[str, typer.Argument(metavar="MEMBER|PEER")],
     roles: _Roles,
     name: Annotated[str | None, typer.Option("--name", help="Name of a new member.")] = None,
@@ -62,11 +63,16 @@ def grant(
     """Give a member roles, or add a peer. Example: pairio service grant lab PEER --roles submit"""
     body = {"who": who, "roles": roles.split(","), "name": name}
     made = api().call("POST", service_path(service, "grant"), body)
-    done(made, json, f"{made['member']} is in {made['serviceName']!r} with {roles}")
+    named = [m for m in made["members"] if m["name"] == made["member"]]
+    held = ",".join(named[0]["roles"]) if named else roles
+    done(made, json, f"{made['member']!r} is in {made['serviceName']!r} with {held}")
+    if made["changed"] and named and who in named[0]["peers"] and not named[0]["alive"]:
+        note("That node is not connected and hears of it once it is; a link does both at once:")
+        note(f"pairio service invite {service}")
 
 
 def revoke(
-    service: str,
+    service: Service,
     who: Annotated[str, typer.Argument(metavar="MEMBER|PEER")],
     roles: Annotated[str | None, typer.Option(help="Only these roles; a comma list.")] = None,
     since: Annotated[
@@ -85,15 +91,16 @@ def revoke(
     }
     made = api().call("POST", service_path(service, "revoke"), body)
     what = f"has no role {roles} any more" if roles else "is off the list"
-    done(made, json, f"{who} {what}; what it does from now on is refused")
+    done(made, json, f"{who!r} {what}; what it does from now on is refused")
 
 
 def rename(
-    service: str,
-    member: Annotated[str | None, typer.Argument()] = None,
-    new: Annotated[str | None, typer.Argument()] = None,
+    service: Service,
+    member: Annotated[str | None, typer.Argument(help="As it is called now.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NAME", help="The new name.")] = None,
     here: Annotated[
-        str | None, typer.Option("--service", help="The service's name on this node only.")
+        str | None,
+        typer.Option("--here", metavar="NAME", help="The service's name on this node only."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -104,13 +111,13 @@ def rename(
         note(f"The service is called {renamed['serviceName']!r} on this node")
         return
     if member is None or new is None or here is not None:
-        fail("name a member and his new name, or --service NAME alone", None, 2)
+        fail("name a member and the new name, or --here NAME alone", None, 2)
     made = api().call("POST", service_path(service, "rename"), {"member": member, "name": new})
     done(made, json, f"{member!r} is called {made['member']!r} now")
 
 
 def admins(
-    service: str,
+    service: Service,
     set_: Annotated[
         str | None, typer.Option("--set", help="All admins from now on: a comma list of peers.")
     ] = None,
@@ -139,7 +146,7 @@ def admins(
 
 
 def delete(
-    name: str,
+    name: Service,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
@@ -150,19 +157,19 @@ def delete(
             fail(f"deleting {name!r} cannot be undone", "add --yes if that is what you want", 1)
         note(f"{found['serviceName']!r} has {len(found['members'])} members; this ends it for all.")
         if typer.prompt("Its name again", err=True) != found["serviceName"]:
-            fail("that is not its name; nothing was done", None, 1)
+            fail("that is not its name; nothing was done", f"pairio service delete {name}", 1)
     made = api().call("DELETE", f"/api/v1/services/{part(name)}")
     done(made, json, f"{found['serviceName']!r} has ended; nobody has a role in it any more")
 
 
-def sign_over(name: str, json: Json = False) -> None:
+def sign_over(name: Service, json: Json = False) -> None:
     """Give back what branches that lost took away. Example: pairio service sign-over lab"""
     made = api().call("POST", service_path(name, "sign-over"))
     done(made, json, f"Signed over {len(made['over'])} branches; see pairio service log {name}")
 
 
 def app_update(
-    service: str,
+    service: Service,
     source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
     image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
     json: Json = False,
@@ -173,14 +180,16 @@ def app_update(
     install(service, source, image, json)
 
 
-def app_remove(service: str, app: str, json: Json = False) -> None:
+def app_remove(service: Service, app: AppName, json: Json = False) -> None:
     """Take an app off the list. Example: pairio app remove lab hello_world"""
     made = api().call("DELETE", service_path(service, f"apps/{part(app)}"))
     done(made, json, f"Removed {app!r}; its jobs that are open are blocked until it is back")
 
 
 def app_history(
-    service: str, app: Annotated[str | None, typer.Argument()] = None, json: Json = False
+    service: Service,
+    app: Annotated[str | None, typer.Argument(help="This app only.")] = None,
+    json: Json = False,
 ) -> None:
     """Show when apps came, were updated and went. Example: pairio app history lab"""
     found = api().call("GET", service_path(service, "app-history"), None, {"app": app})["history"]
@@ -190,7 +199,8 @@ def app_history(
     rows = [
         [str(e["epoch"]), clock(e["issuedUnixMs"]), people(e["signedBy"]), e["does"]] for e in found
     ]
-    table(["EPOCH", "WHEN", "SIGNED BY", "DOES"], rows)
+    what = f"No app {app!r} was ever on the list" if app else "No app was ever on the list"
+    table(["EPOCH", "WHEN", "SIGNED BY", "DOES"], rows, what)
 
 
 def add_admin_commands(services: typer.Typer, apps: typer.Typer) -> None:

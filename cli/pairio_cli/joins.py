@@ -6,15 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import as_json, data, fail, note, short, table
+from pairio_cli.output import INTERRUPTED, as_json, data, fail, note, short, table
 from pairio_cli.services import service_app
-from pairio_cli.shared import Json, api, part, seconds
+from pairio_cli.shared import Json, Service, api, part, seconds
+from pairio_cli.times import clock
 
 __all__ = ["join"]
 
 _LOOK_S = 20.0
 _TIMEOUT = 4  # exit code
 Roles = Annotated[str, typer.Option(help="Comma list of admin, submit, compute, read.")]
+RequestId = Annotated[str, typer.Argument(help="As `pairio service requests` shows it.")]
 Expires = Annotated[str, typer.Option(help="Such as 30m, 12h, 7d.")]
 
 
@@ -43,7 +45,7 @@ def _until(made: dict[str, Any]) -> str:
 
 @service_app.command("invite")
 def service_invite(
-    name: str,
+    name: Service,
     roles: Roles = "submit,compute",
     expires: Expires = "1h",
     uses: Annotated[int, typer.Option(min=1, help="How many may join with it.")] = 1,
@@ -71,21 +73,31 @@ def service_invite(
 
 
 @service_app.command("invitations")
-def service_invitations(name: str, json: Json = False) -> None:
+def service_invitations(name: Service, json: Json = False) -> None:
     """List the invitations of a service. Example: pairio service invitations lab"""
     found = api().call("GET", f"/api/v1/services/{part(name)}/invitations")["invitations"]
     if json:
         as_json(found)
         return
     rows = [
-        [short(i["key"]), ",".join(i["roles"]), f"{i['used']} of {i['uses']}", i["state"]]
+        [
+            short(i["key"]),
+            ",".join(i["roles"]),
+            f"{i['used']} of {i['uses']}",
+            i["state"].replace("_", " "),
+            clock(i["expiresUnixMs"]),
+        ]
         for i in found
     ]
-    table(["INVITATION", "ROLES", "USED", "STATE"], rows)
+    table(["INVITATION", "ROLES", "USED", "STATE", "UNTIL"], rows, "There was no invitation")
 
 
 @service_app.command("uninvite")
-def service_uninvite(name: str, invitation: str, json: Json = False) -> None:
+def service_uninvite(
+    name: Service,
+    invitation: Annotated[str, typer.Argument(help="Its link or key, or the end of the key.")],
+    json: Json = False,
+) -> None:
     """Withdraw an invitation, by link or key. Example: pairio service uninvite lab LINK"""
     path = f"/api/v1/services/{part(name)}/invitations/{part(invitation)}"
     found = api().call("DELETE", path)
@@ -98,7 +110,7 @@ def service_uninvite(name: str, invitation: str, json: Json = False) -> None:
 
 
 @service_app.command("link-device")
-def service_link_device(name: str, expires: Expires = "1h", json: Json = False) -> None:
+def service_link_device(name: Service, expires: Expires = "1h", json: Json = False) -> None:
     """Make a link for a further device of yours. Example: pairio service link-device lab"""
     body = {"expiresSec": seconds(expires)}
     made = api().call("POST", f"/api/v1/services/{part(name)}/devices", body)
@@ -107,7 +119,7 @@ def service_link_device(name: str, expires: Expires = "1h", json: Json = False) 
 
 
 def join(
-    link: str,
+    link: Annotated[str, typer.Argument(help="What `pairio service invite` printed.")],
     name: Annotated[str | None, typer.Option(help="Your name in the service.")] = None,
     roles: Annotated[
         str | None, typer.Option(help="Comma list; by default what the link gives.")
@@ -119,23 +131,26 @@ def join(
     ends = time.monotonic() + timeout
     node = api()
     body = {"link": link, "name": name, "roles": roles.split(",") if roles else None}
-    found = node.call("POST", "/api/v1/joins", {**body, "waitSec": min(timeout, 2.0)})
-    words = found["words"]
-    if found["state"] == "waiting":
-        note(f"joining {found['serviceName']!r} (words: {words}): {found['message']}")
-    while found["state"] == "waiting" and (left := ends - time.monotonic()) > 0:
-        path = f"/api/v1/joins/{part(found['serviceId'])}"
-        found = node.call("GET", path, None, {"waitSec": min(left, _LOOK_S)})
+    try:
+        found = node.call("POST", "/api/v1/joins", {**body, "waitSec": min(timeout, 2.0)})
+        words, already = found["words"], found.get("already", False)
+        if found["state"] == "waiting":
+            note(f"joining {found['serviceName']!r} (words: {words}): {found['message']}")
+        while found["state"] == "waiting" and (left := ends - time.monotonic()) > 0:
+            path = f"/api/v1/joins/{part(found['serviceId'])}"
+            found = node.call("GET", path, None, {"waitSec": min(left, _LOOK_S)})
+    except KeyboardInterrupt:
+        fail("interrupted; joining goes on in the background", "pairio-node status", INTERRUPTED)
     if json:
         as_json({**found, "words": words})
     if found["state"] == "waiting":
         fail(
             f"not joined {found['serviceName']!r} yet: {found['message']}", found["hint"], _TIMEOUT
         )
-    _say_joined(found, words, json)
+    _say_joined(found, words, already, json)
 
 
-def _say_joined(found: dict[str, Any], words: str, json: bool) -> None:
+def _say_joined(found: dict[str, Any], words: str, already: bool, json: bool) -> None:
     if not json:
         data(found["serviceName"])
     name = found["serviceName"]
@@ -143,16 +158,14 @@ def _say_joined(found: dict[str, Any], words: str, json: bool) -> None:
         note(f"This node is a guest of {name!r} (words: {words}); what it may have there:")
         note(f"pairio service show {name}")
         return
-    note(
-        f"Joined {name!r} as {found['member']!r}"
-        f" with roles {','.join(found['roles'])} (words: {words})"
-    )
+    said = f"This node is in {name!r} already," if already else f"Joined {name!r}"
+    note(f"{said} as {found['member']!r} with roles {','.join(found['roles'])} (words: {words})")
     if found["note"]:
         note(f"note: {found['note']}")
 
 
 @service_app.command("requests")
-def service_requests(name: str, json: Json = False) -> None:
+def service_requests(name: Service, json: Json = False) -> None:
     """List who waits for an admin's word. Example: pairio service requests lab"""
     found = api().call("GET", f"/api/v1/services/{part(name)}/requests")["requests"]
     if json:
@@ -163,13 +176,13 @@ def service_requests(name: str, json: Json = False) -> None:
          r["peerId"]]
         for r in found
     ]  # fmt: skip
-    table(["REQUEST", "WANTS", "NAME", "ROLES", "PEER"], rows)
+    table(["REQUEST", "WANTS", "NAME", "ROLES", "PEER"], rows, "Nobody waits for an admin's word")
 
 
 @service_app.command("approve")
 def service_approve(
-    name: str,
-    request: str,
+    name: Service,
+    request: RequestId,
     roles: Annotated[
         str | None, typer.Option(help="Comma list; by default what is asked for.")
     ] = None,
@@ -188,7 +201,7 @@ def service_approve(
 
 
 @service_app.command("deny")
-def service_deny(name: str, request: str, json: Json = False) -> None:
+def service_deny(name: Service, request: RequestId, json: Json = False) -> None:
     """Refuse a request. Example: pairio service deny lab 3f2a"""
     path = f"/api/v1/services/{part(name)}/requests/{part(request)}/deny"
     found = api().call("POST", path)
@@ -196,7 +209,7 @@ def service_deny(name: str, request: str, json: Json = False) -> None:
 
 
 @service_app.command("leave")
-def service_leave(name: str, json: Json = False) -> None:
+def service_leave(name: Service, json: Json = False) -> None:
     """Take part in a service no more. Example: pairio service leave lab"""
     found = api().call("POST", f"/api/v1/services/{part(name)}/leave")
     if json:
@@ -208,7 +221,7 @@ def service_leave(name: str, json: Json = False) -> None:
 
 
 @service_app.command("decline")
-def service_decline(name: str, json: Json = False) -> None:
+def service_decline(name: Service, json: Json = False) -> None:
     """Decline an offered service for good. Example: pairio service decline lab"""
     found = api().call("POST", f"/api/v1/services/{part(name)}/decline")
     if json:

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.output import as_json, data, note
+from pairio_cli.shared import new_typer
 
 __all__ = ["keys_app"]
 
-keys_app = typer.Typer(
-    help="The key that this node is known by.", no_args_is_help=True, rich_markup_mode=None
-)
+keys_app = new_typer("The key that this node is known by.")
 
 _PASSPHRASE_BYTES_MAX = 1024
 _HomeOption = Annotated[Path | None, typer.Option(help="The home; default PAIRIO_HOME.")]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from pairio_cli import joins, public
@@ -11,7 +12,16 @@ from pairio_cli.admins import add_admin_commands
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
 from pairio_cli.proposals import add_proposal_commands
 from pairio_cli.services import app_app, service_app
-from pairio_cli.shared import Json, ServiceOption, api, new_typer, part, seconds
+from pairio_cli.shared import (
+    JobId,
+    Json,
+    ServiceOption,
+    add_version,
+    api,
+    new_typer,
+    part,
+    seconds,
+)
 
 __all__ = ["main"]
 
@@ -26,6 +36,18 @@ app.add_typer(job_app, name="job")
 app.add_typer(token_app, name="token")
 app.command()(joins.join)
 service_app.command("public")(public.service_public)
+add_version(app)
+#: How `pairio service --help` lists its commands: what belongs together stands together.
+_ORDER = (
+    *("create", "ls", "show", "public", "delete"),
+    *("invite", "invitations", "uninvite", "requests", "approve", "deny", "link-device"),
+    *("offers", "accept", "decline", "leave"),
+    *("members", "grant", "revoke", "rename", "admins"),
+    *("proposals", "propose", "sign", "withdraw"),
+    *("log", "verify-log", "sign-over"),
+)
+service_app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
+_STATUSES = ("pending", "starting", "running", "completed", "failed", "canceled", "blocked")
 
 
 @app.command()
@@ -37,11 +59,12 @@ def submit(
         list[str] | None, typer.Option("-i", help="name=PATH, URL, CID or job:ID/OUTPUT")
     ] = None,
     output: Annotated[list[str] | None, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
-    cpus: Annotated[float | None, typer.Option(help="1 by default.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="None by default.")] = None,
-    memory_gb: Annotated[float | None, typer.Option(help="1 by default.")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="None by default.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
     time_sec: Annotated[
-        float | None, typer.Option(help="An hour by default; for a guest what it may have.")
+        float | None,
+        typer.Option(min=0.001, help="An hour by default; for a guest what it may have."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
     timeout: Annotated[
@@ -79,7 +102,7 @@ def submit(
 
 
 @job_app.command("show")
-def job_show(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
+def job_show(job_id: JobId, service: ServiceOption = None, json: Json = False) -> None:
     """Show a job. Example: pairio job show ID"""
     job = api().call("GET", f"/api/v1/jobs/{part(job_id)}", None, {"serviceName": service})
     if json:
@@ -91,7 +114,7 @@ def job_show(job_id: str, service: ServiceOption = None, json: Json = False) -> 
 
 
 @job_app.command("why")
-def job_why(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
+def job_why(job_id: JobId, service: ServiceOption = None, json: Json = False) -> None:
     """Say why a job is where it is, node by node. Example: pairio job why ID"""
     path = f"/api/v1/jobs/{part(job_id)}/why"
     found = api().call("GET", path, None, {"serviceName": service})
@@ -109,7 +132,7 @@ def job_why(job_id: str, service: ServiceOption = None, json: Json = False) -> N
 
 
 @job_app.command("cancel")
-def job_cancel(job_id: str, service: ServiceOption = None, json: Json = False) -> None:
+def job_cancel(job_id: JobId, service: ServiceOption = None, json: Json = False) -> None:
     """Withdraw a job, or one request by its id. Example: pairio job cancel ID"""
     path = f"/api/v1/jobs/{part(job_id)}/cancel"
     job = api().call("POST", path, None, {"serviceName": service})
@@ -122,9 +145,12 @@ def job_cancel(job_id: str, service: ServiceOption = None, json: Json = False) -
 @job_app.command("ls")
 def job_ls(
     service: ServiceOption = None,
-    status: str | None = None,
-    tag: str | None = None,
-    limit: int = 50,
+    status: Annotated[
+        str | None,
+        typer.Option(click_type=click.Choice(_STATUSES), help="Jobs in this state only."),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Jobs with this tag only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     json: Json = False,
 ) -> None:
     """List jobs, newest first. Example: pairio job ls --status running"""
@@ -143,11 +169,11 @@ def job_ls(
         ]
         for j in jobs
     ]
-    table(["JOB", "PROCESSOR", "STATUS", "NODE", "TAGS"], rows)
+    table(["JOB", "PROCESSOR", "STATUS", "NODE", "TAGS"], rows, "No such job is known here")
 
 
 @job_app.command("logs")
-def job_logs(job_id: str, service: ServiceOption = None) -> None:
+def job_logs(job_id: JobId, service: ServiceOption = None) -> None:
     """Print the console output of a job. Example: pairio job logs ID"""
     path = f"/api/v1/jobs/{part(job_id)}/console"
     for chunk in api().stream(path, {"serviceName": service}):
@@ -157,8 +183,8 @@ def job_logs(job_id: str, service: ServiceOption = None) -> None:
 
 @app.command()
 def get(
-    job_id: str,
-    output: str,
+    job_id: JobId,
+    output: Annotated[str, typer.Argument(help="Name of the output.")],
     file: Annotated[Path | None, typer.Option("-o", help="File to write.")] = None,
     service: ServiceOption = None,
 ) -> None:
@@ -178,7 +204,7 @@ def get(
                 size += target.write(chunk)
         partial.rename(file)
     except OSError as error:
-        fail(f"cannot write {file}: {error.strerror}", None, 1)
+        fail(f"cannot write {file}: {error.strerror}", "name a file that you may write", 1)
     finally:
         partial.unlink(missing_ok=True)
     note(f"Wrote {size} bytes to {file}")
@@ -186,7 +212,7 @@ def get(
 
 @app.command("open")
 def open_page(
-    job_id: str,
+    job_id: JobId,
     print_: Annotated[bool, typer.Option("--print", help="Print the link only.")] = False,
 ) -> None:
     """Open a job's page in the browser. Example: pairio open ID"""

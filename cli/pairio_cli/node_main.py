@@ -10,6 +10,7 @@ import typer
 
 from pairio_cli.keys import keys_app
 from pairio_cli.output import as_json, data, guarded, note
+from pairio_cli.shared import add_version, new_typer
 from pairio_cli.watchdog import last_words, watch, watched
 
 __all__ = ["main"]
@@ -17,12 +18,8 @@ __all__ = ["main"]
 #: Reasons for refusals that `status` names.
 REFUSALS_SHOWN = 3
 
-app = typer.Typer(
-    help="Run a node of the pairio network on this machine.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = new_typer("Run a node of the pairio network on this machine.")
+add_version(app)
 app.add_typer(keys_app, name="key")
 
 
@@ -154,7 +151,8 @@ def status(
         data(f"warning    {twin['words']}")
     _refused(found["counters"])
     for name, count in sorted(found["counters"].items()):
-        data(f"  {name}: {count}")
+        if count:
+            data(f"  {name}: {count}")
 
 
 def _refused(counters: dict[str, int]) -> None:

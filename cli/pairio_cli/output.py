@@ -1,8 +1,10 @@
 """What the commands print: data on stdout, the rest on stderr; and errors with their exit code.
 
-Exit codes: 0 done, 1 you can fix it (or the job failed), 2 usage, 3 bug or network, 4 timeout.
+Exit codes: 0 done, 1 you can fix it (or the job failed), 2 usage, 3 bug or network, 4 timeout,
+130 interrupted.
 """
 
+import errno
 import json
 import os
 import sys
@@ -11,8 +13,10 @@ from typing import Any, NoReturn
 
 import click
 
-__all__ = ["as_json", "data", "fail", "guarded", "note", "short", "table"]
+__all__ = ["INTERRUPTED", "as_json", "data", "fail", "guarded", "note", "short", "table"]
 
+#: Exit code after Ctrl-C.
+INTERRUPTED = 130
 #: HTTP: the node failed, a gateway failed, nobody reachable has it, too late.
 _NOT_THE_USERS = (500, 502, 503, 504)
 
@@ -37,13 +41,15 @@ def short(identifier: str | None) -> str:
     return identifier[-10:] if identifier else "-"
 
 
-def table(headers: list[str], rows: list[list[str]]) -> None:
-    """Print aligned columns."""
+def table(headers: list[str], rows: list[list[str]], empty: str = "") -> None:
+    """Print aligned columns; `empty` is said when there are no rows."""
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
     for row in [headers, *rows]:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+    if empty and not rows:
+        note(empty)
 
 
 def guarded(run: Callable[..., Any]) -> None:
@@ -56,9 +62,9 @@ def guarded(run: Callable[..., Any]) -> None:
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         note("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except click.exceptions.NoArgsIsHelpError as error:
         note(error.format_message())
@@ -67,8 +73,18 @@ def guarded(run: Callable[..., Any]) -> None:
         command = error.ctx.command_path if error.ctx else "pairio"
         fail(error.format_message(), f"{command} --help", 2)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _drop_output()
+            fail("cannot write the output: no space left on the device", "make room there", 1)
         _fail_with(error)
+    if code == INTERRUPTED:  # typer's way to say it
+        note("interrupted")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, so that the end of the program says nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail_with(error: Exception) -> None:
@@ -95,7 +111,9 @@ def _fail_with(error: Exception) -> None:
 
 def fail(message: str, hint: str | None, code: int) -> NoReturn:
     """Print an error and what to do, and leave with `code`."""
+    context = click.get_current_context(silent=True)
     program = "pairio-node" if "node" in os.path.basename(sys.argv[0]) else "pairio"
+    command = context.command_path if context is not None else program
     note(f"error: {message}")
-    note(f"\nhint: {hint or f'{program} --help shows the commands and what they take'}")
+    note(f"\nhint: {hint or f'{command} --help shows what it takes'}")
     sys.exit(code)

@@ -9,7 +9,7 @@ import typer
 
 from pairio_cli.admins import done
 from pairio_cli.output import as_json, data, fail, note, short
-from pairio_cli.shared import Json, api, part, people, service_path
+from pairio_cli.shared import Json, Service, api, part, people, service_path
 from pairio_cli.times import clock
 
 __all__ = ["add_proposal_commands"]
@@ -41,7 +41,7 @@ def _show(proposal: dict[str, Any]) -> None:
         data(f"  {have} of {needed} signatures of the new admins")
 
 
-def proposals(name: str, json: Json = False) -> None:
+def proposals(name: Service, json: Json = False) -> None:
     """List changes that wait for signatures. Example: pairio service proposals lab"""
     found = api().call("GET", service_path(name, "proposals"))["proposals"]
     if json:
@@ -54,7 +54,7 @@ def proposals(name: str, json: Json = False) -> None:
 
 
 def propose(
-    name: str,
+    name: Service,
     proposal: _Id = None,
     file: _FileOption = None,
     renew: Annotated[
@@ -78,7 +78,7 @@ def propose(
 
 
 def sign(
-    name: str,
+    name: Service,
     proposal: _Id = None,
     file: _FileOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask on a terminal.")] = False,
@@ -102,13 +102,15 @@ def sign(
     if waiting is None:
         note("Signed by enough admins: the change has taken effect")
         if file is not None:
-            note(f"Give {file} back: the others take it with pairio service sign {name} --file")
+            note(
+                f"Give {file} back: the others take it with pairio service sign {name} --file FILE"
+            )
     else:
         note(f"Signed; it waits for more of: {people(waiting['missing'])}")
 
 
 def withdraw(
-    name: str, proposal: Annotated[str, typer.Argument(metavar="ID")], json: Json = False
+    name: Service, proposal: Annotated[str, typer.Argument(metavar="ID")], json: Json = False
 ) -> None:
     """Drop a proposal on this node; others keep it. Example: pairio service withdraw lab ID"""
     made = api().call("DELETE", service_path(name, f"proposals/{part(proposal)}"))
@@ -129,7 +131,7 @@ def _read_json(file: Path, limit_bytes: int) -> dict[str, Any]:
             )
         found = json_module.loads(raw)
     except OSError as error:
-        fail(f"cannot read {file}: {error.strerror}", None, 1)
+        fail(f"cannot read {file}: {error.strerror}", "name the file that you were given", 1)
     except (ValueError, RecursionError):
         fail(f"{file} is no JSON", "name the file that you were given", 1)
     return found if isinstance(found, dict) else {}
@@ -152,7 +154,7 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
         partial.write_text(json_module.dumps(document, indent=2, ensure_ascii=False) + "\n")
         partial.replace(file)
     except OSError as error:
-        fail(f"cannot write {file}: {error.strerror}", None, 1)
+        fail(f"cannot write {file}: {error.strerror}", "name a file that you may write", 1)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -182,7 +184,7 @@ def _tell(log: dict[str, Any]) -> None:
 
 
 def log(
-    name: str,
+    name: Service,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write it to a file that anybody can verify.")
     ] = None,

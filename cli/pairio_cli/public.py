@@ -6,13 +6,13 @@ import typer
 
 from pairio_cli.output import as_json, data, note
 from pairio_cli.services import limits_text
-from pairio_cli.shared import Json, api, part
+from pairio_cli.shared import Json, Service, api, part
 
 __all__ = ["service_public"]
 
 
 def service_public(
-    name: str,
+    name: Service,
     requests_per_hour: Annotated[int, typer.Option(min=1, help="New jobs of one guest.")] = 20,
     open_max: Annotated[int, typer.Option(min=1, help="Jobs of one guest at once.")] = 4,
     all_per_hour: Annotated[int, typer.Option(min=1, help="New jobs of all guests.")] = 200,

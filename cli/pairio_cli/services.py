@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.output import as_json, data, note, short, table
-from pairio_cli.shared import Json, api, new_typer, part
+from pairio_cli.shared import Json, Service, api, new_typer, part
 
 __all__ = ["app_app", "limits_text", "service_app"]
 
@@ -63,17 +63,17 @@ def service_ls(json: Json = False) -> None:
     rows = [
         [
             s["serviceName"],
-            "ended" if s["ended"] else ",".join(s["roles"]),
+            "ended" if s["ended"] else ",".join(s["roles"]) or "none",
             str(len(s["members"])),
-            ", ".join(s["apps"]),
+            ", ".join(s["apps"]) or "none",
         ]
         for s in services
     ]
-    table(["SERVICE", "MY ROLES", "MEMBERS", "APPS"], rows)
+    table(["SERVICE", "MY ROLES", "MEMBERS", "APPS"], rows, "This node is in no service")
 
 
 @service_app.command("show")
-def service_show(name: str, json: Json = False) -> None:
+def service_show(name: Service, json: Json = False) -> None:
     """Show a service. Example: pairio service show lab"""
     service = api().call("GET", f"/api/v1/services/{part(name)}")
     as_json(service) if json else _show_service(service)
@@ -87,11 +87,11 @@ def service_offers(json: Json = False) -> None:
         as_json(offers)
         return
     rows = [[o["serviceName"], o["serviceId"], " ".join(map(short, o["admins"]))] for o in offers]
-    table(["SERVICE", "ID", "ADMINS"], rows)
+    table(["SERVICE", "ID", "ADMINS"], rows, "Nothing waits for your consent")
 
 
 @service_app.command("accept")
-def service_accept(name: str, json: Json = False) -> None:
+def service_accept(name: Service, json: Json = False) -> None:
     """Consent to be a member. Example: pairio service accept lab"""
     service = api().call("POST", f"/api/v1/services/{part(name)}/accept")
     if json:
@@ -101,7 +101,7 @@ def service_accept(name: str, json: Json = False) -> None:
 
 @app_app.command("install")
 def app_install(
-    service: str,
+    service: Service,
     source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
     image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
     json: Json = False,
@@ -126,7 +126,7 @@ def install(service: str, source: str, image: str | None, json: bool) -> None:
 
 
 @app_app.command("ls")
-def app_ls(service: str, json: Json = False) -> None:
+def app_ls(service: Service, json: Json = False) -> None:
     """List the apps of a service. Example: pairio app ls lab"""
     apps = api().call("GET", f"/api/v1/services/{part(service)}/apps")["apps"]
     if json:
@@ -136,4 +136,4 @@ def app_ls(service: str, json: Json = False) -> None:
         [a["appName"], ", ".join(p["name"] for p in a["appSpecification"]["processors"])]
         for a in apps
     ]
-    table(["APP", "PROCESSORS"], rows)
+    table(["APP", "PROCESSORS"], rows, "No app is installed")

@@ -4,12 +4,16 @@ from typing import Annotated, Any
 
 import click
 import typer
+import typer.core
 
-from pairio_cli.output import fail, short
+from pairio_cli.output import data, fail, short
 
 __all__ = [
+    "JobId",
     "Json",
+    "Service",
     "ServiceOption",
+    "add_version",
     "api",
     "new_typer",
     "part",
@@ -18,8 +22,29 @@ __all__ = [
     "service_path",
 ]
 
+Service = Annotated[str, typer.Argument(metavar="SERVICE", help="Name or id of the service.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, or the end of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
+
+
+def _keep_help_of_arguments() -> None:
+    """Let arguments have their help, once: click 8.5 has got one of its own, to which typer 0.24
+    hands nothing on (so it was lost), and a list of arguments of its own beside typer's."""
+    make = typer.core.TyperArgument.__init__
+
+    def make_with_help(self: typer.core.TyperArgument, **given: Any) -> None:
+        make(self, **given)
+        self.help = given.get("help")
+
+    def no_second_list(*_: Any) -> None:
+        return None
+
+    setattr(typer.core.TyperArgument, "__init__", make_with_help)  # noqa: B010
+    setattr(typer.core.TyperCommand, "format_arguments", no_second_list)  # noqa: B010
+
+
+_keep_help_of_arguments()
 
 
 def new_typer(help_text: str) -> typer.Typer:
@@ -27,6 +52,26 @@ def new_typer(help_text: str) -> typer.Typer:
     return typer.Typer(
         help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a program the option --version."""
+
+    def show(asked: bool) -> None:
+        if asked:
+            from importlib.metadata import version
+
+            data(f"pairio {version('pairio')}")
+            raise typer.Exit()
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=show, is_eager=True, help="Print the version."),
+        ] = False,
+    ) -> None:
+        del version  # its callback has answered
 
 
 def api() -> Any:

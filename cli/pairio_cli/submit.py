@@ -8,7 +8,7 @@ from typing import Any
 
 from pairio._http import Api, part
 from pairio.errors import PairioError
-from pairio_cli.output import as_json, data, note, short
+from pairio_cli.output import INTERRUPTED, as_json, data, note, short
 
 __all__ = ["Wish", "show_job", "submit_wish"]
 
@@ -45,14 +45,20 @@ def submit_wish(api: Api, wish: Wish, *, wait: bool, timeout_s: float | None, js
     }
     job = api.call("POST", "/api/v1/jobs", body)
     if wait:
-        job = _wait(api, job, service, None if timeout_s is None else began + timeout_s)
+        try:
+            job = _wait(api, job, service, None if timeout_s is None else began + timeout_s)
+        except KeyboardInterrupt:
+            as_json(job) if json else data(job["jobId"])
+            note("interrupted; the job goes on")
+            note(f"\nhint: pairio job show {short(job['jobId'])}, or pairio job cancel")
+            return INTERRUPTED
     as_json(job) if json else data(job["jobId"])
     _say(job, time.monotonic() - began)
     if not wait:
         return 0
     if not job["isSettled"]:
         note("error: the time to wait is over; the job goes on")
-        note(f"\nhint: pairio job show {short(job['jobId'])}")
+        note(f"\nhint: pairio job why {short(job['jobId'])}")
         return _EXIT_TIMEOUT
     return 0 if job["status"] == "completed" else _EXIT_FAILED
 
@@ -86,7 +92,9 @@ def _only_service(api: Api) -> str:
         return str(services[0])
     if not services:
         raise PairioError("this node is in no service", "pairio service create NAME")
-    raise PairioError("several services; none was named", f"--service {' | '.join(services)}")
+    raise PairioError(
+        "this node is in several services", f"name one: --service {' | '.join(services)}"
+    )
 
 
 def _processor(api: Api, service: str, name: str) -> dict[str, Any]:
@@ -108,13 +116,16 @@ def _processor(api: Api, service: str, name: str) -> dict[str, Any]:
 def _definition(api: Api, wish: Wish, processor: dict[str, Any]) -> dict[str, Any]:
     types = {p["name"]: p["type"] for p in processor["parameters"]}
     bases = dict(_pairs(wish.outputs, "-o"))
+    outputs = [o["name"] for o in processor["outputs"]]
+    for name in bases:
+        if name not in outputs:
+            known = f"its outputs: {', '.join(outputs) or 'none'}"
+            raise PairioError(f"processor {wish.name!r} has no output {name!r}", known)
     return {
         "appName": processor["app"],
         "processorName": processor["name"],
         "inputFiles": [_input(api, n, v) for n, v in _pairs(wish.inputs, "-i")],
-        "outputFiles": [
-            {"name": o["name"], "fileBaseName": bases.get(o["name"])} for o in processor["outputs"]
-        ],
+        "outputFiles": [{"name": name, "fileBaseName": bases.get(name)} for name in outputs],
         "parameters": [
             {"name": n, "value": _value(n, v, types.get(n, "str"))}
             for n, v in _pairs(wish.parameters, "-p")

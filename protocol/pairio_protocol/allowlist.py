@@ -45,8 +45,8 @@ def parse_roles(names: list[str]) -> tuple[str, ...]:
     roles = {_ORIGINAL_ROLES.get(name.strip(), name.strip()) for name in names if name.strip()}
     unknown = sorted(roles - set(ROLES))
     if unknown or not roles:
-        shown = repr(unknown[0]) if unknown else "nothing"
-        raise DefinitionError(f"role is {shown}", f"use {', '.join(ROLES)}")
+        what = f"role is {unknown[0]!r}" if unknown else "no role is named"
+        raise DefinitionError(what, f"use {', '.join(ROLES)}")
     return tuple(sorted(roles))
 
 
@@ -190,7 +190,7 @@ def _admins(op: dict[str, Any]) -> dict[str, Any]:
         raise DecodeError("an admin is named twice")
     threshold = op.get("threshold")
     if not is_count(threshold) or not 1 <= threshold <= len(admins):
-        raise DecodeError("the threshold is not between 1 and the number of admins")
+        raise DecodeError(f"the threshold is {threshold!r}, not 1 to {len(admins)}, the admins")
     return {"admins": tuple(admins), "threshold": threshold}
 
 

@@ -6,6 +6,7 @@ It is read from the signed changes alone, on a node or from a file that one wrot
 from collections.abc import Iterable
 from typing import Any
 
+from pairio_protocol.allowlist import Folded
 from pairio_protocol.changes import SignedChange, Told
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.service import Chain
@@ -27,8 +28,7 @@ def _entry(told: Told) -> dict[str, Any]:
         "previous": document["prev"],
         "issuedUnixMs": document["issued"],
         "signedBy": [
-            {"peerId": peer, "member": before.member_of(peer) if before else None}
-            for peer in told.signers
+            {"peerId": peer, "member": _member(document, before, peer)} for peer in told.signers
         ],
         "needed": told.needed,
         "does": [op_words(op, before) for op in document["ops"]],
@@ -37,6 +37,14 @@ def _entry(told: Told) -> dict[str, Any]:
         "over": list(document["over"]),
         "fate": told.fate,
     }
+
+
+def _member(document: dict[str, Any], before: Folded | None, peer: str) -> str | None:
+    """Return whose key signed: the list before a change says it; the first change adds its own."""
+    if before is not None:
+        return before.member_of(peer)
+    added = [op for op in document["ops"] if op["op"] == "add" and op.get("key") == peer]
+    return str(added[0]["member"]) if added else None
 
 
 def app_history(chain: Chain, app: str | None = None) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def misfit(
     says so by accepting the award.
     """
     if not entry.compute:
-        return ("compute", "a node that computes", "does not, or not at this hour")
+        return ("compute", "a node that computes", "one that does not, or not at this hour")
     if targets and entry.peer not in targets:
         return ("targets", ", ".join(t[-6:] for t in targets), entry.peer[-6:])
     for name, need, have in (

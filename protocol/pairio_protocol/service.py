@@ -463,7 +463,9 @@ class Chain:
             place = Place(self._root, len(self._links), unix_ms, tuple(c.plain() for c in cuts))
             folded, _ = apply_ops(before, ops, place)
         except DecodeError as error:
-            raise DefinitionError(str(error), "see pairio service members") from None
+            raise DefinitionError(
+                str(error), "see what is there: pairio service show SERVICE"
+            ) from None
         body = encode(
             {
                 "type": "pairio/change",

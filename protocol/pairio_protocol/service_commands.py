@@ -67,8 +67,8 @@ class ServiceCommands:
             )
         if chain is None:
             raise DefinitionError(
-                f"service {name!r} waits for your consent",
-                f"pairio service accept {name}",
+                f"service {membership.petnames.get(service, name)!r} waits for your consent",
+                f"pairio service accept {membership.petnames.get(service, name)}",
             )
         return service, chain
 
@@ -81,6 +81,8 @@ class ServiceCommands:
 
     def _create(self, event: ev.CreateService) -> None:
         name = normal_name(event.name)
+        if not name:
+            raise DefinitionError("a service needs a name", "pairio service create NAME")
         self._check_free(name)
         service = self._core.membership.create(name, event.nonce)
         self._core.book.changed()

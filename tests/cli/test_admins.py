@@ -132,7 +132,7 @@ DOING: list[tuple[list[str], tuple[str, str, Any], str]] = [
     (
         ["service", "grant", "lab", BOB, "--roles", "submit,compute", "--name", "Bob"],
         ("POST", "grant", {"who": BOB, "roles": ["submit", "compute"], "name": "Bob"}),
-        "Eve is in 'lab' with submit,compute",
+        "'Eve' is in 'lab' with submit,compute",
     ),
     (
         ["service", "revoke", "lab", "Bob"],
@@ -196,7 +196,7 @@ def test_an_update_says_so(lab: FakeNode, run: Run) -> None:
 
 
 def test_the_service_may_be_called_otherwise_here(lab: FakeNode, run: Run) -> None:
-    done = run("service", "rename", "lab", "--service", "mine")
+    done = run("service", "rename", "lab", "--here", "mine")
     assert (done.code, lab.asked[-1].body) == (0, {"name": "mine"})
 
 
@@ -370,8 +370,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["service", "revoke", "nix", "Bob"], 1, "nix"),
     (["service", "revoke", "lab", "Bob", "--since", "soon"], 2, "--since is 'soon'"),
     (["service", "revoke", "lab", "Bob", "--since", "²h"], 2, "'²h'"),
-    (["service", "rename", "lab", "Bob"], 2, "his new name"),
-    (["service", "rename", "lab", "Bob", "Eve", "--service", "x"], 2, "alone"),
+    (["service", "rename", "lab", "Bob"], 2, "the new name"),
+    (["service", "rename", "lab", "Bob", "Eve", "--here", "x"], 2, "alone"),
     (["service", "admins", "lab", "--threshold", "0"], 2, "threshold"),
     (["service", "delete", "nix", "--yes"], 1, "nix"),
     (["service", "propose", "lab"], 2, "--file FILE or --renew ID"),

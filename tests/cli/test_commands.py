@@ -1,6 +1,7 @@
 """Every command: data on stdout, the rest on stderr, exit codes, one JSON document with --json."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +267,70 @@ def test_submit_wait_timeout_prints_the_job_and_exits_4(lab: FakeNode, run: Run)
     assert done.code == 4
     assert json.loads(done.out) == pending
     assert "the job goes on" in done.err
-    assert "\n\nhint: pairio job show" in done.err
+    assert "\n\nhint: pairio job why" in done.err
     assert run("submit", "hello/greet", "--wait", "--timeout", "0").code == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "hint"),
+    [
+        (("submit", "hello/greet", "--wait"), f"{JOB_ID}\n", "pairio job show"),
+        (("join", "pairio:x"), "", "pairio-node status"),
+    ],
+)
+def test_ctrl_c_ends_the_wait_only_and_says_what_goes_on(
+    command: tuple[str, ...], out: str, hint: str, lab: FakeNode, run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from pairio._http import Api
+
+    call = Api.call
+
+    def interrupted(self: Api, method: str, path: str, *rest: Any) -> Any:
+        if "/wait" in path or "/joins" in path:
+            raise KeyboardInterrupt
+        return call(self, method, path, *rest)
+
+    lab.on("POST", "/jobs", job(status="pending", isSettled=False))
+    monkeypatch.setattr(Api, "call", interrupted)
+    ended = run(*command)
+    assert (ended.code, ended.out) == (130, out)
+    assert "interrupted; " in ended.err
+    assert f"\n\nhint: {hint}" in ended.err
+
+
+def test_ctrl_c_anywhere_else_is_told_too(
+    lab: FakeNode, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pairio._http import Api
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Api, "call", interrupted)
+    ended = run("service", "ls")
+    assert (ended.code, ended.out, ended.err) == (130, "", "interrupted\n")
+
+
+def test_a_table_without_rows_says_so(lab: FakeNode, run: Run) -> None:
+    lab.on("GET", "/offers", {"offers": []})
+    none = run("service", "offers")
+    assert (none.code, none.out) == (0, "SERVICE  ID  ADMINS\n")
+    assert none.err == "Nothing waits for your consent\n"
+
+
+@pytest.mark.parametrize("program", ["pairio", "pairio-node"])
+def test_the_version_is_data(run: Run, program: str) -> None:
+    asked = run("--version", program=program)
+    assert (asked.code, asked.err) == (0, "")
+    assert asked.out == f"pairio {version('pairio')}\n"
+
+
+def test_help_says_once_what_an_argument_is(run: Run) -> None:
+    asked = run("app", "install", "--help")
+    assert asked.code == 0
+    assert asked.out.count("SOURCE   A directory, or the name of a shipped app.") == 1
+    assert asked.out.count("Name or id of the service.") == 1
 
 
 def test_submit_and_show_print_the_same_document(lab: FakeNode, run: Run) -> None:
@@ -297,6 +360,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["submit", "hello/greet", "--cpus", "many"], 2, "'many'"),
     (["submit", "--service", "nix", "hello/greet"], 1, "/services/nix/apps"),
     (["submit"], 2, "Missing argument"),
+    (["submit", "hello/greet", "-o", "nix=x"], 1, "no output 'nix'"),
+    (["submit", "hello/greet", "--cpus", "0"], 2, "--cpus"),
+    (["job", "ls", "--status", "nix"], 2, "'nix'"),
+    (["job", "ls", "--limit", "0"], 2, "--limit"),
+    (["service", "rename", "lab"], 2, "hint: pairio service rename --help"),
     (["job", "show", "bafygone"], 1, "no /api/v1/jobs/bafygone"),
     (["job", "show", ""], 1, "no /api/v1/jobs/"),
     (["job", "show", "../services"], 1, "no /api/v1/jobs/../services"),

@@ -76,6 +76,13 @@ def test_join_says_what_as_whom_and_with_which_roles(node: FakeNode, run: Run) -
     assert (body["link"], body["name"], body["roles"]) == (LINK, "Ada", ["submit"])
 
 
+def test_who_is_in_already_is_told_so(node: FakeNode, run: Run) -> None:
+    node.on("POST", "/joins", {**JOINED, "already": True})
+    ran = run("join", LINK, "--name", "Eve")
+    assert (ran.code, ran.out) == (0, "lab\n")
+    assert "This node is in 'lab' already, as 'Ada' with roles" in ran.err
+
+
 def test_join_waits_and_then_goes_on_in_the_background(node: FakeNode, run: Run) -> None:
     node.on("POST", "/joins", WAITING)
     node.on("GET", "/joins/bafyservice", {k: v for k, v in WAITING.items() if k != "words"})
@@ -102,7 +109,7 @@ def test_a_refusal_is_told_with_what_to_do(node: FakeNode, run: Run, status: int
 COMMANDS: list[tuple[tuple[str, ...], str, str, Any, str]] = [
     (("invitations", "lab"), "GET", "/services/lab/invitations",
      {"invitations": [{"key": "12D3KooWtoken12345", "roles": ["submit"], "used": 1, "uses": 2,
-                       "state": "open"}]}, "1 of 2"),
+                       "expiresUnixMs": 0, "state": "used_up"}]}, "1 of 2  used up  19"),
     (("uninvite", "lab", "abc"), "DELETE", "/services/lab/invitations/abc", {"key": "k"},
      "Withdrawn"),
     (("link-device", "lab"), "POST", "/services/lab/devices", MADE, "One device of yours"),

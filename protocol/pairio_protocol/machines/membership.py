@@ -152,7 +152,9 @@ class Membership:
                 self.take(service, change)
                 return ""
         except DecodeError as error:
-            raise DefinitionError(str(error), "see pairio service members") from None
+            raise DefinitionError(
+                str(error), "see what is there: pairio service show SERVICE"
+            ) from None
         self.proposals.propose(service, change)
         return change.cid
 
@@ -160,9 +162,10 @@ class Membership:
         """Raise DefinitionError if this node is no admin of a service."""
         folded = self.chains[service].now
         if self._ctx.me not in folded.admins:
+            names = ", ".join(folded.member_of(peer) or peer for peer in folded.admins)
             raise DefinitionError(
                 f"this node is no admin of {self.petnames[service]!r}",
-                f"ask one of its admins: {', '.join(folded.admins)}",
+                f"ask one of its admins: {names}",
             )
 
     def take(self, service: str, change: SignedChange) -> None:

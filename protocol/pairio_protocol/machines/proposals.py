@@ -76,8 +76,10 @@ class Proposals:
         if len(found) == 1:
             return found[0]
         known = ", ".join(w.change.cid[-10:] for w in proposals) or "none"
-        what = "several proposals are waiting" if not name and found else f"no proposal {name!r}"
-        raise DefinitionError(what, f"name one of: {known}")
+        what = "several proposals are waiting" if found else "no proposal is waiting"
+        if name:
+            what = f"{len(found)} proposals end in {name!r}" if found else f"no proposal {name!r}"
+        raise DefinitionError(what, f"waiting: {known}")
 
     def look(self, service: str, name: str, data: bytes) -> Weighed:
         """Return the proposal in `data`, which another admin gave in a file, or without it the one
