@@ -96,6 +96,7 @@ class Guests:
         self.over: dict[str, str] = {}
         self.given_by: dict[str, str] = {}
         self.refused: dict[str, str] = {}  # service that is not shown -> code
+        self._refusals: dict[str, dict[str, str]] = {}  # the same by peer of the link
         self.unsaved: list[tuple[str, str, bytes]] = []
         self._due: Deadlines[str] = Deadlines()
         self._handles: deque[tuple[str, str]] = deque()
@@ -118,6 +119,7 @@ class Guests:
         already = self.is_known(service)
         self.services[service] = link.peers
         self.refused.pop(service, None)
+        self._refusals.pop(service, None)
         self._core.membership.followed.add(service)
         peers = [[p.peer, list(p.addresses)] for p in link.peers]
         self.unsaved.append((NOTE, service, pack(peers)))
@@ -140,6 +142,7 @@ class Guests:
             return
         self.unsaved.append((NOTE, service, b""))
         self.refused.pop(service, None)
+        self._refusals.pop(service, None)
         for job in [job for job in self.jobs.values() if job.service == service]:
             self._end(job, "this node is no guest there any more", tell=True)
         self._core.folds.pop(service, None)  # as a member it would begin with other requests
@@ -380,8 +383,18 @@ class Guests:
         if peer not in self._hearers(asked.service):
             self._ctx.refuse(peer, "an answer to a job that it was not asked for")
         elif asked.state == "refused" and not self.is_known(asked.service):
-            self.refused[asked.service] = asked.code if asked.code in REFUSALS else "not_public"
-            self._ctx.emit(WishChanged(asked.service))
+            self._on_not_shown(peer, asked.service, asked.code)
+
+    def _on_not_shown(self, peer: str, service: str, code: str) -> None:
+        """Whoever made the link says no, or all whom it names do: that is final."""
+        if service not in self.services:
+            return
+        said = self._refusals.setdefault(service, {})
+        said[peer] = code if code in REFUSALS else "not_public"
+        of_link = [p.peer for p in self.services[service]]
+        if peer == of_link[0] or all(p in said for p in of_link):
+            self.refused[service] = said[peer]
+            self._ctx.emit(WishChanged(service))
 
     def _on_waits(self, job: GuestJob) -> None:
         job.accepted = True

@@ -207,6 +207,7 @@ class Intake:
             case Cancel():
                 self._core.coordinator.review_all()
                 self._core.worker.review(service)
+                self._core.sponsors.on_canceled(service, record.requests)
                 for name in record.requests:
                     if name in fold.requests:
                         self._ctx.emit(JobChanged(service, fold.requests[name].job))

@@ -337,16 +337,34 @@ class Sponsors:
             self._forget(key)
 
     def on_service_changed(self, service: str) -> None:
-        """The list has changed: in a service that is not public strangers have nothing any more."""
-        if self._public(service) is not None:
+        """The list has changed: in a service that is not public strangers have nothing any more,
+        and from a node that may not submit they go to another sponsor."""
+        chain = self._core.membership.active(service)
+        submits = chain is not None and "submit" in chain.now.roles_of(self._ctx.me)
+        is_public = self._public(service) is not None
+        if is_public and submits:
             return
+        code = "no_sponsor" if is_public else "not_public"
         for key, waiting in list(self._waiting.items()):
             if waiting.service == service:
-                self._forget(key)
-                self._ctx.send(key[0], Asked(service, key[1], "over", "not_public", b""))
-        chain = self._core.membership.active(service)
-        if chain is not None and "submit" in chain.now.roles_of(self._ctx.me):
+                self._over(key, code)
+        if submits:
             self._withdraw(service, None, None)
+
+    def on_canceled(self, service: str, requests: tuple[str, ...]) -> None:
+        """Requests are withdrawn, by an admin maybe: who waits for them in vain is told."""
+        fold = self._core.fold(service)
+        states = [fold.requests[name] for name in requests if name in fold.requests]
+        for job in {s.job for s in states if s.record.sponsor_of and s.canceled}:
+            for key in sorted(self._by_job.get((service, job), ())):
+                waiting = self._waiting[key]
+                if not waiting.result and not self._is_under_way(waiting):
+                    self._over(key, "canceled")
+
+    def _over(self, key: _Key, code: str) -> None:
+        waiting = self._forget(key)
+        if waiting is not None:
+            self._ctx.send(key[0], Asked(waiting.service, key[1], "over", code, b""))
 
     def on_restored(self) -> None:
         """After a restart: which requests this node has open for strangers."""
@@ -369,8 +387,7 @@ class Sponsors:
         self._expires_ms = None
         for key, waiting in list(self._waiting.items()):
             if waiting.ends_unix_ms < self._ctx.unix_ms:
-                self._forget(key)
-                self._ctx.send(key[0], Asked(waiting.service, key[1], "over", "expired", b""))
+                self._over(key, "expired")
             else:
                 self._note_expiry(waiting.ends_unix_ms)
 

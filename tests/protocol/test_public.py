@@ -367,6 +367,47 @@ def test_without_a_sponsor_a_guest_is_told_in_words() -> None:
     assert isinstance(fail, ef.Fail) and "none is connected" in fail.message
 
 
+def test_a_sponsor_that_may_submit_no_more_hands_its_guests_on() -> None:
+    world = Public(slow=True).make_public()
+    stranger = world.strangers[0]
+    world.ask(world.admin, ev.Grant, "lab", "worker", ("submit",), "")
+    world.follow(stranger, world.admin, world.worker)
+    world.cut(stranger, world.admin)
+    answer = world.submit(stranger, "Ada")
+    job = world.cores[stranger].guests.jobs[answer.value["request"]]
+    assert job.sponsor == world.worker
+    world.connect(stranger, world.admin)
+    world.do(world.admin, ev.Revoke(500, "lab", "worker", ("submit",)))
+    for _ in range(5):
+        world.pass_time(1000)
+    assert job.sponsor == world.admin and job.accepted
+
+
+def test_who_waits_for_what_an_admin_cancels_is_told() -> None:
+    world = Public(slow=True).make_public()
+    stranger = world.strangers[0]
+    world.follow(stranger)
+    answer = world.submit(stranger, "Ada")
+    (sponsored,) = world.requests()
+    world.ask(world.admin, ev.CancelRequests, "lab", (sponsored.id,))
+    assert world.cores[stranger].guests.over[answer.value["request"]] == "canceled"
+
+
+def test_one_of_a_links_peers_who_shows_nothing_is_not_the_last_word() -> None:
+    world = Public(strangers=2).make_public()
+    stranger, other = world.strangers
+    world.follow(stranger, world.admin, other)
+    assert world.cores[stranger].guests.is_known(world.service)
+    world.cores[stranger].guests.leave(world.service)
+    world.cut(stranger, world.admin)
+    peers = tuple(LinkPeer(p, ()) for p in (world.admin, other))
+    link = Link("public", world.service, "lab", peers)
+    world.ask(stranger, ev.JoinService, link, "", ())
+    assert world.cores[stranger].guests.refused == {}
+    world.connect(stranger, world.admin)
+    assert world.cores[stranger].guests.is_known(world.service)
+
+
 def test_a_forged_result_is_refused_and_another_sponsor_asked() -> None:
     world = Public(slow=True).make_public()
     stranger = world.strangers[0]
