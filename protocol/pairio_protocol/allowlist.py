@@ -4,7 +4,6 @@
 change, and which branch of changes counts, is in `service.py`. Source: DESIGN section 5.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -13,7 +12,7 @@ from pairio_protocol.apps import validate_app
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import ADMINS_MAX, MEMBERS_MAX, NAME_LENGTH_MAX
-from pairio_protocol.names import is_alike, name_flaw
+from pairio_protocol.names import Taken, name_flaw
 from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.proofs import (
     Past,
@@ -30,9 +29,6 @@ __all__ = ["ROLES", "Folded", "apply_ops", "is_count", "parse_roles"]
 
 #: Any role implies read.
 ROLES = ("admin", "submit", "compute", "read")
-#: Ops that may take keys off the list; for the others they are not compared, which would cost a
-#: list of thousands dearly.
-_REMOVING = ("remove", "admins")
 _ORIGINAL_ROLES = {"createJobs": "submit", "processJobs": "compute"}
 
 
@@ -133,7 +129,7 @@ def apply_ops(
     place = place or Place()
     if not isinstance(ops, list) or not 1 <= len(ops) <= 256:
         raise DecodeError("a change has 1 to 256 ops")
-    folded, removed = before, set()
+    folded, removed, index = before, set[str](), _Index(before)
     for op in ops:
         if not isinstance(op, dict):
             raise DecodeError("an op is not a map")
@@ -144,9 +140,9 @@ def apply_ops(
             continue
         if folded.ended:
             raise DecodeError("the service has ended")
-        before_op, folded = folded, _applied(folded, op, place)
-        if op["op"] in _REMOVING:
-            gone = _keys(before_op) - _keys(folded)
+        before_op, folded = folded, _applied(folded, op, place, index)
+        gone = _gone(before_op, folded, op, index)
+        if gone:
             removed |= gone
             if op["op"] != "remove" or "leave" not in op:
                 folded = replace(folded, past=folded.past.with_removal(gone, place.seq))
@@ -156,8 +152,46 @@ def apply_ops(
     return folded, frozenset(removed)
 
 
-def _keys(folded: Folded) -> set[str]:
-    return {*folded.peers(), *folded.admins}
+class _Index:
+    """Names and keys of a list while ops are done to it: with thousands of members it would cost
+    dearly to gather them for every op."""
+
+    def __init__(self, before: Folded | None) -> None:
+        self._before = before
+
+    @cached_property
+    def names(self) -> Taken:
+        """The members' names; asked for by the ops that bring or take one."""
+        return Taken(self._before.members if self._before else ())
+
+    @cached_property
+    def owners(self) -> dict[str, str]:
+        """Key -> member."""
+        members = self._before.members if self._before else {}
+        return {key: name for name, (_, keys) in members.items() for key in keys}
+
+    def take(self, name: Any) -> str:
+        """Take a name that no member has, nor one that people would take for it; return it."""
+        new = _title(name, "member")
+        other = self.names.add(new)
+        if other is not None:
+            raise DecodeError(f"member {new!r} looks like member {other!r}")
+        return new
+
+
+def _gone(before: Folded, after: Folded, op: dict[str, Any], index: _Index) -> set[str]:
+    """Return the keys that an op took off the list."""
+    if op["op"] == "admins":
+        return {p for p in before.admins if p not in after.admins and p not in index.owners}
+    if op["op"] != "remove":
+        return set()
+    name = op["member"]
+    gone = set(before.members[name][1]) - set(after.members.get(name, ((), ()))[1])
+    for key in gone:
+        del index.owners[key]
+    if name not in after.members:
+        index.names.discard(name)
+    return gone
 
 
 def _remove(folded: Folded, name: str, key: Any) -> Folded:
@@ -194,10 +228,10 @@ def _admins(op: dict[str, Any]) -> dict[str, Any]:
     return {"admins": tuple(admins), "threshold": threshold}
 
 
-def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
+def _applied(folded: Folded, op: dict[str, Any], place: Place, index: _Index) -> Folded:
     match op.get("op"):
         case "add":
-            return _add(folded, op, place)
+            return _add(folded, op, place, index)
         case "invite":
             public_key_of(_name(op.get("key"), "key"))
             made = with_invitation(folded.invitations, op, _roles(op), place)
@@ -219,7 +253,7 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
                 check_leave(op["leave"], op.get("key"), folded.past, place)
             return _remove(folded, name, op.get("key"))
         case "rename":
-            return _rename(folded, op)
+            return _rename(folded, op, index)
         case "admins":
             return replace(folded, **_admins(op))
         case "app":
@@ -254,31 +288,24 @@ def _member(folded: Folded, op: dict[str, Any]) -> str:
     return name
 
 
-def _rename(folded: Folded, op: dict[str, Any]) -> Folded:
+def _rename(folded: Folded, op: dict[str, Any], index: _Index) -> Folded:
     """Call a member otherwise; his keys and roles stay."""
     name = _member(folded, op)
+    index.names.discard(name)
+    new = index.take(op.get("to"))
     others = {n: m for n, m in folded.members.items() if n != name}
-    return replace(
-        folded, members={**others, _new_member(others, op.get("to")): folded.members[name]}
-    )
+    index.owners.update(dict.fromkeys(folded.members[name][1], new))
+    return replace(folded, members={**others, new: folded.members[name]})
 
 
-def _new_member(others: Iterable[str], value: Any) -> str:
-    """Return a name that no other member has, nor one that people would take for it."""
-    name = _title(value, "member")
-    for other in others:
-        if is_alike(name, other):
-            raise DecodeError(f"member {name!r} looks like member {other!r}")
-    return name
-
-
-def _add(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
+def _add(folded: Folded, op: dict[str, Any], place: Place, index: _Index) -> Folded:
     name, roles, key = _name(op.get("member"), "member"), _roles(op), _name(op.get("key"), "key")
     if name not in folded.members:
-        _new_member(folded.members, name)
+        index.take(name)
     public_key_of(key)
-    owner = folded.member_of(key)
-    if owner is not None and owner != name:
+    owner = index.owners.setdefault(key, name)
+    is_new = key not in folded.members.get(name, ((), ()))[1]
+    if owner != name:
         raise DecodeError(f"{key} is a key of member {owner!r} already")
     had, keys = folded.members.get(name, ((), ()))
     if len(keys) >= 64:
@@ -289,7 +316,7 @@ def _add(folded: Folded, op: dict[str, Any], place: Place) -> Folded:
         folded = replace(folded, past=linked(op["device"], keys, key, folded.past, place))
     if "invitation" in op:
         folded = _add_invited(folded, op, roles, place)
-    past = folded.past.with_join(key, place.seq) if owner is None else folded.past
+    past = folded.past.with_join(key, place.seq) if is_new else folded.past
     members = {**folded.members, name: (roles, tuple(sorted({*keys, key})))}
     return replace(folded, members=members, past=past)
 
@@ -299,9 +326,9 @@ def _add_invited(
 ) -> Folded:
     """Check an invitation: it names somebody new, or gives the member whose key this is more."""
     name, key = op["member"], op["key"]
-    if name in folded.members and folded.member_of(key) != name:
-        raise DecodeError(f"there is a member {name!r} already")
     roles_had, keys = folded.members.get(name, ((), ()))
+    if name in folded.members and key not in keys:
+        raise DecodeError(f"there is a member {name!r} already")
     invitations, allowed = invited(
         folded.invitations, op["invitation"], key, folded.past, place, keys
     )

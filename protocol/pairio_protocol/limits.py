@@ -86,8 +86,10 @@ LINK_PEERS_MAX: Final = 4
 ADDRESSES_MAX: Final = 8
 #: The text of a link.
 LINK_LENGTH_MAX: Final = 4096
-#: What one such service may weigh: the bytes of its changes, and 64 for each member after each.
+#: What one such service may weigh: the bytes of its changes, and of the list after each.
 OFFER_WEIGHT_MAX: Final = 8 * 1024 * 1024
+#: Work for such services in a minute, all together: bytes of lists to be made, some per op.
+OFFER_WORK_PER_MINUTE_MAX: Final = 32 * 1024 * 1024
 #: Services whose changes come in several messages and have not named this node yet.
 UNNAMED_MAX: Final = 8
 #: Proposed changes kept for a service, and of those that one admin proposed.

@@ -12,7 +12,7 @@ from unicodedata import ucd_3_2_0 as unicode
 
 from pairio_protocol.limits import NAME_LENGTH_MAX
 
-__all__ = ["free_name", "is_alike", "name_flaw", "normal_name"]
+__all__ = ["Taken", "free_name", "is_alike", "name_flaw", "normal_name"]
 
 #: Letters, marks, numbers, punctuation, symbols. Bidi controls, invisible formats, private and
 #: unassigned characters are of other classes.
@@ -77,6 +77,27 @@ def is_alike(one: str, other: str) -> bool:
     """Say whether people would take one name for the other: they differ in case, or in letters
     that look the same."""
     return not _looks(one).isdisjoint(_looks(other))
+
+
+class Taken:
+    """The names of a list, none of which is like another, while some come and go."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_look = {look: name for name in names for look in _looks(name)}
+
+    def add(self, name: str) -> str | None:
+        """Take a name; or return the one that it looks like."""
+        looks = _looks(name)
+        for look in looks:
+            if look in self._by_look:
+                return self._by_look[look]
+        self._by_look.update(dict.fromkeys(looks, name))
+        return None
+
+    def discard(self, name: str) -> None:
+        """A name is free again."""
+        for look in _looks(name):
+            self._by_look.pop(look, None)
 
 
 def free_name(wanted: str, peer: str, taken: Iterable[str]) -> str:

@@ -55,7 +55,9 @@ class _Link:
     cuts: dict[LogId, Cut]
     over: tuple[str, ...]
     #: signatures without which it would not be valid
-    needed: int = 1
+    needed: int
+    #: of the folded document
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Chain:
         self._named: set[str] = set()  # keys that any branch ever had on the list
         self._mix = bytes(32)
         self._weight = 0
+        self._work = 0
         self._losers: list[_Link] = []  # of other branches than the winning one, by seq
         self._over: set[str] = set()  # what the winning branch signs over
         self._deepest = -1  # the highest seq of any branch
@@ -134,6 +137,12 @@ class Chain:
     def weight(self) -> int:
         """About how much memory the chain takes, in bytes: each change has its own list."""
         return self._weight
+
+    @property
+    def work(self) -> int:
+        """About how much there was to do for the chain: a unit is a byte of a document that is made
+        and hashed; an op costs some for each member."""
+        return self._work
 
     def has_signed(self, admins: set[str]) -> bool:
         """Say whether one of these admins has signed a change of the winning branch."""
@@ -184,7 +193,8 @@ class Chain:
         if len(self._children.get(prev or "", ())) >= SIBLINGS_MAX:
             raise DecodeError(f"more than {SIBLINGS_MAX} changes after one")
         self._known[cid] = link
-        self._weight += len(change.body) + 64 * len(link.folded.members)
+        self._weight += len(change.body) + link.size_bytes
+        self._work += len(change.body) * len(link.folded.members) // 20 + link.size_bytes
         self._named |= _added(document["ops"])
         if prev is None:
             self._root = cid
@@ -347,6 +357,7 @@ class Chain:
             parsed,
             tuple(over),
             needed,
+            len(data),
         )
 
     # -- which branch wins, and what follows ----------------------------------------------

@@ -104,6 +104,38 @@ def test_an_offer_that_grows_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
     assert core.ctx.counters["refused: an offer beyond what is kept"]
 
 
+def test_large_lists_of_strangers_are_read_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "OFFER_WORK_PER_MINUTE_MAX", 50_000)
+    core = _fresh_node()
+    refused = "refused: an offer beyond what is looked at"
+    read = 0
+    for number in range(100):
+        chain = _service(number, STRANGER)
+        chain.add(chain.propose([{"op": "policy", "policy": {"x": "y" * 9000}}], [STRANGER], 2))
+        _send(core, chain, STRANGER)
+        read += not core.ctx.counters[refused]
+    assert 3 <= read <= 7
+    wanted = _service(1000, TRUSTED)
+    _send(core, wanted, TRUSTED)
+    assert core.membership.taken_up == {wanted.service}
+    core.handle(ev.TimePassed(), 60_000)
+    before = core.ctx.counters[refused]
+    late = _service(1001, STRANGER)
+    frame = MESSAGES.encode(Changes(late.service, (late.changes(-1)[0].encode(),), False))
+    core.handle(ev.FrameReceived(STRANGER.peer, frame), 60_000)
+    assert core.ctx.counters[refused] == before
+    assert late.service in core.membership.offers()
+
+
+def test_what_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "OFFER_WEIGHT_MAX", 10_000)
+    core, chain = _fresh_node(), _service(1, STRANGER)
+    for number in range(50):
+        chain.add(chain.propose([{"op": "policy", "policy": {"n": number}}], [STRANGER], 2))
+    _send(core, chain, STRANGER)
+    assert core.membership.chains[chain.service].weight < 12_000 < chain.weight
+
+
 def _world() -> tuple[World, NodeCore, str, int]:
     world = World(3).with_service()
     core = world.cores[VICTIM.peer]

@@ -24,6 +24,7 @@ from pairio_protocol.limits import (
     FRAME_SIZE_BYTES_MAX,
     HOME_NODES,
     OFFER_WEIGHT_MAX,
+    OFFER_WORK_PER_MINUTE_MAX,
     OFFERS_MAX,
     UNNAMED_MAX,
 )
@@ -55,6 +56,8 @@ class Membership:
         self.followed: set[str] = set()
         #: chains that come in several messages and have not named this node yet
         self._unnamed: dict[str, Chain] = {}
+        self._offer_work = 0
+        self._offer_work_ms = 0
         self.proposals = Proposals(ctx, self)
 
     # -- looking up -------------------------------------------------------------------
@@ -309,10 +312,30 @@ class Membership:
             return False
         known = self._unnamed if fresh else self.chains
         chain = known.get(message.service) or Chain()
-        if chain.weight > OFFER_WEIGHT_MAX and not self._is_wanted(message.service, chain):
+        unasked = not self._is_wanted(message.service, chain)
+        if unasked and chain.weight > OFFER_WEIGHT_MAX:
             self._unnamed.pop(message.service, None)
             self._ctx.refuse(peer, "an offer beyond what is kept")
             return False
+        if unasked and peer not in self._ctx.config.trust and not self._may_look():
+            self._ctx.refuse(peer, "an offer beyond what is looked at")
+            return False
+        before = chain.work
+        try:
+            return self._take_changes(peer, message, chain, fresh)
+        finally:
+            self._offer_work += chain.work - before if unasked else 0
+
+    def _may_look(self) -> bool:
+        """Say whether there is time for services that nobody here asked for: to read large lists
+        costs much more than to send them."""
+        now_ms = self._ctx.now_ms
+        done = (now_ms - self._offer_work_ms) * OFFER_WORK_PER_MINUTE_MAX // 60_000
+        self._offer_work = max(0, self._offer_work - done)
+        self._offer_work_ms = now_ms
+        return self._offer_work <= OFFER_WORK_PER_MINUTE_MAX
+
+    def _take_changes(self, peer: str, message: Changes, chain: Chain, fresh: bool) -> bool:
         taken: list[SignedChange] = []
         last: SignedChange | None = None
         for data in message.changes[:CHANGES_PER_REPLY_MAX]:
@@ -320,6 +343,8 @@ class Membership:
                 last = SignedChange.decode(data)
                 if self._take(chain, message.service, last):
                     taken.append(last)
+                if chain.weight > OFFER_WEIGHT_MAX and not self._is_wanted(message.service, chain):
+                    break  # refused with the next message, if it is not to be kept at all
             except ChangeGap:
                 self._ctx.send(peer, WantChanges(message.service, 0, ""))
                 break
@@ -349,7 +374,7 @@ class Membership:
     def _is_wanted(self, service: str, chain: Chain) -> bool:
         """Say whether this node's owner has asked for a service, by name or by whom he trusts."""
         asked = service in self.taken_up | self.expected | self.followed
-        return asked or self._is_trusted(chain)
+        return asked or (bool(chain.service) and self._is_trusted(chain))
 
     def _may_keep(self, peer: str, message: Changes, chain: Chain) -> bool:
         """Say whether what came of a service is to be kept: anybody may make services, so of those
