@@ -224,7 +224,7 @@ def _admins(op: dict[str, Any]) -> dict[str, Any]:
         raise DecodeError("an admin is named twice")
     threshold = op.get("threshold")
     if not is_count(threshold) or not 1 <= threshold <= len(admins):
-        raise DecodeError(f"the threshold is {threshold!r}, not 1 to {len(admins)}, the admins")
+        raise DecodeError(f"the threshold is {threshold!r}, not 1 to {len(admins)} (the admins)")
     return {"admins": tuple(admins), "threshold": threshold}
 
 

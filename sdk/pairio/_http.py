@@ -42,7 +42,8 @@ def find_api() -> tuple[str, str]:
         return str(info["url"]), str(info["token"])
     except FileNotFoundError:
         raise NodeNotRunning(
-            f"no node runs on {path.parent}", "start one: pairio-node run"
+            f"no node runs on {path.parent}",
+            "start one: pairio-node run; wait for its line `ready`",
         ) from None
     except (OSError, ValueError, KeyError) as error:
         raise NodeNotRunning(f"cannot read {path}: {error}", "restart the node") from None
