@@ -428,7 +428,7 @@ def test_without_a_node_the_hint_is_to_start_one(
         alone = run(*command)
         assert (alone.code, alone.out) == (1, "")
         assert "no node runs on" in alone.err
-        assert alone.err.endswith("hint: start one: pairio-node run\n")
+        assert alone.err.endswith("hint: start one: pairio-node run; wait for its line `ready`\n")
     assert run("status", program="pairio-node").code == 1
 
 

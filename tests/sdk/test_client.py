@@ -272,7 +272,7 @@ def test_without_a_node_the_error_says_what_to_do(
     monkeypatch.delenv("PAIRIO_API_URL")
     with pytest.raises(NodeNotRunning, match=r"no node runs on .*home") as none:
         _submitted(node)
-    assert none.value.hint == "start one: pairio-node run"
+    assert none.value.hint == "start one: pairio-node run; wait for its line `ready`"
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "api.json").write_text("{")
     with pytest.raises(NodeNotRunning, match="cannot read"):
