@@ -23,6 +23,7 @@ from pairio_protocol.limits import (
 from pairio_protocol.signing import SigningKey, sha256, signing_input
 
 __all__ = [
+    "ChangeBeyond",
     "ChangeGap",
     "Cut",
     "Cutting",
@@ -162,6 +163,11 @@ class Weighed:
 
 class ChangeGap(DecodeError):
     """A change that may be valid but whose predecessors are not known here yet."""
+
+
+class ChangeBeyond(DecodeError):
+    """A valid change of admins who have each signed as many that follow the same one as are
+    kept."""
 
 
 @dataclass(frozen=True)

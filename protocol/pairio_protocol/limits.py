@@ -27,7 +27,7 @@ MEMBERS_MAX: Final = 4096
 ADMINS_MAX: Final = 64
 #: Changes of a service, losing branches included: all are kept for ever.
 CHANGES_MAX: Final = 100_000
-#: Changes that may follow one change: a fork is an accident or an attack.
+#: Changes of one admin that may follow one change: a fork is an accident or an attack.
 SIBLINGS_MAX: Final = 64
 #: Logs that one change may cut; logs that it does not name are cut at 0.
 CUTS_PER_CHANGE_MAX: Final = 128

@@ -9,11 +9,13 @@ Source: DESIGN section 5. The rule at a fork is applied at the first divergence,
 """
 
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pairio_protocol.allowlist import Folded, apply_ops, is_count
 from pairio_protocol.changes import (
+    ChangeBeyond,
     ChangeGap,
     Cut,
     Cutting,
@@ -35,7 +37,16 @@ from pairio_protocol.limits import (
 from pairio_protocol.proofs import Place, is_proven
 from pairio_protocol.signing import SigningKey, sha256, verify
 
-__all__ = ["Chain", "ChangeGap", "Cut", "Cutting", "SignedChange", "Told", "Weighed"]
+__all__ = [
+    "Chain",
+    "ChangeBeyond",
+    "ChangeGap",
+    "Cut",
+    "Cutting",
+    "SignedChange",
+    "Told",
+    "Weighed",
+]
 
 _CHANGE_FIELDS = {"type", "v", "seq", "prev", "ops", "cuts", "over", "state", "issued"}
 
@@ -183,6 +194,7 @@ class Chain:
 
         Raises:
             DecodeError: invalid. The chain is as before.
+            ChangeBeyond: its signers have signed too many after the same one.
             ChangeGap: the change before it must come first. The chain is as before.
         """
         cid = change.cid
@@ -190,8 +202,7 @@ class Chain:
             return self._add_signers(self._known[cid], change)
         document, seq, prev = self._read(change)
         link = self._validated(document, change, seq, prev)
-        if len(self._children.get(prev or "", ())) >= SIBLINGS_MAX:
-            raise DecodeError(f"more than {SIBLINGS_MAX} changes after one")
+        self._check_siblings(link)
         self._known[cid] = link
         self._weight += len(change.body) + link.size_bytes
         self._work += len(change.body) * len(link.folded.members) // 20 + link.size_bytes
@@ -207,6 +218,14 @@ class Chain:
             self._deepest = max(self._deepest, seq)
             self._choose()
         return True
+
+    def _check_siblings(self, link: _Link) -> None:
+        """Refuse what goes on with a flood. It is counted for each signer, so that one admin who
+        signs without end keeps out no change of another."""
+        siblings = self._children.get(link.prev or "", ())
+        signed = Counter(peer for cid in siblings for peer in self._known[cid].signers)
+        if all(signed[peer] >= SIBLINGS_MAX for peer in link.signers):
+            raise ChangeBeyond(f"more than {SIBLINGS_MAX} changes of one admin after one")
 
     def story(self) -> list[Told]:
         """Return every known change, by seq, those that count first."""

@@ -7,6 +7,7 @@ import pytest
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
+from pairio_protocol.effects import Send
 from pairio_protocol.limits import (
     OFFER_WEIGHT_MAX,
     OFFERS_MAX,
@@ -15,7 +16,7 @@ from pairio_protocol.limits import (
     UNNAMED_MAX,
 )
 from pairio_protocol.machines import membership
-from pairio_protocol.messages import MESSAGES, Changes, Push
+from pairio_protocol.messages import MESSAGES, Changes, Push, WantChanges
 from pairio_protocol.records import Cancel
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain
@@ -134,6 +135,32 @@ def test_what_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
         chain.add(chain.propose([{"op": "policy", "policy": {"n": number}}], [STRANGER], 2))
     _send(core, chain, STRANGER)
     assert core.membership.chains[chain.service].weight < 12_000 < chain.weight
+
+
+def test_a_flood_of_one_admins_forks_hides_nothing_and_is_asked_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairio_protocol.service.SIBLINGS_MAX", 3)
+    core, chain = _fresh_node(), _service(1, TRUSTED, OTHER)
+    forks = [chain.propose([{"op": "end"}], [OTHER], at) for at in range(2, 9)]
+    honest = chain.propose([{"op": "policy", "policy": {}}], [TRUSTED], 9)
+    other = _service(1, TRUSTED, OTHER)
+    other.add(other.propose([{"op": "policy", "policy": {"x": 1}}], [OTHER], 50))
+    behind = other.propose([{"op": "policy", "policy": {"x": 2}}], [OTHER], 51)
+    root, aside = chain.changes(-1)[0], other.changes(-1)[-1]
+    listing = (root, *forks[:3], aside, behind, honest)
+    frame = MESSAGES.encode(Changes(chain.service, tuple(c.encode() for c in listing), False))
+    wants = []
+    for _ in range(4):  # as if the peer answered each question with all that it has
+        effects = core.handle(ev.FrameReceived(TRUSTED.peer, frame), 1)
+        wants.append(sum(isinstance(e, Send) and _is_want(e) for e in effects))
+    assert wants == [1, 0, 1, 0]  # once more, after what came behind
+    assert core.membership.chains[chain.service].head == honest.cid
+    assert core.ctx.counters["refused: changes of one admin beyond what is kept"]
+
+
+def _is_want(effect: Send) -> bool:
+    return isinstance(MESSAGES.decode(effect.data), WantChanges)
 
 
 def _world() -> tuple[World, NodeCore, str, int]:

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import LogId
+from pairio_protocol.limits import SIBLINGS_MAX
 from pairio_protocol.proofs import (
     DeviceGrant,
     proof_of_device,
     proof_of_invitation,
     proof_of_leave,
 )
-from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
+from pairio_protocol.service import Chain, ChangeBeyond, ChangeGap, Cut, SignedChange
 from pairio_protocol.signing import SigningKey
 
 ANN, BEN, CAT, DAN, EVE, TOKEN = (SigningKey(bytes([i]) * 32) for i in range(1, 7))
@@ -515,3 +516,25 @@ def test_roles_that_were_taken_do_not_come_back_by_an_older_invitation() -> None
     op = {"op": "add", "member": "dan", "key": key.peer, "roles": ["submit"], "device": proof}
     do(chain, op, by=(ANN,))
     refused("taken from the key", chain, joins(chain, key, "dan", "submit", "compute"), by=(ANN,))
+
+
+def flood(chain: Chain, admin: SigningKey, count: int) -> list[SignedChange]:
+    """Changes that an admin makes alone, all of which follow the newest one."""
+    return [
+        chain.propose([device(chain, admin, SigningKey(b"d" * 32), "ann")], [admin], 10 + number)
+        for number in range(count)
+    ]
+
+
+def test_an_admin_who_signs_without_end_keeps_no_change_of_others_out() -> None:
+    chain = service()
+    do(chain, add(ANN, "ann"), add(DAN, "dan"), invite(uses=9))
+    weak = chain.propose([joins(chain, EVE, "eve")], [CAT], 2)
+    strong = chain.propose([remove("dan")], [BEN, CAT], 2)
+    for change in flood(chain, ANN, SIBLINGS_MAX):
+        chain.add(change)
+    with pytest.raises(ChangeBeyond):
+        chain.add(flood(forked(chain, 2), ANN, SIBLINGS_MAX + 1)[-1])
+    assert chain.add(weak)
+    assert chain.add(strong)
+    assert chain.head == strong.cid

@@ -31,9 +31,11 @@ from pairio_protocol.limits import (
 from pairio_protocol.machines.proposals import Proposals
 from pairio_protocol.messages import Changes, Hello, HelloService, WantChanges
 from pairio_protocol.names import is_alike
-from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
+from pairio_protocol.service import Chain, ChangeBeyond, ChangeGap, Cut, SignedChange
 
 __all__ = ["Membership"]
+
+_ASKED_MAX = 1024
 
 
 class Membership:
@@ -56,6 +58,7 @@ class Membership:
         self.followed: set[str] = set()
         #: chains that come in several messages and have not named this node yet
         self._unnamed: dict[str, Chain] = {}
+        self._asked_at: dict[tuple[str, str], bytes] = {}  # the digest when all was asked for
         self._offer_work = 0
         self._offer_work_ms = 0
         self.proposals = Proposals(ctx, self)
@@ -346,8 +349,12 @@ class Membership:
                 if chain.weight > OFFER_WEIGHT_MAX and not self._is_wanted(message.service, chain):
                     break  # refused with the next message, if it is not to be kept at all
             except ChangeGap:
-                self._ctx.send(peer, WantChanges(message.service, 0, ""))
-                break
+                if self._asks_for_all(peer, message.service, chain):
+                    self._ctx.send(peer, WantChanges(message.service, 0, ""))
+                    break
+                self._ctx.refuse(peer, "a change after one that was refused")
+            except ChangeBeyond:
+                self._ctx.refuse(peer, "changes of one admin beyond what is kept")
             except DecodeError:
                 self._ctx.refuse(peer, "invalid service change")
                 if fresh:
@@ -370,6 +377,15 @@ class Membership:
         self._consider(message.service)
         self._pass_on(message.service, taken, peer)
         return True
+
+    def _asks_for_all(self, peer: str, service: str, chain: Chain) -> bool:
+        """Say whether a gap is to be closed with all that a peer knows: not again when that has
+        brought nothing, since the gap is behind something that is refused."""
+        if len(self._asked_at) > _ASKED_MAX:
+            self._asked_at.clear()
+        known = self._asked_at.get((peer, service))
+        self._asked_at[peer, service] = chain.digest
+        return not chain.service or known != chain.digest
 
     def _is_wanted(self, service: str, chain: Chain) -> bool:
         """Say whether this node's owner has asked for a service, by name or by whom he trusts."""
