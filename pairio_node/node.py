@@ -328,14 +328,16 @@ class Node:
         return sorted(self.core.membership.taken_up) + sorted(self.core.guests.services)
 
     def _find(self, job_id: str, service: str | None) -> tuple[str, RequestState]:
+        """Return a request and its service; where several have the job, the one asked for last."""
         known = self.core.membership.chains
-        for name in (name for name in self._named_or_all(service) if name in known):
-            state = find_request(self.core.fold(name), job_id)
-            if state is not None:
-                return name, state
-        raise NotFoundError(
-            f"no job {job_id!r} on this node", hint="`pairio job ls` lists the jobs known here"
-        )
+        names = [name for name in self._named_or_all(service) if name in known]
+        states = [(name, find_request(self.core.fold(name), job_id)) for name in names]
+        found = [(name, state) for name, state in states if state is not None]
+        if not found:
+            raise NotFoundError(
+                f"no job {job_id!r} on this node", hint="`pairio job ls` lists the jobs known here"
+            )
+        return max(found, key=lambda pair: pair[1].record.issued_unix_ms)
 
     def _view(self, service: str, state: RequestState) -> dict[str, Any]:
         assert self.links is not None

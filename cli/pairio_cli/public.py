@@ -17,10 +17,10 @@ def service_public(
     open_max: Annotated[int, typer.Option(min=1, help="Jobs of one guest at once.")] = 4,
     all_per_hour: Annotated[int, typer.Option(min=1, help="New jobs of all guests.")] = 200,
     all_open_max: Annotated[int, typer.Option(min=1, help="Jobs of all guests at once.")] = 16,
-    cpus: Annotated[float, typer.Option(help="CPUs of a job at most.")] = 1,
-    memory_gb: Annotated[float, typer.Option(help="Memory of a job at most.")] = 1,
+    cpus: Annotated[float, typer.Option(min=0.001, help="CPUs of a job at most.")] = 1,
+    memory_gb: Annotated[float, typer.Option(min=0.001, help="Memory of a job at most.")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of a job at most.")] = 0,
-    time_sec: Annotated[float, typer.Option(help="Wall time of a job at most.")] = 60,
+    time_sec: Annotated[float, typer.Option(min=0.001, help="Wall time of a job at most.")] = 60,
     off: Annotated[bool, typer.Option("--off", help="Strangers may submit no more.")] = False,
     json: Json = False,
 ) -> None:

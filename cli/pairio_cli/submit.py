@@ -80,7 +80,8 @@ def _say(job: dict[str, Any], took_s: float) -> None:
         note(f"Completed {how} in {took_s:.2f}s{safe}")
     elif job["status"] in ("failed", "canceled", "blocked"):
         note(f"error: the job is {job['status']}: {job['error']}")
-        note(f"\nhint: pairio job logs {short(job['jobId'])}")
+        ask = "logs" if job["consoleOutputUrl"] else "why"
+        note(f"\nhint: pairio job {ask} {short(job['jobId'])}")
     else:
         copies = "" if job["replicated"] else "; no other member has stored it yet"
         note(f"Submitted, {job['status']}{copies} ({took_s:.2f}s)")

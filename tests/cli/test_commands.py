@@ -256,7 +256,7 @@ def test_submit_wait_ends_with_the_jobs_end(
     assert json.loads(done.out) == ended
     assert ("error: the job is" in done.err) == (code == 1)
     if code:
-        assert "\n\nhint: " in done.err
+        assert "\n\nhint: pairio job why" in done.err, "there is no console yet"
 
 
 def test_submit_wait_timeout_prints_the_job_and_exits_4(lab: FakeNode, run: Run) -> None:

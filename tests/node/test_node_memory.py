@@ -1,5 +1,6 @@
 """Whole nodes in one loop: what one submits another computes, and nobody computes it twice."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from pairio_node.blocks import FetchFailed
 from pairio_node.errors import UserError
 from pairio_node.transport import MemoryNetwork
-from tests.node.node_lab import SERVICE, app_directory, running, three, until
+from tests.node.node_lab import SERVICE, LabNode, app_directory, running, three, until
 from tests.node.transport_lab import a_moment
 
 
@@ -113,6 +114,23 @@ async def test_what_a_member_asks_for_after_its_removal_is_not_run(tmp_path: Pat
         for node in (admin, worker):
             with pytest.raises(UserError, match="no job"):
                 node.job(job["jobId"], None)
+
+
+def _is_past(node: LabNode, unix_ms: int) -> bool:
+    return node.clock.unix_ms() > unix_ms
+
+
+async def test_a_job_of_two_services_is_the_one_asked_for_last(tmp_path: Path) -> None:
+    async with running(MemoryNetwork(), tmp_path / "a", compute=False) as node:
+        source = str(app_directory(tmp_path / "app"))
+        for service in ("first", "second"):
+            await node.services.create(service)
+            await node.services.install_app(service, source, None)
+        for service in ("first", "second", "first"):
+            job = await node.greet("Ada", serviceName=service)
+            assert node.job(job["jobId"], None)["serviceName"] == service
+            await until(partial(_is_past, node, node.clock.unix_ms()), "a millisecond passes")
+        assert node.job(job["jobId"], "second")["serviceName"] == "second"
 
 
 async def test_a_submit_without_a_service_or_an_app_is_answered_in_words(tmp_path: Path) -> None:
