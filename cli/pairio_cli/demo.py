@@ -103,8 +103,8 @@ def _play(folder: Path, nodes: list[DemoNode]) -> None:
     api = first.api()
     api.call("POST", "/api/v1/services", {"name": _SERVICE})
     for node in nodes[1:]:
-        body = {"peerId": node.info["peerId"], "roles": ["submit", "compute"], "name": node.name}
-        api.call("POST", f"/api/v1/services/{_SERVICE}/members", body)
+        body = {"who": node.info["peerId"], "roles": ["submit", "compute"], "name": node.name}
+        api.call("POST", f"/api/v1/services/{_SERVICE}/grant", body)
     app = api.call("POST", f"/api/v1/services/{_SERVICE}/apps", {"source": "hello_world"})
     processors = ", ".join(p["name"] for p in app["appSpecification"]["processors"])
     clock.step(f"node1 created {_SERVICE}, added node2 and node3, installed hello_world")
