@@ -191,6 +191,26 @@ def test_segments_beyond_gaps_are_bounded_for_an_author_in_however_many_logs() -
               for k in (MEMBER, OTHER)}  # fmt: skip
     assert parked == {MEMBER.peer: PARKED_SEGMENTS_PER_AUTHOR_MAX, OTHER.peer: 1}
     assert core.ctx.counters["segments beyond what is parked"] == 50
+    assert sum(i.author == MEMBER.peer for i in logs) == PARKED_SEGMENTS_PER_AUTHOR_MAX
+
+
+def test_of_what_a_removed_member_writes_in_new_logs_nothing_is_kept() -> None:
+    world, core, service, epoch = _world()
+    name = core.membership.folded(service).member_of(MEMBER.peer)
+    core.membership.change(service, [{"op": "remove", "member": name}])
+    core.intake.on_service_changed(service)
+    before = set(core.logs.logs_of(service))
+    for number in range(100, 120):
+        for at_ms in (1, 2):  # also two that contradict each other, beyond a gap
+            boot = number.to_bytes(16, "big")
+            record = Cancel(("x",), at_ms)
+            made = Segment.seal(MEMBER, service, boot, 5, epoch, bytes([1]) * 32, [record])
+            frame = MESSAGES.encode(Push(made.encode(), False))
+            world.do(VICTIM.peer, ev.FrameReceived(MEMBER.peer, frame))
+        _push(world, service, MEMBER, number + 1000, epoch)
+    assert set(core.logs.logs_of(service)) == before
+    assert core.ctx.counters["segments that do not count"] == 60
+    assert not core.ctx.counters["forked logs"]
 
 
 def test_segments_of_an_unknown_epoch_are_parked_for_members_and_none_takes_all_the_room() -> None:

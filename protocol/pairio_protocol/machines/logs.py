@@ -277,9 +277,26 @@ class Logs:
         if self._memory.is_dropped(segment.service, segment.log):
             self._ctx.counters["segments of logs that were dropped"] += 1
             return Taken()
-        log = self._log(segment.service, segment.log)
         if segment.hash in self._by_hash:
             return Taken()
+        is_new = segment.log not in self._logs.get(segment.service, {})
+        if is_new and _is_cut_away(segment, chain):
+            self._ctx.counters["segments that do not count"] += 1
+            return Taken()
+        taken = self._link_to(self._log(segment.service, segment.log), segment, peer, chain)
+        if is_new:
+            self._forget_empty(segment.service, segment.log)
+        if taken.accepted and not by_gossip:
+            self._news_of(segment.service).others.add(range_of(segment.log))
+        return taken
+
+    def _forget_empty(self, service: str, log_id: LogId) -> None:
+        """Keep nothing of a log of which nothing is held: there is no end of names for logs."""
+        log = self._logs[service].get(log_id)
+        if log is not None and not (log.segments or log.parked or log.forked):
+            self.drop(service, log_id)
+
+    def _link_to(self, log: Log, segment: Segment, peer: str, chain: Chain) -> Taken:
         rival = log.conflict(segment)
         if rival is not None:
             return self._fork(log, rival, segment, chain)
@@ -293,10 +310,7 @@ class Logs:
         if segment.prev != log.head:  # at 0, or it would contradict the last one
             self._ctx.refuse(peer, "a first segment that follows another")
             return Taken()
-        taken = self._extend(log, segment, chain)
-        if taken.accepted and not by_gossip:
-            self._news_of(segment.service).others.add(range_of(segment.log))
-        return taken
+        return self._extend(log, segment, chain)
 
     def _park_gap(self, log: Log, segment: Segment) -> None:
         """Keep a segment beyond a gap; of one author only so many, in however many logs."""
@@ -305,9 +319,10 @@ class Logs:
         log.parked[segment.first_seq] = segment
         self._ctx.counters["segments parked for a gap"] += 1
         if len(parked) > PARKED_SEGMENTS_PER_AUTHOR_MAX:
-            (_, first_seq), oldest = parked.popitem(last=False)
+            (oldest_id, first_seq), oldest = parked.popitem(last=False)
             if oldest.parked.pop(first_seq, None) is not None:
                 self._ctx.counters["segments beyond what is parked"] += 1
+                self._forget_empty(segment.service, oldest_id)
 
     def _extend(self, log: Log, segment: Segment, chain: Chain) -> Taken:
         taken = Taken()
@@ -629,3 +644,12 @@ def _lacks(mine: Log | None, theirs: LogHeight) -> bool:
 
 def _key_of(height: LogHeight) -> bytes:
     return key_of(LogId(height.author, height.boot, height.shard))
+
+
+def _is_cut_away(segment: Segment, chain: Chain) -> bool:
+    """Say whether a change cuts a segment's log at 0: its author lost a role and was not known to
+    write it. Nothing of it counts, ever, so neither gaps nor forks in it are of interest."""
+    return any(
+        segment.epoch < cutting.epoch and segment.log not in cutting.cuts
+        for cutting in chain.cuttings(segment.log.author)
+    )
