@@ -92,7 +92,9 @@ def _read(path: Path) -> _Export:
         with open(path, "rb") as file:
             raw = json.loads(file.read(_FILE_BYTES_MAX + 1))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", hint="name the file that key export wrote"
+        ) from None
     except (ValueError, RecursionError):
         raw = None
     known = isinstance(raw, dict) and (raw.get("format"), raw.get("v")) == (_FORMAT, 1)
@@ -125,7 +127,9 @@ def write_new(path: Path, text: str) -> None:
             f"{path} is there already", hint="nothing is overwritten: name another file"
         ) from None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", hint="name a file that you may write"
+        ) from None
 
 
 def fingerprint(peer: str) -> str:

@@ -123,7 +123,10 @@ def _passphrase(path: Path | None, twice: bool) -> str:
             with open(path, "rb") as file:
                 line = file.read(_PASSPHRASE_BYTES_MAX + 1).split(b"\n")[0].rstrip(b"\r")
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            raise UserError(
+                f"cannot read {path}: {error.strerror}",
+                hint="--passphrase-file names a file whose first line is the passphrase",
+            ) from None
         if not line or len(line) > _PASSPHRASE_BYTES_MAX:
             raise UserError(
                 f"the first line of {path} is no passphrase",

@@ -113,7 +113,8 @@ def fail(message: str, hint: str | None, code: int) -> NoReturn:
     """Print an error and what to do, and leave with `code`."""
     context = click.get_current_context(silent=True)
     program = "pairio-node" if "node" in os.path.basename(sys.argv[0]) else "pairio"
-    command = context.command_path if context is not None else program
     note(f"error: {message}")
-    note(f"\nhint: {hint or f'{command} --help shows what it takes'}")
+    if hint is None and context is not None:
+        hint = f"{context.command_path} --help shows what it takes"
+    note(f"\nhint: {hint or f'{program} --help shows the commands and what they take'}")
     sys.exit(code)

@@ -205,3 +205,12 @@ def test_a_passphrase_that_protects_nothing_is_refused(
     assert ran.code == 1
     assert says in ran.err
     assert not (tmp_path / "lab.key").exists()
+
+
+def test_a_file_that_is_not_there_is_told_with_what_to_name(
+    run: Run, home: Home, secret: Path, tmp_path: Path
+) -> None:
+    ran = _key(run, "import", tmp_path / "nix", "--passphrase-file", secret)
+    assert (ran.code, "hint: name the file that key export wrote" in ran.err) == (1, True)
+    ran = _key(run, "export", tmp_path / "lab.key", "--passphrase-file", tmp_path / "nix")
+    assert (ran.code, "hint: --passphrase-file names a file" in ran.err) == (1, True)
