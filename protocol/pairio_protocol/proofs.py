@@ -259,12 +259,14 @@ def linked(proof: Any, keys: tuple[str, ...], key: str, past: Past, place: Place
         raise DecodeError("the device's link is used_up")
     if key in past.removed:
         raise DecodeError("the key was removed before")
-    root = past.vouchers(by)[-1] if by in past.linked else by
-    count = past.links.get(root, 0) + 1
+    line = [by, *past.vouchers(by)]
+    count = past.links.get(line[-1], 0) + 1
     if count > DEVICE_LINKS_MAX:  # joining and leaving without end would use the changes up
         raise DecodeError(f"more than {DEVICE_LINKS_MAX} devices by the word of one key")
-    links = {**past.links, root: count}
-    return replace(past, linked={**past.linked, key: by}, links=links, spent=past.spent | {token})
+    links = {**past.links, line[-1]: count}
+    # Nobody comes in by his own word: it is a tree, and devices have one root.
+    known = past.linked if key in line else {**past.linked, key: by}
+    return replace(past, linked=known, links=links, spent=past.spent | {token})
 
 
 # -- leaving ------------------------------------------------------------------------------

@@ -504,6 +504,22 @@ def test_a_member_does_not_use_the_changes_up_by_devices_that_come_and_go(
         voucher = key  # also through devices of devices
 
 
+def test_a_key_that_its_own_device_vouches_for_does_not_begin_to_count_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairio_protocol.proofs.DEVICE_LINKS_MAX", 2)
+    chain = service()
+    do(chain, add(DAN, "dan"))
+    for number, (voucher, key) in enumerate([(DAN, EVE), (EVE, DAN), (EVE, TOKEN)]):
+        token = SigningKey(bytes([90 + number]) * 32)
+        grant = DeviceGrant.sign(voucher, chain.service, token.peer, HOUR_MS)
+        proof = grant.plain(proof_of_device(token, chain.service, key.peer))
+        op = {"op": "add", "member": "dan", "key": key.peer, "roles": ["submit"], "device": proof}
+        if number < 2:
+            do(chain, op, by=(ANN,))
+    refused("more than 2 devices", chain, op, by=(ANN,))
+
+
 def test_roles_that_were_taken_do_not_come_back_by_an_older_invitation() -> None:
     chain = service()
     do(chain, invite(uses=9))
