@@ -156,7 +156,7 @@ class Commands:
                 f"{waiting} requests of this node are open; at most {REQUESTS_OPEN_PER_AUTHOR_MAX}",
                 "wait until some of them have ended, then submit again",
             )
-        request = self._core.own_request_id(*self._core.append(service, record))
+        request = self._core.own_request_id(service, *self._core.append(service, record))
         local = event.local_content
         self._submits[request] = _Submit(event.call, service, request, job, local)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)
@@ -199,7 +199,7 @@ class Commands:
         """Answer from the cache if there is a result; a local handle stands for the request."""
         self._handle_count += 1
         boot = self._ctx.config.boot
-        request = self._core.own_request_id(boot, _HANDLE_SEQ + self._handle_count)
+        request = self._core.own_request_id(service, boot, _HANDLE_SEQ + self._handle_count)
         state = RequestState(
             request, self._ctx.me, record, job, document, b"", chain.epoch, cached=True
         )

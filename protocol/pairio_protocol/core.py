@@ -397,7 +397,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         if service not in self.folds:
             chain = self.membership.chains[service]
             self.folds[service] = ServiceFold(
-                chain.at, lambda peer: "submit" in chain.now.roles_of(peer)
+                service, chain.at, lambda peer: "submit" in chain.now.roles_of(peer)
             )
         return self.folds[service]
 
@@ -619,9 +619,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         """Track a result's copies anew."""
         self._copy(service, self.fold(service).results[cid])
 
-    def own_request_id(self, boot: bytes, seq: int) -> str:
+    def own_request_id(self, service: str, boot: bytes, seq: int) -> str:
         """Return the id of a request at `seq` of one of this node's logs."""
-        return request_id(self.ctx.me, boot, seq)
+        return request_id(service, self.ctx.me, boot, seq)
 
 
 def _records_of(segment: Segment) -> list[Record | Unknown]:

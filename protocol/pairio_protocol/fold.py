@@ -97,7 +97,13 @@ class ServiceFold:
     peer may submit by the newest list: what others no longer may, nobody waits for.
     """
 
-    def __init__(self, at: Callable[[int], Folded | None], submits: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        service: str,
+        at: Callable[[int], Folded | None],
+        submits: Callable[[str], bool],
+    ) -> None:
+        self._service = service
         self._at = at
         self._submits = submits
         self.requests: dict[str, RequestState] = {}
@@ -152,7 +158,7 @@ class ServiceFold:
     def _request(
         self, log: LogId, seq: int, epoch: int, record: Request, segment: bytes
     ) -> str | None:
-        name = request_id(log.author, log.boot, seq)
+        name = request_id(self._service, log.author, log.boot, seq)
         if name in self.requests:
             return None
         document = decode_job(record.definition)

@@ -210,7 +210,7 @@ class Guests:
         record = self._record(event, document)
         self._count += 1
         boot = self._ctx.config.boot
-        name = self._core.own_request_id(boot, _HANDLE_SEQ + self._count)
+        name = self._core.own_request_id(service, boot, _HANDLE_SEQ + self._count)
         job = job_id_of(document)
         fold = self._core.fold(service)
         fold.define(job, document)

@@ -65,9 +65,9 @@ def _hash(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def request_id(author: str, boot: bytes, seq: int) -> str:
-    """Return the id of the request that stands at `seq` of the author's log."""
-    return _hash(b"request", author.encode(), boot, seq.to_bytes(8, "big"))
+def request_id(service: str, author: str, boot: bytes, seq: int) -> str:
+    """Return the id of the request that stands at `seq` of the author's log in a service."""
+    return _hash(b"request", service.encode(), author.encode(), boot, seq.to_bytes(8, "big"))
 
 
 def run_id(resolved_job_id: str, salt: str = "") -> str:

@@ -236,7 +236,7 @@ class Sponsors:
         each, altogether = allowed.requests_per_hour, allowed.all_per_hour
         if not counts.take(guest, each, altogether, self._ctx.now_ms):
             return "per_hour"
-        name = self._core.own_request_id(*self._core.append(service, record))
+        name = self._core.own_request_id(service, *self._core.append(service, record))
         self._open[service, name] = guest
         self._ctx.counters["requests sponsored"] += 1
         return ""

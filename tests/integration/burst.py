@@ -68,7 +68,9 @@ class Watch:
             for index, record in enumerate(segment.records()):
                 if isinstance(record, Request):
                     seq = segment.first_seq + index
-                    self.known[request_id(self.author, segment.log.boot, seq)] = arrived_ms
+                    self.known[request_id(segment.service, self.author, segment.log.boot, seq)] = (
+                        arrived_ms
+                    )
         return len(self.known)
 
 

@@ -68,7 +68,7 @@ def test_an_award_whose_attempt_has_a_very_long_name() -> None:
     _, record = _wish(world)
     wish = replace(record, mode="skip_cache", definition=record.definition)
     _push(world, _own(core, service, wish))
-    name = request_id(MEMBER.peer, bytes(16), 0)
+    name = request_id(service, MEMBER.peer, bytes(16), 0)
     state = core.fold(service).requests[name]
     attempt = f"{MEMBER.peer}/" + "\U0001f4a5" * 14_000
     award = Award(service, name, run_id(state.job, name), attempt, (), 10_000)

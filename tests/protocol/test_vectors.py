@@ -162,7 +162,7 @@ def test_names_are_made_like_this() -> None:
         assert peer_of(public_key_of(vector["peer"])) == vector["peer"]
     for vector in IDS["requests"]:
         boot = bytes.fromhex(vector["boot"])
-        assert request_id(vector["author"], boot, vector["seq"]) == vector["id"]
+        assert request_id(vector["service"], vector["author"], boot, vector["seq"]) == vector["id"]
     for vector in IDS["runs"]:
         assert run_id(vector["job"], vector["salt"]) == vector["id"]
     for vector in IDS["rendezvous"]:

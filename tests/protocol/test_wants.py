@@ -7,7 +7,7 @@ from pairio_protocol import events as ev
 from pairio_protocol.messages import MESSAGES, Digest, Hello, HelloService, WantChanges
 from pairio_protocol.service import Chain, Cut
 from pairio_protocol.signing import SigningKey
-from tests.protocol.test_core_sim import RESOURCES, World, definition
+from tests.protocol.test_core_sim import APP, RESOURCES, World, definition
 
 FIRST, SECOND, WORKER = (SigningKey(bytes([i]) * 32) for i in (1, 2, 3))
 ADMINS = [FIRST.peer, SECOND.peer]
@@ -110,3 +110,22 @@ def test_heights_that_differ_and_do_not_move_count_as_compared_after_a_while() -
     assert compared(theirs)
     world.now_ms += 2_000
     assert not compared(bytes([8]) * 32), "the neighbour has news"
+
+
+def test_requests_at_one_place_of_the_logs_of_two_services_are_two() -> None:
+    world = World(2).with_service()
+    submitter, worker = world.peers
+    world.call(submitter, ev.CreateService(20, "other", "01"))
+    world.call(submitter, ev.Grant(21, "other", worker, ("compute",)))
+    world.call(submitter, ev.InstallApp(22, "other", APP))
+    world.pass_time(2500)
+    asked = [
+        world.call(submitter, ev.Submit(30 + i, name, definition("write"), RESOURCES))["request"]
+        for i, name in enumerate(("lab", "other"))
+    ]
+    world.pass_time(1000)
+    assert len(set(asked)) == 2
+    core = world.cores[submitter]
+    for name, request in zip(("lab", "other"), asked, strict=True):
+        state = core.fold(core.membership.find(name) or "").requests[request]
+        assert state.answer is not None, name

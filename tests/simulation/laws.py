@@ -445,7 +445,7 @@ class Laws:
         logs.on_forks(node.peer, Forks(service, tuple(pairs)), chain)
         same = logs.digest(service) == core.logs.digest(service)
         self.need("order of segments is nothing", same, "other heights", node.index)
-        fold = ServiceFold(chain.at, lambda peer: "submit" in chain.now.roles_of(peer))
+        fold = ServiceFold(service, chain.at, lambda peer: "submit" in chain.now.roles_of(peer))
         counting = [*core.retention.counting(service, chain), *logs.all_segments(service)]
         for segment in sorted(counting, key=lambda s: world.rng.random()):
             for offset, record in enumerate(segment.records()):

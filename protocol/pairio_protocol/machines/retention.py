@@ -246,7 +246,7 @@ class Retention:
         definitions of the jobs in `needed`."""
         match record:
             case Request():
-                name = request_id(segment.log.author, segment.log.boot, seq)
+                name = request_id(segment.service, segment.log.author, segment.log.boot, seq)
                 state = fold.requests.get(name)
                 needs = state is not None and state.job in needed
                 return not needs and not fold.is_open(name, self._ctx.unix_ms)
@@ -270,7 +270,9 @@ class Retention:
                     elif isinstance(record, Cancel):
                         cancels.append((segment, record))
                     elif isinstance(record, Request):
-                        name = request_id(segment.log.author, segment.log.boot, seq)
+                        name = request_id(
+                            segment.service, segment.log.author, segment.log.boot, seq
+                        )
                         names.add(name)
                         state = fold.requests.get(name)
                         if state is None or state.answer is not None or fold.has_answer(state):

@@ -135,7 +135,7 @@ async def _nowhere(lab: Lab) -> None:
 async def _replay(lab: Lab) -> bool:
     boot, author = os.urandom(16), lab.honest
     first = author.segment(lab.service, lab.epoch, wish(document(lab, "canceled")), boot=boot)
-    name = request_id(author.key.peer, boot, 0)
+    name = request_id(lab.service, author.key.peer, boot, 0)
     second = author.segment(
         lab.service, lab.epoch, Cancel((name,), 1), boot=boot, seq=1, prev=first.hash
     )
@@ -164,7 +164,7 @@ async def _fork(lab: Lab) -> None:
     )
     lab.mallory.push(after)
     await trio.sleep(MOMENT_S)  # house: waiting for another process
-    name = request_id(lab.mallory.key.peer, boot, 1)
+    name = request_id(lab.service, lab.mallory.key.peer, boot, 1)
     assert status(lab, name) == "", "what follows a fork counts"
 
 

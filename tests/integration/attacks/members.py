@@ -66,7 +66,7 @@ async def _open_request(lab: Lab, bust: str, by: Peer | None = None) -> tuple[st
     author, boot = by or lab.honest, os.urandom(16)
     job = document(lab, bust)
     author.push(author.segment(lab.service, lab.epoch, wish(job), boot=boot))
-    name = request_id(author.key.peer, boot, 0)
+    name = request_id(lab.service, author.key.peer, boot, 0)
     assert await until(lambda: status(lab, name) == "pending"), "the request is not known"
     lab.keep(name)
     return name, job_id_of(job)
@@ -224,7 +224,7 @@ async def _unresolved(lab: Lab) -> bool:
     source = {"name": "x", "base_name": "x", "source": {"job": upstream, "output": "output"}}
     job, boot = {**document(lab, "rests on it"), "inputs": [source]}, os.urandom(16)
     lab.honest.push(lab.honest.segment(lab.service, lab.epoch, wish(job), boot=boot))
-    name = request_id(lab.honest.key.peer, boot, 0)
+    name = request_id(lab.service, lab.honest.key.peer, boot, 0)
     assert await until(lambda: status(lab, name) == "pending"), "the request is not known"
     lab.keep(name)
     data = result(lab, lab.cruncher, job_id_of(job))
