@@ -80,6 +80,13 @@ def _list_at(chain: Chain, epoch: int) -> Any:
     return chain._folds[epoch] if epoch < len(chain._folds) else chain._now
 
 
+def _roles_at(chain: Chain, epoch: int, peer: str) -> set[str]:
+    """Return the roles of a key at an epoch, read from the list; without `Folded.roles_of`."""
+    folded = _list_at(chain, epoch)
+    held = {role for roles, keys in folded.members.values() if peer in keys for role in roles}
+    return set() if folded.ended else held - folded.barred.get(peer, frozenset())
+
+
 class Laws:
     """Looks at everything that happens. One per world."""
 
@@ -346,7 +353,7 @@ class Laws:
 
     def _look_at_segment(self, node: Node, chain: Chain, counting: list[Any], index: int) -> None:
         segment = counting[index]
-        ok = bool(_list_at(chain, segment.epoch).roles_of(segment.log.author))
+        ok = bool(_roles_at(chain, segment.epoch, segment.log.author))
         self.need("members only", ok, "the author was no member", node.index)
         self.need("members only", segment.is_signed(), "a bad signature", node.index)
         before = counting[index - 1] if index else None
@@ -477,7 +484,7 @@ class Laws:
 
     @staticmethod
     def _allowed(chain: Chain, segment: Segment, record: Any) -> bool:
-        roles = _list_at(chain, segment.epoch).roles_of(segment.log.author)
+        roles = _roles_at(chain, segment.epoch, segment.log.author)
         match record:
             case Request() | Cancel():
                 return "submit" in roles
