@@ -99,8 +99,8 @@ def service_uninvite(
     json: Json = False,
 ) -> None:
     """Withdraw an invitation, by link or key. Example: pairio service uninvite lab LINK"""
-    path = f"/api/v1/services/{part(name)}/invitations/{part(invitation)}"
-    found = api().call("DELETE", path)
+    path = f"/api/v1/services/{part(name)}/uninvite"
+    found = api().call("POST", path, {"invitation": invitation})
     if json:
         as_json(found)
         return

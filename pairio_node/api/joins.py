@@ -74,6 +74,13 @@ class InviteBody(_Body):
     approve: bool = False
 
 
+class UninviteBody(_Body):
+    """An invitation to withdraw: its link or key. In a body, since paths get into logs and the
+    link holds a secret."""
+
+    invitation: Annotated[str, Field(max_length=LINK_LENGTH_MAX)]
+
+
 class DeviceBody(_Body):
     """A link for a further device."""
 
@@ -145,9 +152,9 @@ def _link_routes(app: FastAPI, joins: JoinsFacade) -> None:
     async def invitations(name: str) -> JSONResponse:
         return JSONResponse({"invitations": joins.invitations(name)})
 
-    @app.delete("/api/v1/services/{name}/invitations/{which}")
-    async def uninvite(name: str, which: str) -> JSONResponse:
-        return JSONResponse(await joins.uninvite(name, which))
+    @app.post("/api/v1/services/{name}/uninvite")
+    async def uninvite(name: str, body: UninviteBody) -> JSONResponse:
+        return JSONResponse(await joins.uninvite(name, body.invitation))
 
     @app.post("/api/v1/services/{name}/devices")
     async def link_device(name: str, body: DeviceBody) -> JSONResponse:

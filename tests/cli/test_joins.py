@@ -110,7 +110,7 @@ COMMANDS: list[tuple[tuple[str, ...], str, str, Any, str]] = [
     (("invitations", "lab"), "GET", "/services/lab/invitations",
      {"invitations": [{"key": "12D3KooWtoken12345", "roles": ["submit"], "used": 1, "uses": 2,
                        "expiresUnixMs": 0, "state": "used_up"}]}, "1 of 2  used up  19"),
-    (("uninvite", "lab", "abc"), "DELETE", "/services/lab/invitations/abc", {"key": "k"},
+    (("uninvite", "lab", "abc"), "POST", "/services/lab/uninvite", {"key": "k"},
      "Withdrawn"),
     (("link-device", "lab"), "POST", "/services/lab/devices", MADE, "One device of yours"),
     (("requests", "lab"), "GET", "/services/lab/requests",

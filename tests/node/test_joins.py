@@ -253,6 +253,7 @@ async def test_the_routes_answer_what_the_facade_does(tmp_path: Path) -> None:
             for route in ("requests/x/approve", "requests/x/deny"):
                 assert (await ours.post(f"{path}/{route}", json={})).status_code == 400
             assert (await theirs.post(f"{path}/decline")).status_code == 400
-            gone = await ours.delete(f"{path}/invitations/{made.json()['link']}")
+            body = {"invitation": made.json()["link"]}
+            gone = await ours.post(f"{path}/uninvite", json=body)
             assert gone.status_code == 200, gone.text
             assert (await theirs.post(f"{path}/leave")).json()["serviceId"] == service
