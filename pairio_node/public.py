@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import UserError
-from pairio_node.views import job_status
+from pairio_node.views import job_status, proposal_view
 from pairio_protocol import events as ev
 from pairio_protocol.fold import RequestState
 from pairio_protocol.guests import REFUSALS
@@ -28,10 +28,13 @@ class Public:
         self._node = node
 
     async def set(self, service: str, open_submit: dict[str, int] | None) -> dict[str, Any]:
-        """Let strangers submit within limits, or (None) no more; returns limits and link."""
+        """Let strangers submit within limits, or (None) no more; returns limits and link, as they
+        are now, and as `proposal` the change if it waits for further admins."""
         found = self._node.services.id_of(service)
-        await self._node.driver.call(lambda call: ev.SetPublic(call, found, open_submit))
-        return self.view(found)
+        answer = await self._node.driver.call(lambda call: ev.SetPublic(call, found, open_submit))
+        kept = self._node.core.membership.proposals.of(found)
+        waiting = [proposal_view(w) for w in kept if w.change.cid == answer["proposal"]]
+        return {**self.view(found), "proposal": waiting[0] if waiting else None}
 
     def view(self, service: str) -> dict[str, Any]:
         """Return what strangers may have of a service, and the link by which they come."""

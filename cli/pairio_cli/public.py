@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pairio_cli.admins import done
 from pairio_cli.output import as_json, data, note
 from pairio_cli.services import limits_text
 from pairio_cli.shared import Json, Service, api, part
@@ -28,7 +29,7 @@ def service_public(
     path = f"/api/v1/services/{part(name)}/public"
     if off:
         made = api().call("DELETE", path)
-        as_json(made) if json else note(f"{made['serviceName']!r} is not public any more")
+        done({**made, "changed": True}, json, f"{made['serviceName']!r} is not public any more")
         return
     body = {
         "requestsPerHour": requests_per_hour,
@@ -41,6 +42,9 @@ def service_public(
         "timeSec": time_sec,
     }
     made = api().call("POST", path, body)
+    if made["proposal"] is not None:
+        done(made, json, "")
+        return
     as_json(made) if json else data(made["link"])
     note(f"{made['serviceName']!r} is public: whoever has this link may submit, as a guest:")
     note("pairio join LINK")
