@@ -83,7 +83,7 @@ def _count_without(*left_out: str) -> Callable[[Any, Any], int]:
     return count
 
 
-def _longest(siblings: list[Any], before: Any) -> Any:
+def _longest(siblings: list[Any], *_: Any) -> Any:
     """Fork choice by what is longest so far: the first that came has most descendants."""
     return siblings[0]
 
