@@ -253,7 +253,7 @@ DEFECTS = [
     Defect(
         "forks unnoticed",
         {"order of segments is nothing", "converged", "logs are chains", "forks are void"}
-        | {"every job ends"},
+        | {"every job ends", "answers are remembered"},
         (log.Log, "conflict", _never),
     ),
     Defect(
