@@ -71,6 +71,17 @@ def grant(
         note(f"pairio service invite {service}")
 
 
+def add_member(
+    service: Service,
+    peer: Annotated[str, typer.Argument(help="Peer id of a node; it need not be connected.")],
+    roles: _Roles,
+    name: Annotated[str | None, typer.Option("--name", help="Name of a new member.")] = None,
+    json: Json = False,
+) -> None:
+    """Put a peer on the list. Example: pairio service add-member lab PEER --roles submit"""
+    grant(service, peer, roles, name, json)
+
+
 def revoke(
     service: Service,
     who: Annotated[str, typer.Argument(metavar="MEMBER|PEER")],
@@ -207,6 +218,7 @@ def add_admin_commands(services: typer.Typer, apps: typer.Typer) -> None:
     """Add the commands to `pairio service` and `pairio app`."""
     services.command("members")(members)
     services.command("grant")(grant)
+    services.command("add-member")(add_member)  # scripts rely on this name: it stays
     services.command("revoke")(revoke)
     services.command("rename")(rename)
     services.command("admins")(admins)

@@ -42,7 +42,7 @@ _ORDER = (
     *("create", "ls", "show", "public", "delete"),
     *("invite", "invitations", "uninvite", "requests", "approve", "deny", "link-device"),
     *("offers", "accept", "decline", "leave"),
-    *("members", "grant", "revoke", "rename", "admins"),
+    *("members", "grant", "add-member", "revoke", "rename", "admins"),
     *("proposals", "propose", "sign", "withdraw"),
     *("log", "verify-log", "sign-over"),
 )

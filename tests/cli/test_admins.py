@@ -135,6 +135,11 @@ DOING: list[tuple[list[str], tuple[str, str, Any], str]] = [
         "'Eve' is in 'lab' with submit,compute",
     ),
     (
+        ["service", "add-member", "lab", BOB, "--roles", "submit,compute"],
+        ("POST", "grant", {"who": BOB, "roles": ["submit", "compute"], "name": None}),
+        "'Eve' is in 'lab' with submit,compute",
+    ),
+    (
         ["service", "revoke", "lab", "Bob"],
         ("POST", "revoke", {"who": "Bob", "roles": None, "sinceUnixMs": None}),
         "off the list",
@@ -384,7 +389,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["service", "verify-log", "/nowhere"], 1, "cannot read"),
     (["app", "remove", "lab", "nix"], 1, "nix"),
     (["app", "update", "nix", "hello_world"], 1, "nix"),
-    (["service", "add-member", "lab", BOB], 2, "No such command"),
+    (["service", "remove-member", "lab", BOB], 2, "No such command"),
+    (["service", "add-member", "lab", BOB], 2, "--roles"),
 ]
 
 

@@ -50,11 +50,9 @@ def test_a_command_in_the_documentation_exists(page: Path) -> None:
 
 
 def test_a_wrong_command_would_be_noticed() -> None:
-    text = (
-        "```sh\n$ pairio service add-member lab  # x\npairio-node run &\n```\n`pairio join --to L`"
-    )
+    text = "```sh\n$ pairio service eject lab  # x\npairio-node run &\n```\n`pairio join --to L`"
     assert [problem(c) for c in named_commands(text)] == [
-        "no command 'add-member'",
+        "no command 'eject'",
         None,
         "no option '--to'",
     ]

@@ -88,7 +88,7 @@ def test_in_a_line_the_far_end_learns_and_dials_and_computes(start_node: StartNo
     c = start_node("c", "--bootstrap", address)
     for node in (a, c):
         added = middle.cli(
-            "service", "grant", "hello_world_service", node.info["peerId"],
+            "service", "add-member", "hello_world_service", node.info["peerId"],
             "--roles", "submit,compute",
         )  # fmt: skip
         assert added.returncode == 0, added.stderr
@@ -174,7 +174,7 @@ def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
         (["submit", "hello_world/hello_world_1", "--service", "lab"], "no service 'lab'"),
         (["job", "show", "bafyreigone"], "no job 'bafyreigone'"),
         (["app", "install", "hello_world_service", "/nowhere"], "no app '/nowhere'"),
-        (["service", "grant", "hello_world_service", "x", "--roles", "submit"], "peer id"),
+        (["service", "add-member", "hello_world_service", "x", "--roles", "submit"], "peer id"),
         (["service", "create", "a/b"], "slash"),
     ],
 )  # fmt: skip
