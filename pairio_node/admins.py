@@ -5,7 +5,7 @@ import binascii
 from typing import TYPE_CHECKING, Any
 
 from pairio_node.errors import UserError, as_user_errors
-from pairio_node.views import proposal_view, service_view
+from pairio_node.views import proposal_view, service_view, waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.allowlist import parse_roles
 from pairio_protocol.history import app_history, history
@@ -35,14 +35,11 @@ class Admins:
         answer = await self._node.driver.call(lambda call: make(call, found))
         said = {k: v for k, v in answer.items() if k not in ("service", "proposal", "changed")}
         core = self._node.core
-        waiting = [
-            w for w in core.membership.proposals.of(found) if w.change.cid == answer["proposal"]
-        ]
         return {
             **service_view(core, found),
             **said,
             "changed": answer["changed"],
-            "proposal": proposal_view(waiting[0]) if waiting else None,
+            "proposal": waiting_view(core, found, answer["proposal"]),
         }
 
     # -- acts ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import NotFoundError, UserError, as_user_errors
-from pairio_node.views import proposal_view
+from pairio_node.views import waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.allowlist import Folded, parse_roles
 from pairio_protocol.errors import DecodeError
@@ -185,12 +185,8 @@ class Joins:
 
     def _outcome(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return whether an act has changed the list, or what waits for further admins."""
-        waiting = [
-            proposal_view(weighed)
-            for weighed in self._node.core.membership.proposals.of(answer["service"])
-            if weighed.change.cid == answer["proposal"]
-        ]
-        return {"changed": not answer["proposal"], "proposal": waiting[0] if waiting else None}
+        waiting = waiting_view(self._node.core, answer["service"], answer["proposal"])
+        return {"changed": not answer["proposal"], "proposal": waiting}
 
     def invitations(self, service: str) -> list[dict[str, Any]]:
         """Return the invitations of a service, dead ones too."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import UserError
-from pairio_node.views import job_status, proposal_view
+from pairio_node.views import job_status, waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.fold import RequestState
 from pairio_protocol.guests import REFUSALS
@@ -32,9 +32,8 @@ class Public:
         are now, and as `proposal` the change if it waits for further admins."""
         found = self._node.services.id_of(service)
         answer = await self._node.driver.call(lambda call: ev.SetPublic(call, found, open_submit))
-        kept = self._node.core.membership.proposals.of(found)
-        waiting = [proposal_view(w) for w in kept if w.change.cid == answer["proposal"]]
-        return {**self.view(found), "proposal": waiting[0] if waiting else None}
+        waiting = waiting_view(self._node.core, found, answer["proposal"])
+        return {**self.view(found), "proposal": waiting}
 
     def view(self, service: str) -> dict[str, Any]:
         """Return what strangers may have of a service, and the link by which they come."""

@@ -29,6 +29,7 @@ __all__ = [
     "service_view",
     "twin_view",
     "twin_words",
+    "waiting_view",
     "why_view",
 ]
 
@@ -345,6 +346,12 @@ def service_view(core: NodeCore, service: str) -> dict[str, Any]:
         "losingBranches": len(chain.losing_heads()),
         "proposals": core.membership.proposals.count(service),
     }
+
+
+def waiting_view(core: NodeCore, service: str, change: str) -> dict[str, Any] | None:
+    """Return the proposal that a change (its CID) is, None when it waits for nobody."""
+    found = (w for w in core.membership.proposals.of(service) if w.change.cid == change)
+    return next(map(proposal_view, found), None)
 
 
 def proposal_view(weighed: Weighed) -> dict[str, Any]:
