@@ -225,11 +225,7 @@ class ServiceFold:
         cid = result_cid(record.document)
         if cid in self.results:
             return None
-        self.results[cid] = ResultInfo(cid, document, segment)
-        self._by_resolved.setdefault(document.job, set()).add(cid)
-        self._best_known.pop(document.job, None)
-        if document.salt:
-            self._by_salt.setdefault(document.salt, set()).add(cid)
+        self._know(ResultInfo(cid, document, segment))
         self.run(document.run).results.add(cid)
         return cid
 
@@ -238,10 +234,16 @@ class ServiceFold:
         (DecodeError: not one)."""
         document = ResultDocument.decode(data)
         info = ResultInfo(result_cid(data), document, b"")
+        self._know(info)
+        return info
+
+    def _know(self, info: ResultInfo) -> None:
+        document = info.document
         self.results[info.cid] = info
         self._by_resolved.setdefault(document.job, set()).add(info.cid)
         self._best_known.pop(document.job, None)
-        return info
+        if document.salt:
+            self._by_salt.setdefault(document.salt, set()).add(info.cid)
 
     def has_results(self, resolved_job: str) -> bool:
         """Say whether any result of a job is known; costs nothing and keeps nothing."""
@@ -566,9 +568,7 @@ class ServiceFold:
         return self._best(r for r in run.results if self._fits(state.document, r)) if run else None
 
     def _fits(self, job: dict[str, Any], cid: str) -> bool:
-        document = self.results[cid].document
-        declared = {output["name"] for output in job["outputs"]}
-        return document.status != "completed" or declared <= set(document.outputs)
+        return not self.lacks_outputs(job, self.results[cid].document)
 
     def _gives(self, output: str, cid: str) -> bool:
         document = self.results[cid].document
