@@ -1,0 +1,222 @@
+"""UnixFS as Kubo's profile unixfs-v1-2025 makes it: the shape of files and folders in blocks.
+
+CIDv1, raw leaves, chunks of 1 MiB, 1024 links a node, balanced; folders without sharding.
+Sources: https://specs.ipfs.tech/unixfs/ , https://ipld.io/specs/codecs/dag-pb/spec/ ; vectors in
+`protocol/vectors/unixfs.json`. Pure: bytes in, bytes out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pairio_protocol.cid import DAG_PB, RAW, CidError, cid_bytes, cid_of, cid_text, parse_cid
+
+__all__ = [
+    "CHUNK_SIZE_BYTES",
+    "Entry",
+    "FileBuilder",
+    "Node",
+    "UnixfsError",
+    "directory_block",
+    "parse_node",
+]
+
+CHUNK_SIZE_BYTES: Final = 1024 * 1024
+LINKS_MAX: Final = 1024
+DIRECTORY_SIZE_BYTES_MAX: Final = 256 * 1024
+_FILE, _DIRECTORY, _RAW_TYPE = 2, 1, 0
+
+
+class UnixfsError(ValueError):
+    """A block that is no UnixFS file or folder, or a folder that cannot be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A link of a node: what it points to, its bytes as a file, and the bytes of its blocks."""
+
+    cid: str
+    size_bytes: int
+    total_bytes: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A parsed block: a folder, or (a part of) a file with `data` of its own."""
+
+    is_directory: bool
+    entries: tuple[Entry, ...]
+    data: bytes
+    size_bytes: int
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
+
+
+def _number(tag: int, n: int) -> bytes:
+    return _varint(tag << 3) + _varint(n)
+
+
+def _field(tag: int, data: bytes) -> bytes:
+    return _varint(tag << 3 | 2) + _varint(len(data)) + data
+
+
+def _links(entries: list[Entry]) -> bytes:
+    return b"".join(
+        _field(
+            2,
+            _field(1, cid_bytes(e.cid)) + _field(2, e.name.encode()) + _number(3, e.total_bytes),
+        )
+        for e in entries
+    )
+
+
+def directory_block(entries: list[Entry]) -> bytes:
+    """Return the block of a folder; raises UnixfsError when it would need sharding."""
+    ordered = sorted(entries, key=lambda e: e.name.encode())
+    block = _links(ordered) + _field(1, _number(1, _DIRECTORY))
+    if len(block) > DIRECTORY_SIZE_BYTES_MAX:
+        raise UnixfsError(f"a folder with {len(entries)} entries is too large; use subfolders")
+    return block
+
+
+class FileBuilder:
+    """Builds the balanced tree over chunks as they come; memory is bounded by its depth."""
+
+    def __init__(self, store: Callable[[str, bytes], None]) -> None:
+        self._store = store
+        self._levels: list[list[Entry]] = [[]]
+
+    def add_chunk(self, chunk: bytes) -> None:
+        """Take the next chunk (all but the last have CHUNK_SIZE_BYTES)."""
+        cid = cid_of(RAW, chunk)
+        self._store(cid, chunk)
+        self._push(0, Entry(cid, len(chunk), len(chunk)))
+
+    def _push(self, level: int, entry: Entry) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+        if len(self._levels[level]) == LINKS_MAX:
+            full, self._levels[level] = self._levels[level], []
+            self._push(level + 1, self._parent(full))
+        self._levels[level].append(entry)
+
+    def _parent(self, group: list[Entry]) -> Entry:
+        size = sum(e.size_bytes for e in group)
+        unixfs = _number(1, _FILE) + _number(3, size)
+        unixfs += b"".join(_number(4, e.size_bytes) for e in group)
+        block = _links(group) + _field(1, unixfs)
+        cid = cid_of(DAG_PB, block)
+        self._store(cid, block)
+        return Entry(cid, size, len(block) + sum(e.total_bytes for e in group))
+
+    def finish(self) -> Entry:
+        """Return the root."""
+        if self._levels == [[]]:
+            self.add_chunk(b"")
+        level = 0
+        while True:
+            group = self._levels[level]
+            if level == len(self._levels) - 1 and len(group) == 1:
+                return group[0]
+            if group:
+                self._push(level + 1, self._parent(group))
+            level += 1
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise UnixfsError("a number does not end")
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+
+
+def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
+    found: list[tuple[int, int | bytes]] = []
+    at = 0
+    while at < len(data):
+        key, at = _read_varint(data, at)
+        if key & 7 == 0:
+            value, at = _read_varint(data, at)
+            found.append((key >> 3, value))
+        elif key & 7 == 2:
+            size, at = _read_varint(data, at)
+            if size > len(data) - at:
+                raise UnixfsError("a field is longer than its block")
+            found.append((key >> 3, data[at : at + size]))
+            at += size
+        else:
+            raise UnixfsError("a field of an unknown wire type")
+    return found
+
+
+def parse_node(cid: str, block: bytes) -> Node:
+    """Return what a block (already checked against its CID) is.
+
+    Raises:
+        UnixfsError: not a file or a plain folder (sharded ones are not read).
+    """
+    if parse_cid(cid).codec != DAG_PB:
+        return Node(False, (), block, len(block))
+    raw_links, unixfs = [], b""
+    for tag, value in _fields(block):
+        if tag == 2 and isinstance(value, bytes):
+            raw_links.append(_parse_link(value))
+        elif tag == 1 and isinstance(value, bytes):
+            unixfs = value
+    kind, size, data, sizes = -1, 0, b"", []
+    for tag, value in _fields(unixfs):
+        if tag == 1 and isinstance(value, int):
+            kind = value
+        elif tag == 2 and isinstance(value, bytes):
+            data = value
+        elif tag == 3 and isinstance(value, int):
+            size = value
+        elif tag == 4 and isinstance(value, int):
+            sizes.append(value)
+    if kind == _DIRECTORY:
+        return Node(True, tuple(raw_links), b"", 0)
+    if kind not in (_FILE, _RAW_TYPE) or (raw_links and len(sizes) != len(raw_links)):
+        raise UnixfsError(f"{cid} is a UnixFS node of a kind that is not read")
+    entries = tuple(
+        Entry(link.cid, length, link.total_bytes)
+        for link, length in zip(raw_links, sizes, strict=False)
+    )
+    return Node(False, entries, data, size)
+
+
+def _parse_link(data: bytes) -> Entry:
+    cid, name, total = "", "", 0
+    for tag, value in _fields(data):
+        if tag == 1 and isinstance(value, bytes):
+            try:
+                cid = cid_text(value)
+                parse_cid(cid)
+            except CidError as error:
+                raise UnixfsError(str(error)) from None
+        elif tag == 2 and isinstance(value, bytes):
+            name = value.decode(errors="strict") if value.isascii() else _utf8(value)
+        elif tag == 3 and isinstance(value, int):
+            total = value
+    if not cid:
+        raise UnixfsError("a link without a CID")
+    return Entry(cid, 0, total, name)
+
+
+def _utf8(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise UnixfsError("a name that is not UTF-8") from None
