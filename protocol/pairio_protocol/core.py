@@ -226,6 +226,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 self.worker.on_executed(event)
             case ev.Fetched():
                 self.replication.on_fetched(event.ticket, event.ok)
+            case ev.ContentDropped():
+                self.replication.on_dropped(event.results)
             case ev.Committed():
                 self.disk.on_committed(event.ticket)
             case ev.CommitFailed():

@@ -18,6 +18,7 @@ __all__ = [
     "CancelRequests",
     "CommitFailed",
     "Committed",
+    "ContentDropped",
     "CreateService",
     "DeclineService",
     "DenyWish",
@@ -381,6 +382,16 @@ class Fetched:
 
 
 @dataclass(frozen=True)
+class ContentDropped:
+    """This node no longer holds the content of these results (CIDs): its outputs or its console
+    were collected, or are gone with a disk. It does not count as a holder from now on; members who
+    look after the result find that out with their next round, and make a new copy."""
+
+    service: str
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Committed:
     """The commit with this ticket is on disk."""
 
@@ -427,6 +438,7 @@ Event = (
     | CancelRequests
     | CommitFailed
     | Committed
+    | ContentDropped
     | CreateService
     | DeclineService
     | DenyWish

@@ -249,6 +249,16 @@ class Replication:
         self._ctx.emit(JobChanged(copies.service, copies.job))
         self._advance(copies)
 
+    def on_dropped(self, keys: Iterable[str]) -> None:
+        """This node no longer holds what lies under these keys: copies are to be elsewhere."""
+        for key in keys:
+            self._safe.pop(key, None)
+            copies = self.copies.get(key)
+            if copies is not None:
+                copies.have_blocks = False
+                copies.holders.discard(self._ctx.me)
+                self._advance(copies)
+
     def _answer_hold(self, ticket: str, ok: bool) -> None:
         peer, segment = self._serving[ticket]
         if ok and segment and not self._hooks.is_stored(segment):
