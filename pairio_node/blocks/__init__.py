@@ -1,9 +1,17 @@
 """Content by CID: store, import and export as UnixFS, fetch from members."""
 
-from pairio_node.blocks.base import Added, BlockCorrupt, BlockMissing, BlockStore
+from pairio_node.blocks.base import (
+    Added,
+    BlockCorrupt,
+    BlockMissing,
+    BlockStore,
+    LocalStore,
+    StoredBlock,
+)
 from pairio_node.blocks.content import Content
 from pairio_node.blocks.disk import DiskBlockStore
 from pairio_node.blocks.exchange import Exchange, FetchFailed
+from pairio_node.blocks.in_use import InUse
 from pairio_node.blocks.scoped import ScopedContent, ServiceBlocks
 
 __all__ = [
@@ -15,6 +23,9 @@ __all__ = [
     "DiskBlockStore",
     "Exchange",
     "FetchFailed",
+    "InUse",
+    "LocalStore",
     "ScopedContent",
     "ServiceBlocks",
+    "StoredBlock",
 ]

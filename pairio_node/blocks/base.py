@@ -1,8 +1,19 @@
 """What a block store is. Blocks are at most BLOCK_SIZE_BYTES_MAX and named by their CID."""
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
-__all__ = ["BLOCK_SIZE_BYTES_MAX", "Added", "BlockCorrupt", "BlockMissing", "BlockStore"]
+from pairio_node.blocks.in_use import InUse
+
+__all__ = [
+    "BLOCK_SIZE_BYTES_MAX",
+    "Added",
+    "BlockCorrupt",
+    "BlockMissing",
+    "BlockStore",
+    "LocalStore",
+    "StoredBlock",
+]
 
 #: Kubo 0.40 and later take blocks of 2 MiB; our chunks are 1 MiB.
 BLOCK_SIZE_BYTES_MAX: Final = 2 * 1024 * 1024
@@ -23,6 +34,14 @@ class Added(NamedTuple):
     size_bytes: int
 
 
+class StoredBlock(NamedTuple):
+    """A block in a listing: what it takes, and when it was last used."""
+
+    cid: str
+    size_bytes: int
+    used_unix_s: float
+
+
 class BlockStore(Protocol):
     """Blocks by CID. Whole blocks only; a block that is there is right."""
 
@@ -37,3 +56,35 @@ class BlockStore(Protocol):
 
     def put_sync(self, cid: str, data: bytes) -> None:
         """`put` for code that runs in a thread."""
+
+
+class LocalStore(BlockStore, Protocol):
+    """This node's own store, which services see parts of (`scoped`) and the cache collects from.
+
+    Blocks are put or found for work under way (`in_use.working()`): `has`, and every `put`, also of
+    a block that is there already, do `in_use.note(cid)` under `in_use.lock`, together with looking.
+    All methods that end in `_sync` are called in threads.
+    """
+
+    in_use: InUse
+
+    @property
+    def used_bytes(self) -> int:
+        """How much the blocks take."""
+
+    def read_sync(self, cid: str) -> bytes:
+        """`get` for code that runs in a thread."""
+
+    def put_checked(self, cid: str, data: bytes) -> None:
+        """`put_sync` of a block that was found right."""
+
+    def touch_sync(self, cid: str) -> None:
+        """Note that a block was used now; nothing when it is not here. Of a file or folder its root
+        is enough: what lies under a root is as fresh as the root."""
+
+    def delete_sync(self, cid: str) -> int:
+        """Delete a block, unless work counts on it; return the bytes that are free now."""
+
+    def stored_sync(self) -> Iterator[StoredBlock]:
+        """List the blocks that may be deleted: of a store that others use too, only those that this
+        node put there. One that comes or goes meanwhile may be listed or not."""

@@ -1,17 +1,27 @@
 """The embedded block store: a file per block, in folders by the end of its CID.
 
-Written to a temporary file, synced, renamed: a block is there whole or not at all.
+Written to a temporary file, synced, renamed: a block is there whole or not at all. A file's time of
+change says when the block was last used.
 """
 
 import os
 import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
-from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockCorrupt, BlockMissing
+from pairio_node.blocks.base import (
+    BLOCK_SIZE_BYTES_MAX,
+    BlockCorrupt,
+    BlockMissing,
+    StoredBlock,
+)
+from pairio_node.blocks.in_use import InUse
 from pairio_node.errors import StorageFullError
-from pairio_protocol.cid import matches, parse_cid
+from pairio_protocol.cid import CidError, matches, parse_cid
 
 __all__ = ["DiskBlockStore", "check_block"]
 
@@ -27,7 +37,10 @@ class DiskBlockStore:
 
     def __init__(self, path: Path, quota_bytes: int) -> None:
         self._path = path
-        self._quota_bytes = quota_bytes
+        self.quota_bytes = quota_bytes
+        self.in_use = InUse()
+        #: Called in a thread when a block does not fit: makes room for it, or says False.
+        self.make_room: Callable[[int], bool] = lambda _: False
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._used_bytes = self._measure()
 
@@ -53,7 +66,12 @@ class DiskBlockStore:
 
     def has(self, cid: str) -> bool:
         """Say whether the block is here."""
-        return self._file(cid).exists()
+        file = self._file(cid)
+        with self.in_use.lock:
+            is_here = file.exists()
+            if is_here:
+                self.in_use.note(cid)
+        return is_here
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing."""
@@ -72,21 +90,23 @@ class DiskBlockStore:
 
     def put_sync(self, cid: str, data: bytes) -> None:
         """`put` for code that runs in a thread."""
-        if not self._file(cid).exists():
+        if not self._is_put(cid):
             check_block(cid, data)
             self.put_checked(cid, data)
 
+    def _is_put(self, cid: str) -> bool:
+        """Say whether the block is here; then it is used now, as if it had just come."""
+        is_here = self.has(cid)
+        if is_here:
+            self.touch_sync(cid)
+        return is_here
+
     def put_checked(self, cid: str, data: bytes) -> None:
         """Store a block that `check_block` found right, in a thread."""
-        file = self._file(cid)
-        if file.exists():
+        if self._is_put(cid):
             return
-        if self._used_bytes + len(data) > self._quota_bytes:
-            raise StorageFullError(
-                f"the block store holds {self._used_bytes} of {self._quota_bytes} bytes;"
-                f" {len(data)} more do not fit",
-                hint="raise quota_bytes in node.toml or free content that is not needed",
-            )
+        self._check_room(len(data))
+        file = self._file(cid)
         file.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = file.with_name(f"{cid}.{secrets.token_hex(4)}.tmp")
         try:
@@ -94,8 +114,56 @@ class DiskBlockStore:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
-            temporary.rename(file)
+            with self.in_use.lock:
+                is_new = not file.exists()  # another thread may have brought the same
+                temporary.rename(file)
+                self._used_bytes += len(data) if is_new else 0
+                self.in_use.note(cid)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StorageFullError(f"cannot store a block: {error.strerror}") from None
-        self._used_bytes += len(data)
+
+    def _check_room(self, size_bytes: int) -> None:
+        """Raise StorageFullError when a block does not fit, also after what may go has gone."""
+        if self._used_bytes + size_bytes <= self.quota_bytes or self.make_room(size_bytes):
+            return
+        raise StorageFullError(
+            f"the block store holds {self._used_bytes} of {self.quota_bytes} bytes;"
+            f" {size_bytes} more do not fit, and nothing that is left may go",
+            hint="see what is kept and why: `pairio cache stats`, `pairio cache ls`; unpin what is"
+            " not needed, or raise quota_bytes in node.toml",
+        )
+
+    # -- what goes ------------------------------------------------------------------------
+
+    def touch_sync(self, cid: str) -> None:
+        """Note that a block was used now; nothing when it is not here."""
+        with suppress(OSError):  # gone, or a disk that is read only: its time tells too little
+            os.utime(self._file(cid))
+
+    def delete_sync(self, cid: str) -> int:
+        """Delete a block, unless work counts on it; return the bytes that are free now."""
+        file = self._file(cid)
+        with self.in_use.lock:
+            if self.in_use.covers(cid):
+                return 0
+            try:
+                size_bytes = file.stat().st_size
+                file.unlink()
+            except OSError:  # gone already, or it cannot be: the store stays as large as it is
+                return 0
+            self._used_bytes -= size_bytes
+        return size_bytes
+
+    def stored_sync(self) -> Iterator[StoredBlock]:
+        """List the blocks; one that comes or goes meanwhile may be listed or not."""
+        for folder in sorted(os.scandir(self._path), key=lambda entry: entry.name):
+            if not folder.is_dir(follow_symlinks=False):
+                continue
+            for entry in list(os.scandir(folder.path)):
+                try:
+                    parse_cid(entry.name)
+                    found = entry.stat(follow_symlinks=False)
+                except (CidError, FileNotFoundError):  # being written, or gone
+                    continue
+                yield StoredBlock(entry.name, found.st_size, min(found.st_mtime, time.time()))

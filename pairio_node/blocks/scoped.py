@@ -4,16 +4,19 @@ and what other members sent for it.
 
 A member of one service who names content of another gets nothing by it: neither the block, nor a
 run that reads it here. So a view takes a block as its own only with the bytes in hand, or when the
-owner shares it. A mark is an empty file beside the store; one that is lost means fetching again.
+owner shares it. A mark is an empty file beside the store; one that is lost means fetching again. A
+block goes with its marks: should it come again, it is for those for whom it came then.
 """
 
+import os
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import trio
 
-from pairio_node.blocks.base import BlockMissing
+from pairio_node.blocks.base import BlockMissing, LocalStore
 from pairio_node.blocks.content import Content
-from pairio_node.blocks.disk import DiskBlockStore, check_block
+from pairio_node.blocks.disk import check_block
 from pairio_node.errors import StorageFullError
 from pairio_protocol.cid import parse_cid
 
@@ -23,7 +26,7 @@ __all__ = ["ScopedContent", "ServiceBlocks"]
 class ServiceBlocks:
     """A service's view of a store: a block store itself."""
 
-    def __init__(self, store: DiskBlockStore, marks: Path) -> None:
+    def __init__(self, store: LocalStore, marks: Path) -> None:
         self._store = store
         self._marks = marks
 
@@ -52,8 +55,9 @@ class ServiceBlocks:
         """`put` for code that runs in a thread. The bytes are checked even when others have the
         block here: who brings it proves to have it."""
         check_block(cid, data)
-        self._store.put_checked(cid, data)
-        self.share_sync(cid)
+        with self._store.in_use.working(0):  # the block does not go before its mark is there
+            self._store.put_checked(cid, data)
+            self.share_sync(cid)
 
     def share_sync(self, cid: str) -> None:
         """Let the service have a block that is here."""
@@ -68,8 +72,8 @@ class ServiceBlocks:
 class ScopedContent:
     """The content of every service on one store. `everything` is the owner's own view of it."""
 
-    def __init__(self, store: DiskBlockStore, marks: Path) -> None:
-        self._store = store
+    def __init__(self, store: LocalStore, marks: Path) -> None:
+        self.store = store
         self._marks = marks
         self.everything = Content(store)
         self._views: dict[str, Content] = {}
@@ -78,20 +82,55 @@ class ScopedContent:
         """Return the content that is here for a service."""
         parse_cid(service)
         if service not in self._views:
-            self._views[service] = Content(ServiceBlocks(self._store, self._marks / service))
+            self._views[service] = Content(ServiceBlocks(self.store, self._marks / service))
         return self._views[service]
 
     async def share(self, service: str, cid: str) -> bool:
         """Let a service have what lies below `cid` here, as its owner wants; False, and nothing
         done, when it is not here whole."""
-        here, missing = await self.everything.walk(cid)
-        if missing:
-            return False
-        view = ServiceBlocks(self._store, self._marks / service)
+        view = ServiceBlocks(self.store, self._marks / service)
+        with self.store.in_use.working():
+            here, missing = await self.everything.walk(cid)
+            if missing:
+                return False
 
-        def share_all() -> None:
-            for block in here:
-                view.share_sync(block)
+            def share_all() -> None:
+                for block in here:
+                    view.share_sync(block)
 
-        await trio.to_thread.run_sync(share_all)
+            await trio.to_thread.run_sync(share_all)
         return True
+
+    def delete_sync(self, cid: str) -> int:
+        """Delete a block and the marks on it, in a thread, unless work counts on it; return the
+        bytes that are free now."""
+        parse_cid(cid)
+        with self.store.in_use.lock:
+            if self.store.in_use.covers(cid):
+                return 0
+            for service in self._services():  # first: a mark alone would let a later block in
+                (service / cid[-2:] / cid).unlink(missing_ok=True)
+            return self.store.delete_sync(cid)
+
+    def clean_marks_sync(self, stored: Container[str]) -> int:
+        """Remove marks on blocks that are not here, as a crash may leave; return how many."""
+        removed = 0
+        for service in self._services():
+            for folder in os.scandir(service):
+                for mark in list(os.scandir(folder.path)):
+                    removed += mark.name not in stored and self._remove_mark(Path(mark.path))
+        return removed
+
+    def _remove_mark(self, mark: Path) -> bool:
+        with self.store.in_use.lock:
+            if self.store.has(mark.name):  # it came while they were listed
+                return False
+            mark.unlink(missing_ok=True)
+        return True
+
+    def _services(self) -> Iterator[Path]:
+        """Where the marks of each service lie."""
+        if self._marks.exists():
+            for entry in os.scandir(self._marks):
+                if entry.is_dir(follow_symlinks=False):
+                    yield Path(entry.path)
