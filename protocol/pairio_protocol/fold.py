@@ -503,6 +503,11 @@ class ServiceFold:
         jobs = self._origins.get(resolved_job, ())
         return [job for job in jobs if self.resolve(job).job == resolved_job]
 
+    def asked_as(self, resolved_job: str) -> list[str]:
+        """Return the known jobs that are or ever were resolved to a job, itself included."""
+        own = [resolved_job] if resolved_job in self.definitions else []
+        return [*own, *self._origins.get(resolved_job, ())]
+
     def _result_of(
         self, job: str, output: str, memo: dict[str, Resolution]
     ) -> ResultInfo | str | None:

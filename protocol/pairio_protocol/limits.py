@@ -259,6 +259,12 @@ BACKLOG_PER_SLOT_MAX: Final = 4
 #: Open runs that a coordinator looks at in one turn.
 AWARDS_PER_LOOK: Final = 256
 
+# -- evidence -----------------------------------------------------------------------------
+#: Blocks of one file or folder that are walked.
+CONTENT_BLOCKS_MAX: Final = 1_000_000
+#: Results that one export or verification rests on.
+EVIDENCE_RESULTS_MAX: Final = 10_000
+
 # -- resources ----------------------------------------------------------------------------
 #: CPUs that a request may ask for.
 CPU_MILLICORES_MAX: Final = 4096 * 1000

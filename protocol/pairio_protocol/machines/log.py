@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain, Cutting
 
-__all__ = ["Log", "forked_seq"]
+__all__ = ["Log", "forked_seq", "why_not_alone"]
 
 
 def forked_seq(one: Segment, other: Segment) -> int | None:
@@ -33,6 +33,27 @@ def forked_seq(one: Segment, other: Segment) -> int | None:
     if second.first_seq == first.last_seq + 1 and second.prev != first.hash:
         return first.last_seq
     return None
+
+
+def why_not_alone(segment: Segment, chain: Chain, fork_at: int | None) -> str:
+    """Return why a segment whose neighbours are not held does not count; empty if it does. What
+    lies below a cut is taken to lie on its chain. `fork_at` is the lowest forked seq of its log."""
+    author, epoch = segment.log.author, segment.epoch
+    folded = chain.at(epoch)
+    if folded is None:
+        return f"it was written under change {epoch}, which is not here"
+    if not folded.roles_of(author):
+        return f"its author had no role at change {epoch}"
+    if fork_at is not None and segment.last_seq >= fork_at:
+        return f"its author signed two different segments at seq {fork_at} of one log"
+    for cutting in chain.cuttings(author):
+        if epoch < cutting.epoch:
+            cut = cutting.cuts.get(segment.log)
+            if cut is None or segment.last_seq > cut.seq:
+                return f"change {cutting.epoch} took something from its author and cut it away"
+            if segment.last_seq == cut.seq and segment.hash != cut.hash:
+                return f"change {cutting.epoch} cuts its log at another segment"
+    return ""
 
 
 @dataclass

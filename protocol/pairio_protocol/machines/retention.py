@@ -26,7 +26,7 @@ from pairio_protocol.limits import (
     RETENTION_SKEW_MS,
 )
 from pairio_protocol.machines.heights import Bounds, key_of, range_of, ranges_in
-from pairio_protocol.machines.log import Log
+from pairio_protocol.machines.log import Log, why_not_alone
 from pairio_protocol.messages import LogHeight
 from pairio_protocol.records import Cancel, End, Record, Request, Result, Start, Unknown
 from pairio_protocol.segment import Segment
@@ -175,20 +175,9 @@ class Retention:
         return (segment for segment in kept if self._counts(segment, chain))
 
     def _counts(self, segment: Segment, chain: Chain) -> bool:
-        """The rules of log.py for a segment whose neighbours are not held: what lies below a cut
-        is taken to lie on its chain."""
-        folded = chain.at(segment.epoch)
-        if folded is None or not folded.roles_of(segment.log.author):
-            return False
         stone = self._of(segment.service).dropped.get(segment.log)
-        if stone is not None and stone.forked and segment.last_seq >= stone.forked - 1:
-            return False
-        for cutting in chain.cuttings(segment.log.author):
-            if segment.epoch < cutting.epoch:
-                cut = cutting.cuts.get(segment.log)
-                if cut is None or segment.last_seq > cut.seq:
-                    return False
-        return True
+        forked = stone.forked if stone is not None else 0
+        return not why_not_alone(segment, chain, forked - 1 if forked else None)
 
     # -- dropping ---------------------------------------------------------------------------
 
