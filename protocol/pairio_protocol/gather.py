@@ -104,7 +104,9 @@ def bundle_of(chain: Chain, job: dict[str, Any]) -> tuple[str, bytes] | None:
     for epoch in range(chain.epoch, -1, -1):
         folded = chain.at(epoch)
         app = folded.apps.get(job["app"]) if folded is not None else None
-        for processor in app["processors"] if app is not None else ():
+        if app is None:
+            continue
+        for processor in app["processors"]:
             record = encode(processor_record(app, processor))
             if document_cid(record) == job["code"]:
                 return str(app["bundle"]), record

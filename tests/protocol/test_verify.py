@@ -449,16 +449,18 @@ def test_any_flipped_bit_is_a_break_or_changes_nothing(part: int, at: int, bit: 
     else:
         items = list(getattr(evidence, kind))
         items[name] = wrong
-        evidence = replace(evidence, **{kind: tuple(items)})
+        changed: dict[str, Any] = {kind: tuple(items)}
+        evidence = replace(evidence, **changed)
     after = [c.plain() for c in checks(evidence, blocks)]
     assert not after[-1]["ok"] or after == before
 
 
 def test_segments_of_two_services_do_not_mix() -> None:
     lab, _, evidence = two_jobs()
+    records: list[Any] = lab.segments[1].records()
     moved = Segment.seal(
         BOB, "bafyreiaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"\1" * 16, 0, 1,
-        bytes(32), lab.segments[1].records(),
+        bytes(32), records,
     )  # fmt: skip
     claim = replace(evidence, segments=(*evidence.segments, moved.encode()))
     what, words = broken(checks(claim, lab.blocks))
