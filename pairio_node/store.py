@@ -53,6 +53,7 @@ _MIGRATIONS = (
 _SegmentRow = tuple[bytes, str, str, bytes, int, bytes, int]
 #: service, author, boot, height, forked, when
 _DroppedRow = tuple[str, str, bytes, int, int, int]
+_HEIGHTS = ("height", "forked", "dropped_unix_ms")
 
 
 class StoreError(Exception):
@@ -62,7 +63,7 @@ class StoreError(Exception):
 @dataclass(frozen=True)
 class CommitRows:
     """The rows of one commit, as the tables have them. `kept` are segments that stand alone; of a
-    dropped log's segments only those with the hashes beside it stay, as kept ones."""
+    dropped log's segments only those with the hashes beside it stay, as kept ones (None: all)."""
 
     services: tuple[tuple[str, str, int, int], ...] = ()
     changes: tuple[tuple[str, str, int, bytes], ...] = ()
@@ -70,7 +71,7 @@ class CommitRows:
     answers: tuple[tuple[str, str, str], ...] = ()
     peers: tuple[tuple[str, str, int], ...] = ()
     kept: tuple[_SegmentRow, ...] = ()
-    dropped: tuple[tuple[_DroppedRow, tuple[bytes, ...]], ...] = ()
+    dropped: tuple[tuple[_DroppedRow, tuple[bytes, ...] | None], ...] = ()
     notes: tuple[tuple[str, str, bytes], ...] = ()  # wishes, choices; without data: removed
     forgotten: tuple[str, ...] = ()  # services whose changes go
 
@@ -175,9 +176,16 @@ class Store:
         else:
             self._db.execute("delete from notes where kind = ? and name = ?", note[:2])
 
-    def _drop(self, log: _DroppedRow, kept: tuple[bytes, ...]) -> None:
+    def _drop(self, log: _DroppedRow, kept: tuple[bytes, ...] | None) -> None:
         db = self._db
-        db.execute("insert or replace into dropped_logs values (?, ?, ?, ?, ?, ?)", log)
+        highest = ", ".join(f"{c} = max({c}, excluded.{c})" for c in _HEIGHTS)
+        db.execute(
+            "insert into dropped_logs values (?, ?, ?, ?, ?, ?)"
+            f" on conflict (service, author, boot) do update set {highest}",
+            log,
+        )
+        if kept is None:
+            return
         db.executemany("update segments set kept = 1 where hash = ?", ((h,) for h in kept))
         which = "service = ? and author = ? and boot = ? and kept = 0"
         db.execute(f"delete from segments where {which}", log[:3])

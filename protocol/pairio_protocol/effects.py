@@ -168,7 +168,9 @@ class Refuse:
 @dataclass(frozen=True)
 class Dropped:
     """A log that is over: its segments go, but for those with the hashes in `kept`; that it was
-    here, how high, from where on forked (seq + 1, or 0), is remembered."""
+    here, how high, from where on forked (seq + 1, or 0), is remembered. `kept` None: the segments
+    went before, it is only higher than was known. Rows of a commit that failed are written after
+    those of later ones: the highest height counts, whatever the order."""
 
     service: str
     author: str
@@ -176,7 +178,7 @@ class Dropped:
     height: int
     forked: int
     dropped_unix_ms: int
-    kept: tuple[bytes, ...] = ()
+    kept: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True)

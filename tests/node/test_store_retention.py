@@ -33,3 +33,17 @@ def test_a_kept_segment_stands_alone(tmp_path: Path) -> None:
     snapshot = store.load()
     store.close()
     assert (snapshot.segments, snapshot.kept) == ((), (b"C7",))
+
+
+def test_a_drop_that_had_to_wait_takes_nothing_back(tmp_path: Path) -> None:
+    """The commit of the drop failed (a full disk); what came later of that log is written first."""
+    store = Store.open(tmp_path / "node.db")
+    mine = [_segment(OLD, n) for n in range(3)]
+    store.commit(CommitRows(segments=tuple(mine)))
+    higher = ("svc", "author", OLD, 4, 0, 2_000)
+    store.commit(CommitRows(kept=(_segment(OLD, 3),), dropped=((higher, None),)))
+    store.commit(CommitRows(dropped=((("svc", "author", OLD, 3, 0, 1_000), (mine[1][0],)),)))
+    snapshot = store.load()
+    store.close()
+    assert (snapshot.segments, snapshot.kept) == ((), (b"A1", b"A3"))
+    assert snapshot.dropped == (higher,)

@@ -54,7 +54,12 @@ class Disk:
             self._drop(row)
 
     def _drop(self, row: ef.Dropped) -> None:
-        self.dropped[row.service, row.author, row.boot] = replace(row, kept=())
+        key = (row.service, row.author, row.boot)
+        before = self.dropped.get(key)
+        if before is None or before.height < row.height:
+            self.dropped[key] = replace(row, kept=None)
+        if row.kept is None:
+            return
         for segment_hash, data in list(self.segments.items()):
             segment = Segment.decode(data)
             if (segment.service, *segment.log[:2]) == (row.service, row.author, row.boot):

@@ -274,7 +274,9 @@ class Retention:
         return kept
 
 
-def _row(service: str, log_id: LogId, stone: Tombstone, kept: tuple[bytes, ...] = ()) -> Dropped:
+def _row(
+    service: str, log_id: LogId, stone: Tombstone, kept: tuple[bytes, ...] | None = None
+) -> Dropped:
     author, boot, _ = log_id
     since = stone.dropped_unix_ms
     return Dropped(service, author, boot, stone.height, stone.forked, since, kept)
