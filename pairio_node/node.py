@@ -3,7 +3,7 @@
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import astuple
 from datetime import datetime
 from functools import partial
@@ -22,7 +22,7 @@ from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
 from pairio_node.driver import Driver
-from pairio_node.errors import NotFoundError, UnavailableError, UserError
+from pairio_node.errors import NotFoundError, UnavailableError, UserError, as_user_errors
 from pairio_node.execution import Executions
 from pairio_node.home import Home
 from pairio_node.joins import Joins
@@ -30,6 +30,7 @@ from pairio_node.owner_rules import closed_rules, watch_hours
 from pairio_node.public import Public
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
+from pairio_node.serving import Found, Item, Serving
 from pairio_node.store import CommitRows, Store, Writer
 from pairio_node.strangers import Pace
 from pairio_node.transport import (
@@ -59,7 +60,7 @@ from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState
-from pairio_protocol.normalise import parse_source
+from pairio_protocol.normalise import parse_source, path_in_folder
 from pairio_protocol.records import Resources
 from pairio_protocol.segment import Segment
 
@@ -101,6 +102,7 @@ class Node:
         self.guest_blocks = GuestBlocks()
         self._pace = Pace()
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
+        self.serving = Serving(self.content, self.exchange, self._content_sources)
         self._runners = runners
         self.services = Services(self)
         self.joins = Joins(self)
@@ -351,6 +353,8 @@ class Node:
             url = str(entry.get("url"))
             if url.startswith(("http://", "https://")):
                 split_url(url)  # what no node fetches is refused here
+            if url.startswith(("http://", "https://", "ipfs://")):
+                await self._name_inside(entry, url)
         mode = "skip_cache" if body.get("skipCache") else "use"
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"
@@ -371,6 +375,15 @@ class Node:
             )
         )
         return self._view(service, self.core.fold(service).requests[answer["request"]])
+
+    async def _name_inside(self, entry: dict[str, Any], url: str) -> None:
+        """Give an input that names something in a folder the CID of what lies there."""
+        with as_user_errors():
+            inside = path_in_folder(url)
+        if inside is not None:
+            found = await self.serving.look(*inside)
+            entry["url"] = f"ipfs://{found.cid}"
+            entry["fileBaseName"] = entry.get("fileBaseName") or inside[1][-1]
 
     async def _share_inputs(self, service: str, definition: dict[str, Any]) -> tuple[str, ...]:
         """Let the service have the inputs that lie here; return their CIDs. The owner names them,
@@ -492,26 +505,25 @@ class Node:
 
     # -- the facade: content ----------------------------------------------------------------
 
-    def read_content(
-        self, cid: str, start: int = 0, stop: int | None = None
-    ) -> AsyncIterator[bytes]:
-        """Yield bytes of local content."""
-        return self.content.read(cid, start, stop)
+    def read_content(self, cid: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Yield bytes of a file, fetched from members as they are read if need be."""
+        return self.serving.read(cid, start, stop)
 
-    async def content_size(self, cid: str) -> int:
-        """Return the size of local content, fetched from members first if need be."""
-        said = f"content {cid} is not here"
-        for service in sorted(self.core.membership.taken_up):
-            if not await self.content.missing(cid):
-                break
-            try:
-                members = self.core.membership.connected_members(service)
-                await self.exchange.fetch(service, cid, members)
-            except FetchFailed as error:
-                said = str(error)
-        if await self.content.missing(cid):
-            raise NotFoundError(said)
-        return await self.content.size(cid)
+    async def look_content(self, cid: str, path: Sequence[str]) -> Found:
+        """Return what lies at a path below `cid`, here or at members."""
+        return await self.serving.look(cid, path)
+
+    async def list_content(self, cid: str) -> list[Item]:
+        """Return the entries of a folder."""
+        return await self.serving.entries(cid)
+
+    def _content_sources(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield every service that content may be of, with the members to ask for it."""
+        membership = self.core.membership
+        for service in sorted(membership.taken_up):
+            yield service, list(membership.connected_members(service))
+        for service in sorted(self.core.guests.services):
+            yield service, sorted(set(self.core.guests.given_by.values()))
 
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Add bytes; returns (CID, size)."""

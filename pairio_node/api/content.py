@@ -1,9 +1,8 @@
 """Content over HTTP: ranges, conditional requests, types; and the gateway's ASGI app."""
 
-import mimetypes
-import re
+import secrets
 from collections.abc import AsyncIterator
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,32 +10,15 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pairio_node.api.facade import NodeFacade
+from pairio_node.api.folders import folder_response
 from pairio_node.api.links import Links
+from pairio_node.api.ranges import Unsatisfiable, parse_ranges
+from pairio_node.api.types import CONTENT_HEADERS, disposition_of, is_known, type_of
 from pairio_node.errors import UserError
 
 __all__ = ["content_response", "make_gateway"]
 
-_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-
-
-def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return (start, stop) of one range, None for the whole; ValueError: it cannot be met.
-
-    Several ranges, and what is no range, are answered with the whole, as RFC 9110 allows.
-    """
-    match = _RANGE.fullmatch((header or "").strip())
-    if match is None or match.groups() == ("", ""):
-        return None
-    first, last = match.groups()
-    if first == "":
-        start, stop = max(0, size - int(last)), size
-    elif last and int(last) < int(first):
-        return None
-    else:
-        start, stop = int(first), min(size, int(last) + 1 if last else size)
-    if start >= stop:
-        raise ValueError(f"bytes */{size}")
-    return start, stop
+_PATH_LENGTH_MAX = 8 * 1024
 
 
 async def _empty() -> AsyncIterator[bytes]:
@@ -48,46 +30,109 @@ def content_response(
     node: NodeFacade, request: Request, cid: str, name: str, size: int
 ) -> Response:
     """Return a file by CID: 200, 206, 304 or 416; never run as a page of ours."""
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    kind, tag = type_of(name), f'"{cid}"'
     headers = {
-        "ETag": f'"{cid}"',
+        **CONTENT_HEADERS,
+        "ETag": tag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
+        "Content-Disposition": disposition_of(name, kind),
     }
-    if request.headers.get("if-none-match") in (f'"{cid}"', "*"):
+    if is_known(request, tag):
         return Response(status_code=304, headers=headers)
+    is_same = request.headers.get("if-range") in (None, tag)
     try:
-        is_same = request.headers.get("if-range") in (None, headers["ETag"])
-        part = _range(request.headers.get("range") if is_same else None, size)
-    except ValueError as error:
+        parts = parse_ranges(request.headers.get("range") if is_same else None, size)
+    except Unsatisfiable as error:
         return Response(status_code=416, headers={**headers, "Content-Range": str(error)})
-    start, stop = part or (0, size)
+    if parts is not None and len(parts) > 1:
+        return _several(node, request, cid, kind, size, parts, headers)
+    start, stop = parts[0] if parts else (0, size)
     headers["Content-Length"] = str(stop - start)
-    if part is not None:
+    if parts:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     body = _empty() if request.method == "HEAD" else node.read_content(cid, start, stop)
-    return StreamingResponse(body, 206 if part else 200, headers, media_type=kind)
+    return StreamingResponse(body, 206 if parts else 200, headers, media_type=kind)
+
+
+def _several(
+    node: NodeFacade,
+    request: Request,
+    cid: str,
+    kind: str,
+    size: int,
+    parts: list[tuple[int, int]],
+    headers: dict[str, str],
+) -> Response:
+    """Return several ranges of a file as one answer (RFC 9110, 15.3.7.2)."""
+    boundary = secrets.token_hex(16)
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: {kind}\r\n"
+        f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n\r\n".encode()
+        for start, stop in parts
+    ]
+    end = f"\r\n--{boundary}--\r\n".encode()
+
+    async def body() -> AsyncIterator[bytes]:
+        for head, (start, stop) in zip(heads, parts, strict=True):
+            yield head
+            async for chunk in node.read_content(cid, start, stop):
+                yield chunk
+        yield end
+
+    length = sum(map(len, heads)) + sum(stop - start for start, stop in parts) + len(end)
+    headers["Content-Length"] = str(length)
+    content = _empty() if request.method == "HEAD" else body()
+    several = f"multipart/byteranges; boundary={boundary}"
+    return StreamingResponse(content, 206, headers, media_type=several)
+
+
+def _refusal(message: str, status: int) -> Response:
+    return PlainTextResponse(
+        f"{message}\n", status, headers={**CONTENT_HEADERS, "Cache-Control": "no-store"}
+    )
+
+
+def _names(request: Request) -> list[str]:
+    """Return the parts of the path after `/ipfs/`: a slash in a name comes encoded."""
+    raw = request.scope.get("raw_path") or request.scope["path"].encode()
+    if len(raw) > _PATH_LENGTH_MAX:
+        return []
+    parts = raw.partition(b"?")[0].decode("latin-1").split("/")[2:]
+    return [unquote(part) for part in parts]
 
 
 def make_gateway(node: NodeFacade, links: Links, port: int) -> Starlette:
-    """Return the app of the content origin: `/ipfs/CID/NAME?k=...` and nothing else."""
+    """Return the app of the content origin, which has nothing but
+
+    `/ipfs/CID/NAME?k=...`: a file or folder under a name, and `/ipfs/CID/NAME/A/B?k=...`: what
+    lies at A/B in that folder, by the folder's capability.
+    """
     hosts = [f"{h}:{port}" for h in ("127.0.0.1", "localhost", "[::1]")]
 
     async def content(request: Request) -> Response:
-        cid, name = request.path_params["cid"], request.path_params["name"]
         if request.headers.get("host") not in hosts:
-            return PlainTextResponse("wrong Host", 403)
-        if not links.is_valid(cid, name, request.query_params.get("k", "")):
-            return PlainTextResponse("this link is not one of this node's", 403)
+            return _refusal("wrong Host", 403)
+        names = _names(request)
+        if len(names) < 2:
+            return _refusal("there is nothing here", 404)
+        (cid, name), path = names[:2], names[2:]
+        if path and path[-1] == "":
+            path.pop()
+        key = request.query_params.get("k", "")
+        if not links.is_valid(cid, name, key):
+            return _refusal("this link is not one of this node's", 403)
         try:
-            size = await node.content_size(cid)
+            found = await node.look_content(cid, path)
+            if not found.is_folder:
+                last = path[-1] if path else name
+                return content_response(node, request, found.cid, last, found.size_bytes)
+            items = await node.list_content(found.cid)
         except UserError as error:
-            return PlainTextResponse(error.message, error.http_status)
-        return content_response(node, request, cid, name, size)
+            return _refusal(error.message, error.http_status)
+        base = links.below(cid, name, path)
+        return folder_response(request, found, items, [name, *path], base, key)
 
-    app = Starlette(routes=[Route("/ipfs/{cid}/{name:path}", content, methods=["GET", "HEAD"])])
+    app = Starlette(routes=[Route("/ipfs/{rest:path}", content, methods=["GET", "HEAD"])])
     app.router.redirect_slashes = False
     return app

@@ -1,10 +1,11 @@
 """What the API asks of the node."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from pairio_node.api.joins import JoinsFacade
 from pairio_node.api.public import PublicFacade
+from pairio_node.serving import Found, Item
 
 __all__ = ["AdminsFacade", "NodeFacade", "ServicesFacade"]
 
@@ -27,10 +28,9 @@ class NodeFacade(Protocol):
     async def output_cid(
         self, job_id: str, service: str | None, output: str
     ) -> tuple[str, str, int]: ...
-    def read_content(
-        self, cid: str, start: int = 0, stop: int | None = None
-    ) -> AsyncIterator[bytes]: ...
-    async def content_size(self, cid: str) -> int: ...
+    def read_content(self, cid: str, start: int, stop: int) -> AsyncIterator[bytes]: ...
+    async def look_content(self, cid: str, path: Sequence[str]) -> Found: ...
+    async def list_content(self, cid: str) -> list[Item]: ...
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
     @property
     def services(self) -> "ServicesFacade": ...

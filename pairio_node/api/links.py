@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from urllib.parse import quote
 
 __all__ = ["Links"]
@@ -21,8 +22,12 @@ class Links:
 
     def content(self, cid: str, name: str) -> str:
         """Return the capability URL of some content."""
-        path = f"/ipfs/{cid}/{quote(name, safe='')}"
+        path = self.below(cid, name, ())
         return f"http://127.0.0.1:{self._gateway_port}{path}?k={self._mac(cid, name)}"
+
+    def below(self, cid: str, name: str, path: Sequence[str]) -> str:
+        """Return the path of the URL of what lies at `path` in a folder that has a capability."""
+        return "/".join(["/ipfs", cid, *(quote(part, safe="") for part in (name, *path))])
 
     def _mac(self, cid: str, name: str) -> str:
         return hmac.new(self._key, f"{cid}\0{name}".encode(), hashlib.sha256).hexdigest()[:32]

@@ -33,6 +33,16 @@ _FOUND, _MISSING, _REFUSED = b"\x01", b"\x00", b"\x02"
 _STALL_S = 15.0
 _IDLE_S = 120.0
 _PIECE_BYTES = 256 * 1024
+#: What a holder can do wrong.
+_FAULTS = (
+    TransportError,
+    StreamEnded,
+    trio.TooSlowError,
+    DecodeError,
+    BlockCorrupt,
+    UnixfsError,
+    CidError,
+)
 
 
 class FetchFailed(Exception):
@@ -141,21 +151,37 @@ class Exchange:
                 turn = self._asking.setdefault(holder, trio.Semaphore(STREAMS_PER_PEER_MAX // 2))
                 async with turn:
                     received += await self._fetch_from(holder, service, cid, limit_bytes - received)
-            except (
-                TransportError,
-                StreamEnded,
-                trio.TooSlowError,
-                DecodeError,
-                BlockCorrupt,
-                UnixfsError,
-                CidError,
-                FetchFailed,
-            ) as error:
+            except (*_FAULTS, FetchFailed) as error:
                 reasons.append(f"{holder[-6:]}: {error or type(error).__name__}")
         if not await _missing(content, cid):
             return received
         asked = "; ".join(reasons) or "nobody who might have it is connected"
         raise FetchFailed(f"content {cid} could not be fetched ({asked})")
+
+    async def fetch_blocks(self, service: str, cids: Sequence[str], holder: str) -> int:
+        """Ask one holder for these blocks (at most WANT_MAX), not for what lies below them;
+        return the bytes that came.
+
+        Raises:
+            FetchFailed: says why it gave none. StorageFullError when the quota is reached.
+        """
+        content, wants = self._contents.of(service), list(cids[:WANT_MAX])
+        try:
+            with trio.fail_after(_STALL_S):
+                stream = await self._transport.open_stream(holder, BLOCKS)
+            try:
+                await _send(stream, service)
+                received = await self._ask(stream, content, wants)
+            except BaseException:
+                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                    await stream.abort()
+                raise
+            await stream.close()
+        except (*_FAULTS, FetchFailed) as error:
+            raise FetchFailed(f"{holder[-6:]}: {error or type(error).__name__}") from None
+        if not received:
+            raise FetchFailed(f"{holder[-6:]}: does not have it")
+        return received
 
     async def _fetch_from(self, holder: str, service: str, cid: str, limit_bytes: int) -> int:
         """Fetch what is missing from one holder, level by level."""

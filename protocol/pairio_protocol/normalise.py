@@ -25,7 +25,15 @@ from pairio_protocol.limits import (
     URL_LENGTH_MAX,
 )
 
-__all__ = ["definition_of", "is_normal", "job_id_of", "normalise", "parse_source", "source_text"]
+__all__ = [
+    "definition_of",
+    "is_normal",
+    "job_id_of",
+    "normalise",
+    "parse_source",
+    "path_in_folder",
+    "source_text",
+]
 
 _LIST_INDEX = re.compile(r"^(.*)\[(0|[1-9][0-9]{0,3})\]$")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -133,6 +141,10 @@ def parse_source(text: str) -> dict[str, Any]:
         return {"cid": _cid(text[len("ipfs://") :].rstrip("/"), text)}
     parts = urlsplit(text)
     if parts.scheme in ("http", "https") and parts.hostname:
+        if _lies_below(parts.hostname, parts.path) is not None:
+            raise DefinitionError(
+                f"{text[:200]!r} names something in a folder", "give its own CID, as ipfs://CID"
+            )
         cid = _gateway_cid(parts.hostname, parts.path)
         return {"cid": cid} if cid else {"url": text}
     if "://" not in text and "/" not in text and len(text) > 40:
@@ -150,6 +162,24 @@ def source_text(source: dict[str, Any]) -> str:
     if "url" in source:
         return str(source["url"])
     return f"job:{source['job']}/{source['output']}"
+
+
+def path_in_folder(text: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return (CID, path) of a text that names something in a folder: `ipfs://CID/A/B`, or a gateway
+    URL of this machine; None when it does not. The core cannot look into folders: a node does."""
+    if text.startswith("ipfs://"):
+        cid, *path = text[len("ipfs://") :].rstrip("/").split("/")
+        return (_cid(cid, text), tuple(map(unquote, path))) if path else None
+    parts = urlsplit(text)
+    return _lies_below(parts.hostname or "", parts.path)
+
+
+def _lies_below(host: str, path: str) -> tuple[str, tuple[str, ...]] | None:
+    first, *rest = path.strip("/").split("/")
+    if host not in _LOOPBACK or first != "ipfs" or len(rest) < 3:
+        return None
+    cid = _cid_or_none(rest[0])
+    return (cid, tuple(map(unquote, rest[2:]))) if cid else None
 
 
 def _gateway_cid(host: str, path: str) -> str | None:

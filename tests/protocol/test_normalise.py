@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pairio_protocol.apps import validate_app
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.normalise import job_id_of, normalise, parse_source
+from pairio_protocol.normalise import job_id_of, normalise, parse_source, path_in_folder
 
 VECTORS = json.loads(
     (Path(__file__).parents[2] / "protocol" / "vectors" / "definitions.json").read_text()
@@ -56,3 +56,22 @@ def test_order_never_matters(order: list[int], value: float) -> None:
     assert _id({**wish, "parameters": parameters}) == _id(
         {**wish, "parameters": [parameters[i] for i in order]}
     )
+
+
+def test_what_lies_in_a_folder_is_named_by_its_own_cid_and_never_by_the_folders() -> None:
+    cid = "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"
+    for text, path in (
+        (f"http://127.0.0.1:1/ipfs/{cid}/name/a%20b/c%2Fd?k=1", ("a b", "c/d")),
+        (f"http://localhost/ipfs/{cid}/name/x/", ("x",)),
+        (f"ipfs://{cid}/a%20b/c", ("a b", "c")),
+    ):
+        assert path_in_folder(text) == (cid, path)
+        with pytest.raises(DefinitionError):
+            parse_source(text)
+    for text in (
+        f"http://127.0.0.1:1/ipfs/{cid}/name/?k=1",
+        f"https://ipfs.io/ipfs/{cid}/a/b",
+        f"ipfs://{cid}/",
+        "http://127.0.0.1/other/a/b/c",
+    ):
+        assert path_in_folder(text) is None

@@ -1,0 +1,160 @@
+"""Content for people and programs on this machine: files and folders by CID and path, read as a
+stream. What is not here is fetched from members as it is read: nothing but what was asked for.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from pairio_node.blocks import BlockMissing, Content, Exchange, FetchFailed
+from pairio_node.blocks.content import DEPTH_MAX
+from pairio_node.blocks.unixfs import Entry, Node, UnixfsError
+from pairio_node.errors import NotFoundError, UnavailableError, UserError
+from pairio_protocol.cid import RAW, CidError, parse_cid
+
+__all__ = ["Found", "Item", "Serving"]
+
+#: Blocks that are asked for ahead of the reader; each is at most 2 MiB, and goes to the store.
+_AHEAD: Final = 8
+_HOLDERS_ASKED_MAX: Final = 8
+#: How long a reader waits for the next blocks from others.
+_FETCH_S: Final = 30.0
+#: Readers that fetch at once; others wait for their turn.
+_FETCHING_MAX: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file or folder; a folder's size is that of its blocks, about that of its files."""
+
+    cid: str
+    size_bytes: int
+    is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An entry of a folder. Of a file that is not here the size is that of its blocks."""
+
+    name: str
+    cid: str
+    size_bytes: int
+    is_folder: bool
+
+
+class Serving:
+    """Reads content. `sources` gives (service, members that may hold its content)."""
+
+    def __init__(
+        self,
+        content: Content,
+        exchange: Exchange,
+        sources: Callable[[], Iterable[tuple[str, list[str]]]],
+    ) -> None:
+        self._content = content
+        self._exchange = exchange
+        self._sources = sources
+        self._turns = trio.Semaphore(_FETCHING_MAX)
+        self._last: tuple[str, str] | None = None  # service and holder that had something
+
+    async def look(self, cid: str, path: Iterable[str] = ()) -> Found:
+        """Return what lies at a path below `cid`.
+
+        Raises:
+            NotFoundError: no such entry. UnavailableError: nobody gives the blocks.
+            UserError: it is neither file nor folder.
+        """
+        node, total = await self._node(cid), 0
+        for depth, name in enumerate(path):
+            entry = next((e for e in node.entries if node.is_directory and e.name == name), None)
+            if entry is None or depth >= DEPTH_MAX:
+                raise NotFoundError(f"there is no {name[:200]!r} in {cid}")
+            cid, total = entry.cid, entry.total_bytes
+            node = await self._node(cid)
+        if node.is_directory:
+            return Found(cid, total or sum(e.total_bytes for e in node.entries), True)
+        return Found(cid, node.size_bytes, False)
+
+    async def entries(self, cid: str) -> list[Item]:
+        """Return the entries of a folder, by name."""
+        node = await self._node(cid)
+        items = [await self._item(entry) for entry in node.entries]
+        return sorted(items, key=lambda item: item.name)
+
+    async def _item(self, entry: Entry) -> Item:
+        """Look at an entry if it is here; a folder of many is not fetched to be listed."""
+        if parse_cid(entry.cid).codec == RAW or not self._content.store.has(entry.cid):
+            return Item(entry.name, entry.cid, entry.total_bytes, False)
+        try:
+            node = await self._content.node(entry.cid)
+        except (BlockMissing, UnixfsError):
+            return Item(entry.name, entry.cid, entry.total_bytes, False)
+        size = entry.total_bytes if node.is_directory else node.size_bytes
+        return Item(entry.name, entry.cid, size, node.is_directory)
+
+    async def read(self, cid: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Yield the bytes of a file from `start` to before `stop`, a block at a time."""
+        node = await self._node(cid)
+        if node.is_directory:
+            raise UserError(f"{cid} is a folder")
+        async for chunk in self._read(node, start, min(stop, node.size_bytes), 0):
+            yield chunk
+
+    async def _read(self, node: Node, start: int, stop: int, depth: int) -> AsyncIterator[bytes]:
+        if depth > DEPTH_MAX:
+            raise UserError("a file that is too deep")
+        if not node.entries:
+            if start < stop:
+                yield node.data[start:stop]
+            return
+        at, wanted = 0, []
+        for entry in node.entries:
+            if at < stop and at + entry.size_bytes > start:
+                wanted.append((at, entry))
+            at += entry.size_bytes
+        for number, (begin, entry) in enumerate(wanted):
+            ahead = [e.cid for _, e in wanted[number : number + _AHEAD]]
+            child = await self._node(entry.cid, ahead)
+            if child.is_directory or child.size_bytes != entry.size_bytes:
+                raise UserError(f"{entry.cid} is not the part of a file that it is said to be")
+            inner = self._read(
+                child, max(0, start - begin), min(stop - begin, entry.size_bytes), depth + 1
+            )
+            async for chunk in inner:
+                yield chunk
+
+    async def _node(self, cid: str, ahead: Iterable[str] = ()) -> Node:
+        try:
+            try:
+                return await self._content.node(cid)
+            except BlockMissing:
+                wanted = [cid, *(c for c in ahead if c != cid and not self._content.store.has(c))]
+                await self._fetch(cid, wanted)
+                return await self._content.node(cid)
+        except (UnixfsError, CidError) as error:
+            raise UserError(f"{cid[:80]} cannot be shown: {error}") from None
+        except BlockMissing:
+            raise UnavailableError(f"block {cid} is not here any more") from None
+
+    async def _fetch(self, cid: str, wanted: list[str]) -> None:
+        """Fetch `cid`, and of the other blocks what the same holder has."""
+        reasons = []
+        with trio.move_on_after(_FETCH_S):
+            async with self._turns:
+                for service, holder in self._askable():
+                    try:
+                        await self._exchange.fetch_blocks(service, wanted, holder)
+                    except FetchFailed as error:
+                        reasons.append(str(error))
+                    if self._content.store.has(cid):
+                        self._last = (service, holder)
+                        return
+        said = "; ".join(reasons[-3:]) or "no connected member has it"
+        raise NotFoundError(f"content {cid} is not here ({said})")
+
+    def _askable(self) -> list[tuple[str, str]]:
+        pairs = [(service, h) for service, holders in self._sources() for h in holders]
+        pairs.sort(key=lambda pair: pair != self._last)
+        return pairs[:_HOLDERS_ASKED_MAX]
