@@ -21,10 +21,13 @@ class RunningNode:
     info: dict[str, Any]
 
     def get(self, path: str) -> Any:
+        return self.call("GET", path)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
         found = json.loads((self.home / "api.json").read_text())
         api = Api(found["url"], found["token"])
         try:
-            return api.call("GET", f"/api/v1/{path}")
+            return api.call(method, f"/api/v1/{path}", body)
         finally:
             api.close()
 

@@ -22,7 +22,7 @@ def main() -> int:
     options = parser.parse_args()
     named = [row for row in ROWS if row.name in options.row] if options.row else ROWS
     rows = [row for row in named if options.only in row.name]
-    patience_s = 1.0 if options.plant else 5.0
+    patience_s = 1.0 if options.plant else 20.0
     outcomes = trio.run(play, rows, True, tuple(options.plant), patience_s)
     refused = sum(not outcome.wrong for outcome in outcomes)
     for outcome in outcomes:

@@ -219,10 +219,10 @@ async def _asked_for_a_block(lab: Lab, peer: Peer, service: str) -> bytes:
 
 
 @attack(PART, "a segment of an unknown epoch, of a stranger", has=HAS,
-        does="signs 300 segments under a later change, to be kept until it comes",
+        does="signs 120 segments under a later change, to be kept until it comes",
         counted="refused: a segment of an unknown epoch, of a stranger")  # fmt: skip
 async def _parked(lab: Lab) -> None:
-    for _ in range(300):
+    for _ in range(120):
         lab.stranger.push(lab.stranger.segment(lab.service, lab.epoch + 1000, NOTHING))
 
 

@@ -3,8 +3,6 @@
 import os
 from dataclasses import replace
 
-import trio
-
 from pairio_protocol.cid import cid_of
 from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.messages import (
@@ -22,7 +20,7 @@ from pairio_protocol.records import Cancel, Result
 from pairio_protocol.segment import GENESIS, Segment
 from tests.integration.attacks.doors import NOTHING, presence
 from tests.integration.attacks.lab import Lab, until
-from tests.integration.attacks.members import MOMENT_S, document, result, status, wish
+from tests.integration.attacks.members import document, result, status, wish
 from tests.integration.attacks.peers import Peer
 from tests.integration.attacks.table import attack
 
@@ -144,7 +142,7 @@ async def _replay(lab: Lab) -> bool:
     lab.keep(name)
     lab.mallory.push(first, first)
     lab.mallory.say(SyncSegments(lab.service, (first.encode(),), False))
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+    await lab.has_taken(lab.mallory)
     return status(lab, name) == "canceled"
 
 
@@ -163,7 +161,7 @@ async def _fork(lab: Lab) -> None:
         lab.service, lab.epoch, wish(document(lab, "fork")), boot=boot, seq=1, prev=one.hash
     )
     lab.mallory.push(after)
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+    await lab.has_taken(lab.mallory)
     name = request_id(lab.service, lab.mallory.key.peer, boot, 1)
     assert status(lab, name) == "", "what follows a fork counts"
 
@@ -239,9 +237,9 @@ async def _nested(lab: Lab) -> None:
 @attack(LOGS, "a record of an unknown kind", has="role submit", does="writes one",
         refused_by="it has no effect: it is kept and passed on, never acted on")  # fmt: skip
 async def _unknown(lab: Lab) -> bool:
-    segment = _with_body(lab.mallory, lab, b"\x91\x92\xa4sudo\xa3now", 1)
-    lab.mallory.push(segment, ack=True)
-    return True
+    return await lab.stores(
+        lab.mallory, _with_body(lab.mallory, lab, b"\x91\x92\xa4sudo\xa3now", 1)
+    )
 
 
 @attack(LOGS, "a segment of 49 KiB", has="role submit", does="sends one above the bound",

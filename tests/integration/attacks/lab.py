@@ -19,7 +19,17 @@ from typing import Any
 
 import trio
 
-from pairio_protocol.messages import Ack, Changes, Digest, Frontier, LogHeight
+from pairio_protocol.messages import (
+    Ack,
+    Asked,
+    Changes,
+    Digest,
+    Follow,
+    Frontier,
+    LogHeight,
+    LookedUp,
+    Lookup,
+)
 from pairio_protocol.records import Cancel
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain, SignedChange
@@ -37,10 +47,11 @@ _SEEDS = {
     )
 }  # fmt: skip
 #: Whose own logs may grow: what they write is theirs. Everything else must stay as it was.
+_SMALL = {"numCpus": 1, "memoryGb": 1, "numGpus": 0, "timeSec": 60}
 _WRITERS = ("honest", "mallory", "cruncher", "reader", "second", "root", "guest", "yves")
 
 
-async def until(is_so: Callable[[], Any], within_s: float = 5.0) -> bool:
+async def until(is_so: Callable[[], Any], within_s: float = 20.0) -> bool:
     """Wait until something is so; False if it does not become so in time."""
     with trio.move_on_after(within_s):
         while not is_so():  # noqa: ASYNC110
@@ -61,6 +72,7 @@ class Lab:
         self._boot, self._head, self._seq = os.urandom(16), GENESIS, 0
         self.job: dict[str, Any] = {}
         self._made: set[str] = set()
+        self.last_state = ""
         #: services that rows have made for themselves
         self.aside: set[str] = set()
 
@@ -85,6 +97,10 @@ class Lab:
     def get(self, path: str) -> Any:
         """Ask the node's API."""
         return self.node.get(path)
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Do something by the node's API, as its owner would."""
+        return await trio.to_thread.run_sync(self.node.call, method, path, body)
 
     def counters(self) -> dict[str, int]:
         """Return what the node has counted, blocks included."""
@@ -118,12 +134,33 @@ class Lab:
 
     async def submit_open(self, tag: str) -> dict[str, Any]:
         """Let the node submit a job that needs a GPU, and so stays open."""
-        line = ("submit", "hello_world/hello_world_1", "--service", "lab", "--json")
-        parameters = ("-p", f"name={tag}", "--gpus", "1")
-        made = await trio.to_thread.run_sync(lambda: self.node.cli(*line, *parameters))
-        assert made.returncode == 0, made.stderr
-        job: dict[str, Any] = json.loads(made.stdout)
+        job = await self.submit("lab", tag, numGpus=1)
         self.keep(job["requestId"])
+        return job
+
+    async def submit(self, service: str, tag: str, **resources: float) -> dict[str, Any]:
+        """Let the node submit a job."""
+        definition = {
+            "appName": "hello_world", "processorName": "hello_world_2",
+            "outputFiles": [{"name": "output", "fileBaseName": "output.txt"}],
+            "parameters": [{"name": "name", "value": tag}],
+        }  # fmt: skip
+        body = {
+            "serviceName": service,
+            "jobDefinition": definition,
+            "requiredResources": {**_SMALL, **resources},
+        }
+        job: dict[str, Any] = await self.call("POST", "jobs", body)
+        return job
+
+    async def done(self, service: str, tag: str) -> dict[str, Any]:
+        """Let the node submit a job, and wait until it is done."""
+        job = await self.submit(service, tag)
+        with trio.fail_after(60):
+            while job["status"] not in ("completed", "failed"):
+                path = f"jobs/{job['requestId']}/wait?timeoutSec=10"
+                job = await self.call("GET", path)
+        assert job["status"] == "completed", job["error"]
         return job
 
     async def state(self) -> str:
@@ -144,7 +181,11 @@ class Lab:
 
     def _jobs(self) -> list[Any]:
         """Return all jobs but those that rows made themselves and look after."""
-        views = [j for j in self.get("jobs?limit=500")["jobs"] if j["requestId"] not in self._made]
+        views = [
+            job
+            for job in self.get("jobs?limit=500")["jobs"]
+            if job["requestId"] not in self._made and job["serviceId"] not in self.aside
+        ]
         kept = ("requestId", "jobId", "status", "error", "canceled", "cached", "attempts")
         return sorted(([view[k] for k in (*kept, "outputFileResults")] for view in views), key=str)
 
@@ -178,8 +219,23 @@ class Lab:
     async def stores(self, peer: Peer, segment: Segment) -> bool:
         """Say whether the node stores a peer's segment, and says so."""
         peer.push(segment, ack=True)
-        answer = await peer.hears(lambda m: isinstance(m, Ack) and segment.hash in m.hashes, 8.0)
+        answer = await peer.hears(lambda m: isinstance(m, Ack) and segment.hash in m.hashes)
         return answer is not None
+
+    async def has_taken(self, peer: Peer, service: str = "") -> None:
+        """Return when the node has done with everything that a peer has said so far: it answers
+        what it is asked in order."""
+        service, ticket = service or self.service, int.from_bytes(os.urandom(6))
+        if service == self.service and self.chain.now.roles_of(peer.key.peer):
+            peer.say(Lookup(service, ticket, ()))
+            assert await peer.hears(lambda m: isinstance(m, LookedUp) and m.ticket == ticket, 20)
+            peer.heard.clear()
+            peer.say(Digest(service, os.urandom(40), self.chain.digest))  # the other channel
+            assert await peer.hears(lambda m: isinstance(m, Frontier), 20), "no sync"
+            return
+        name = f"barrier {ticket}"
+        peer.say(Follow(name, 0, ""))
+        assert await peer.hears(lambda m: isinstance(m, Asked) and m.service == name, 20)
 
     # -- making it ----------------------------------------------------------------------------
 
@@ -207,33 +263,33 @@ class Lab:
         assert await until(
             lambda: {s["serviceName"] for s in self.get("services")["services"]} == names, 30
         ), "the node does not take the services up"
-        made = await trio.to_thread.run_sync(
-            lambda: self.node.cli("app", "install", "lab", "hello_world")
-        )
-        assert made.returncode == 0, made.stderr
+        await self.call("POST", "services/lab/apps", {"source": "hello_world"})
         assert await self.honest.hears(
             lambda m: isinstance(m, Changes) and m.service == self.service, 30
         )
         assert await until(self._has_learnt, 30), "the node's own change is not told"
-        arguments = ("submit", "hello_world/hello_world_2", "--service", "lab", "--wait", "--json")
-        done = await trio.to_thread.run_sync(lambda: self.node.cli(*arguments))
-        assert done.returncode == 0, done.stderr
-        self.job = json.loads(done.stdout)
+        self.job = await self.done("lab", "the job of the lab")
 
-    async def restart(self, meanwhile: Callable[[], object] = int) -> None:
-        """Stop the node, do something, start it again on its home; all peers are connected."""
+    async def restart(self, *names: str, meanwhile: Callable[[], object] = int) -> None:
+        """Stop the node, do something, start it again on its home; the honest member and peers
+        with these names are connected again."""
         home = self.node.home
         assert await trio.to_thread.run_sync(self.node.stop) == 0
         meanwhile()
         self.node = await trio.to_thread.run_sync(self._launch, home)
-        for peer in self.peers.values():
+        await self.reconnect("honest", *names)
+        assert await until(lambda: self.get("services")["services"]), "the disk was read"
+
+    async def reconnect(self, *names: str) -> None:
+        """Let peers go and come back, with new connections."""
+        peers = [self.peers[name] for name in dict.fromkeys(names)]
+        for peer in peers:
             peer.up = trio.Event()
             peer.again.set()
-        with trio.fail_after(30):
-            for peer in self.peers.values():
+        with trio.fail_after(60):
+            for peer in peers:
                 while peer.again.is_set() or not peer.up.is_set():  # noqa: ASYNC110
                     await trio.sleep(0.01)  # house: waiting for another process
-        assert await until(lambda: self.get("services")["services"]), "the disk was read"
 
     def heads(self) -> dict[str, str]:
         """Return the head of each service of the node."""

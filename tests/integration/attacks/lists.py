@@ -14,7 +14,7 @@ from pairio_protocol.service import Chain, SignedChange
 from pairio_protocol.signing import SigningKey
 from tests.integration.attacks.doors import NOTHING, presence, signed_change
 from tests.integration.attacks.lab import Lab, until
-from tests.integration.attacks.members import MOMENT_S, document, wish
+from tests.integration.attacks.members import document, wish
 from tests.integration.attacks.peers import Peer
 from tests.integration.attacks.table import attack
 
@@ -198,7 +198,7 @@ async def _longer(lab: Lab) -> bool:
         op = _add(f"friend{number}", SigningKey(bytes([number]) * 32)) if number else _add()
         branch.add(branch.propose([op], [lab.old.key], 1))
     _tell(lab.old, lab.service, *branch.changes()[1:])
-    return await _stays(lab)
+    return await _stays(lab, lab.old)
 
 
 @attack(LIST, "ground CIDs", has="the key of a later admin",
@@ -208,7 +208,7 @@ async def _ground(lab: Lab) -> bool:
     before = _until(lab, 3)
     siblings = [before.propose([_add()], [lab.second.key], number) for number in range(300)]
     _tell(lab.second, lab.service, min(siblings, key=lambda change: change.cid))
-    return await _stays(lab)
+    return await _stays(lab, lab.second)
 
 
 @attack(LIST, "flood of forks", has="the key of an admin", does="makes 100 siblings of one change",
@@ -219,9 +219,9 @@ async def _siblings(lab: Lab) -> None:
         _tell(lab.second, lab.service, before.propose([_add()], [lab.second.key], 1000 + number))
 
 
-async def _stays(lab: Lab) -> bool:
-    """Say whether the list stays as it is when the node has had time to think again."""
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+async def _stays(lab: Lab, by: Peer) -> bool:
+    """Say whether the list stays as it is once the node has taken what a peer said."""
+    await lab.has_taken(by)
     return bool(lab.get("services/lab")["head"] == lab.chain.head)
 
 
@@ -230,7 +230,7 @@ async def _stays(lab: Lab) -> bool:
         refused_by="no news; whoever came back keeps his role")  # fmt: skip
 async def _replayed(lab: Lab) -> bool:
     _tell(lab.mallory, lab.service, *lab.chain.changes())
-    await _stays(lab)
+    await lab.has_taken(lab.mallory)
     segment = lab.yves.segment(lab.service, lab.epoch, NOTHING)
     return await lab.stores(lab.yves, segment)
 
@@ -241,7 +241,7 @@ async def _older(lab: Lab) -> bool:
     old = _until(lab, 1)
     entry = HelloService(lab.service, old.epoch, old.head, old.digest)
     lab.mallory.say(Hello(bytes(16), (entry,)), Digest(lab.service, bytes(40), old.digest))
-    return await _stays(lab)
+    return await _stays(lab, lab.mallory)
 
 
 @attack(LIST, "a crowd of services in a hello", has="a connection",
@@ -251,7 +251,7 @@ async def _hello(lab: Lab) -> bool:
     names = [own.cid for own in (signed_change(os.urandom(8)) for _ in range(300))]
     entries = tuple(HelloService(name, 1, name, bytes(32)) for name in names)
     lab.stranger.say(Hello(bytes(16), entries))
-    return await _stays(lab)
+    return await _stays(lab, lab.stranger)
 
 
 # -- the removed -------------------------------------------------------------------------------
@@ -369,6 +369,6 @@ async def _two_nodes(lab: Lab) -> bool:
     ops = [_joining(chain, token, SigningKey(bytes([n]) * 32), f"m{n}") for n in (3, 4)]
     changes = [chain.propose([op], [lab.root.key], 1) for op in ops]
     _tell(lab.root, chain.service, *changes)
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+    await lab.has_taken(lab.root)
     members = {m["name"] for m in lab.get(f"services/{chain.service}")["members"]}
     return len(members & {"m3", "m4"}) == 1

@@ -4,8 +4,6 @@ import os
 import time
 from typing import Any
 
-import trio
-
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.documents import encode
 from pairio_protocol.ids import request_id, run_id
@@ -29,8 +27,6 @@ from tests.integration.attacks.table import attack
 ROLES = "A member beyond his role"
 RUNS = "A member and others' runs"
 FORBIDDEN = "refused: a record that its author's role forbids"
-#: A quiet moment, in which what must not happen would.
-MOMENT_S = 0.3
 
 
 def document(lab: Lab, bust: str = "x") -> dict[str, Any]:
@@ -132,7 +128,7 @@ async def _change(lab: Lab) -> None:
 async def _cancel_others(lab: Lab) -> bool:
     name, _ = await _open_request(lab, "not mallory's")
     lab.mallory.push(lab.mallory.segment(lab.service, lab.epoch, Cancel((name,), 1)))
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+    await lab.has_taken(lab.mallory)
     return status(lab, name) == "pending"
 
 
@@ -191,7 +187,9 @@ async def _bid_in_vain(lab: Lab, peer: Peer, gpus: int) -> bool:
     job = await lab.submit_open(f"for {peer.name}")
     peer.say(PresenceUpdate((presence(lab, peer.key, gpus=gpus, cpu_millicores=1),)))
     peer.say(Bid(lab.service, (job["requestId"],)))
-    return await peer.hears(lambda m: isinstance(m, Award), MOMENT_S) is None
+    peer.heard.clear()
+    await lab.has_taken(peer)
+    return not any(isinstance(message, Award) for message in peer.heard)
 
 
 @attack(RUNS, "have and beat for another's attempt", has="role submit",
@@ -201,7 +199,7 @@ async def _have(lab: Lab) -> bool:
     attempt = lab.job["attempts"][0]["attemptId"]
     lab.mallory.say(Have(lab.service, lab.job["runId"], attempt, "executing"))
     lab.mallory.say(Beat(lab.service, (attempt,)), CancelNow(lab.service, attempt))
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+    await lab.has_taken(lab.mallory)
     return True
 
 
@@ -211,9 +209,7 @@ async def _have(lab: Lab) -> bool:
 async def _end(lab: Lab) -> bool:
     attempt = lab.job["attempts"][0]["attemptId"]
     record = End(lab.job["requestId"], lab.job["runId"], attempt, "infra", "lost", 1)
-    lab.mallory.push(lab.mallory.segment(lab.service, lab.epoch, record), ack=True)
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
-    return True
+    return await lab.stores(lab.mallory, lab.mallory.segment(lab.service, lab.epoch, record))
 
 
 @attack(RUNS, "a result under an unresolved id", has="role compute",
@@ -228,6 +224,7 @@ async def _unresolved(lab: Lab) -> bool:
     assert await until(lambda: status(lab, name) == "pending"), "the request is not known"
     lab.keep(name)
     data = result(lab, lab.cruncher, job_id_of(job))
-    lab.cruncher.push(lab.cruncher.segment(lab.service, lab.epoch, Result(data)), ack=True)
-    await trio.sleep(MOMENT_S)  # house: waiting for another process
+    assert await lab.stores(
+        lab.cruncher, lab.cruncher.segment(lab.service, lab.epoch, Result(data))
+    )
     return status(lab, name) == "pending"

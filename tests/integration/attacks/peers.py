@@ -12,6 +12,7 @@ from pairio_node.transport import (
     CHANNEL_SYNC,
     Frame,
     Gossip,
+    PeerDown,
     PeerUp,
     TransportEvent,
 )
@@ -58,6 +59,7 @@ class Peer(Author):
         self.heard: list[Any] = []
         self.gossip: list[bytes] = []
         self.node = ""
+        self.lost = ""
 
     def begin(self) -> None:
         """Begin with a new transport, that knows of no connection before."""
@@ -68,6 +70,8 @@ class Peer(Author):
         """Take what the transport brings."""
         if isinstance(event, PeerUp):
             self.up.set()
+        elif isinstance(event, PeerDown):
+            self.lost = event.reason
         elif isinstance(event, Frame):
             self.heard.append(MESSAGES.decode(event.data))
             del self.heard[:-_FRAMES_KEPT]
@@ -90,7 +94,7 @@ class Peer(Author):
             data = segment if isinstance(segment, bytes) else segment.encode()
             self.say(Push(data, ack))
 
-    async def hears(self, is_it: Callable[[Any], Any], within_s: float = 5.0) -> Any:
+    async def hears(self, is_it: Callable[[Any], Any], within_s: float = 20.0) -> Any:
         """Return the first thing heard that is it; None if it does not come in time."""
         with trio.move_on_after(within_s):
             while True:

@@ -16,7 +16,7 @@ async def play(
     rows: Sequence[Attack],
     say: bool = True,
     plants: tuple[str, ...] = (),
-    patience_s: float = 5.0,
+    patience_s: float = 20.0,
 ) -> list[Outcome]:
     """Try these attacks, one after the other, on one node."""
     outcomes = []

@@ -2,8 +2,9 @@
 
 import os
 import shutil
-
-import trio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 from pairio_protocol.messages import Changes, Digest, Hello, HelloService
 from pairio_protocol.service import Chain
@@ -18,7 +19,7 @@ RESTART = "A restart"
         does="is the first to greet it, with the list of long ago",
         refused_by="the newest list that it has seen is on its disk")  # fmt: skip
 async def _rollback(lab: Lab) -> bool:
-    await lab.restart()
+    await lab.restart("mallory", "root")
     old = Chain()
     for change in lab.chain.changes()[:2]:
         old.add(change)
@@ -26,7 +27,7 @@ async def _rollback(lab: Lab) -> bool:
     lab.mallory.say(Hello(bytes(16), (entry,)), Digest(lab.service, bytes(40), old.digest))
     data = tuple(change.encode() for change in old.changes())
     lab.mallory.say(Changes(lab.service, data, False))
-    await trio.sleep(0.3)  # house: waiting for another process
+    await lab.has_taken(lab.mallory)
     return bool(lab.get("services/lab")["head"] == lab.chain.head)
 
 
@@ -45,7 +46,7 @@ async def _backup(lab: Lab) -> None:
     lab.change_all(chain)
     assert await until(lambda: chain.service in lab.heads()), "the node is in it"
     database, backup = lab.node.home / "node.db", lab.work / "backup.db"
-    await lab.restart(lambda: shutil.copy(database, backup))
+    _copy(database, backup)
     chain.add(chain.propose([{"op": "remove", "member": "x"}], [key], 2))
     lab.change_all(chain)
     assert await until(lambda: lab.heads().get(chain.service) == chain.head), "he is removed"
@@ -55,7 +56,7 @@ async def _backup(lab: Lab) -> None:
             path.unlink()
         shutil.copy(backup, database)
 
-    await lab.restart(restore)
+    await lab.restart("root", "xavier", meanwhile=restore)
     assert lab.heads()[chain.service] != chain.head, "it knows no better"
     entry = HelloService(chain.service, chain.epoch, chain.head, chain.digest)
     lab.root.say(Hello(bytes(16), (entry,)))  # an honest member greets it, and is asked
@@ -63,3 +64,9 @@ async def _backup(lab: Lab) -> None:
     lab.root.say(Changes(chain.service, data, False))
     assert await until(lambda: lab.heads()[chain.service] == chain.head), "it has caught up"
     lab.xavier.push(lab.xavier.segment(chain.service, 1, NOTHING))
+
+
+def _copy(database: Path, to: Path) -> None:
+    """Copy the disk of a running node, as a backup would."""
+    with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(to)) as copy:
+        live.backup(copy)

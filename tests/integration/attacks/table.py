@@ -54,14 +54,18 @@ def attack(
     return register
 
 
-async def judge(lab: Lab, row: Attack, patience_s: float = 5.0) -> Outcome:
-    """Try an attack, and say what went wrong: not refused, state moved, honest members unserved."""
+async def judge(lab: Lab, row: Attack, patience_s: float = 20.0) -> Outcome:
+    """Try an attack, and say what went wrong: not refused, state moved, honest members unserved.
+    The state before is the one after the attack before: nothing moves it in between either."""
     outcome = Outcome(row)
-    before, counted_before = await lab.state(), lab.counters()
+    for peer in lab.peers.values():
+        peer.lost = ""
+    before, counted_before = lab.last_state or await lab.state(), lab.counters()
     try:
         answer = await row.attempt(lab)
     except (AssertionError, TransportError) as error:
-        outcome.wrong.append(f"{error}" or "an assertion failed")
+        lost = "; ".join(f"{p.name} lost: {p.lost}" for p in lab.peers.values() if p.lost)
+        outcome.wrong.append(f"{error or 'an assertion failed'} {lost}".strip())
         answer = True
     if row.counted:
         rose = await until(
@@ -77,7 +81,8 @@ async def judge(lab: Lab, row: Attack, patience_s: float = 5.0) -> Outcome:
         return outcome
     if not await lab.serves_honest():
         outcome.wrong.append("the honest member is not served any more")
-    if await lab.state() != before:
+    lab.last_state = await lab.state()
+    if lab.last_state != before:
         outcome.wrong.append("the state has moved")
     return outcome
 
