@@ -7,6 +7,7 @@ from pairio_node.blocks.base import (
     BlockStore,
     LocalStore,
     StoredBlock,
+    StoreUnavailable,
 )
 from pairio_node.blocks.content import Content
 from pairio_node.blocks.disk import DiskBlockStore
@@ -27,5 +28,6 @@ __all__ = [
     "LocalStore",
     "ScopedContent",
     "ServiceBlocks",
+    "StoreUnavailable",
     "StoredBlock",
 ]

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
+import trio
+
 from pairio_node.blocks.in_use import InUse
+from pairio_node.errors import UnavailableError
 
 __all__ = [
     "BLOCK_SIZE_BYTES_MAX",
@@ -12,6 +15,7 @@ __all__ = [
     "BlockMissing",
     "BlockStore",
     "LocalStore",
+    "StoreUnavailable",
     "StoredBlock",
 ]
 
@@ -21,6 +25,16 @@ BLOCK_SIZE_BYTES_MAX: Final = 2 * 1024 * 1024
 
 class BlockMissing(LookupError):
     """The block is not in this store."""
+
+
+class StoreUnavailable(BlockMissing, UnavailableError):
+    """What keeps the blocks does not answer: whether the block is there is not known. Whoever
+    reads takes it for missing; the words and the hint are for people."""
+
+    def __init__(self, message: str) -> None:
+        UnavailableError.__init__(
+            self, message, hint="start it again; the node goes on by itself", code="store_down"
+        )
 
 
 class BlockCorrupt(ValueError):
@@ -43,13 +57,22 @@ class StoredBlock(NamedTuple):
 
 
 class BlockStore(Protocol):
-    """Blocks by CID. Whole blocks only; a block that is there is right."""
+    """Blocks by CID. Whole blocks only; a block that is there is right.
+
+    Every call may raise StoreUnavailable where blocks are kept by another program.
+    """
+
+    #: The threads that may work for the store at once; None: those of everybody.
+    limiter: trio.CapacityLimiter | None
 
     def has(self, cid: str) -> bool:
-        """Say whether the block is here."""
+        """Say whether the block is here. For code that runs in a thread: it may wait."""
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing."""
+
+    def read_sync(self, cid: str) -> bytes:
+        """`get` for code that runs in a thread."""
 
     async def put(self, cid: str, data: bytes) -> None:
         """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""
@@ -71,9 +94,6 @@ class LocalStore(BlockStore, Protocol):
     @property
     def used_bytes(self) -> int:
         """How much the blocks take."""
-
-    def read_sync(self, cid: str) -> bytes:
-        """`get` for code that runs in a thread."""
 
     def put_checked(self, cid: str, data: bytes) -> None:
         """`put_sync` of a block that was found right."""

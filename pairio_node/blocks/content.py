@@ -36,17 +36,21 @@ class Content:
 
     async def add_bytes(self, data: bytes) -> Added:
         """Add a small file from memory."""
-        return await trio.to_thread.run_sync(self._add_chunks, _split(data))
+        return await trio.to_thread.run_sync(
+            self._add_chunks, _split(data), limiter=self.store.limiter
+        )
 
     async def add_file(self, path: Path) -> Added:
         """Add a regular file; refused in words when it is anything else."""
-        return await trio.to_thread.run_sync(self._add_file, path)
+        return await trio.to_thread.run_sync(self._add_file, path, limiter=self.store.limiter)
 
     async def add_directory(
         self, path: Path, skip: Callable[[str], bool] = lambda _: False
     ) -> Added:
         """Add a folder; `skip` is asked with the path relative to it, in posix form."""
-        return await trio.to_thread.run_sync(self._add_directory, path, path, skip)
+        return await trio.to_thread.run_sync(
+            self._add_directory, path, path, skip, limiter=self.store.limiter
+        )
 
     async def add_stream(self, chunks: AsyncIterator[bytes]) -> Added:
         """Add what a stream brings, with one chunk in memory."""
@@ -57,10 +61,12 @@ class Content:
             while len(buffer) >= CHUNK_SIZE_BYTES:
                 chunk = bytes(buffer[:CHUNK_SIZE_BYTES])
                 del buffer[:CHUNK_SIZE_BYTES]
-                await trio.to_thread.run_sync(builder.add_chunk, chunk)
+                await trio.to_thread.run_sync(builder.add_chunk, chunk, limiter=self.store.limiter)
         if buffer:
-            await trio.to_thread.run_sync(builder.add_chunk, bytes(buffer))
-        root = await trio.to_thread.run_sync(builder.finish)
+            await trio.to_thread.run_sync(
+                builder.add_chunk, bytes(buffer), limiter=self.store.limiter
+            )
+        root = await trio.to_thread.run_sync(builder.finish, limiter=self.store.limiter)
         return Added(root.cid, root.size_bytes)
 
     def _add_chunks(self, chunks: Iterator[bytes]) -> Added:
@@ -167,16 +173,22 @@ class Content:
 
     async def walk(self, cid: str, *, blocks_max: int = 1_000_000) -> tuple[list[str], list[str]]:
         """Return (blocks that are here, blocks that are not) below `cid`, itself included."""
+        return await trio.to_thread.run_sync(
+            self._walk, cid, blocks_max, limiter=self.store.limiter
+        )
+
+    def _walk(self, cid: str, blocks_max: int) -> tuple[list[str], list[str]]:
         here: list[str] = []
         found: list[str] = []
         queue, seen = [cid], {cid}
         while queue:
+            trio.from_thread.check_cancelled()
             current = queue.pop()
             if not self.store.has(current):
                 found.append(current)
                 continue
             here.append(current)
-            for child in await self._children(current):
+            for child in self._children(current):
                 if child not in seen:
                     seen.add(child)
                     queue.append(child)
@@ -184,10 +196,10 @@ class Content:
                 raise UnixfsError(f"more than {blocks_max} blocks")
         return here, found
 
-    async def _children(self, cid: str) -> list[str]:
+    def _children(self, cid: str) -> list[str]:
         if parse_cid(cid).codec != DAG_PB:
             return []
-        return [entry.cid for entry in (await self.node(cid)).entries]
+        return [entry.cid for entry in parse_node(cid, self.store.read_sync(cid)).entries]
 
     # -- exporting ----------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ def check_block(cid: str, data: bytes) -> None:
 class DiskBlockStore:
     """Blocks below `path`, at most `quota_bytes` of them."""
 
+    limiter: trio.CapacityLimiter | None = None
+
     def __init__(self, path: Path, quota_bytes: int) -> None:
         self._path = path
         self.quota_bytes = quota_bytes

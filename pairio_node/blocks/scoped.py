@@ -29,6 +29,7 @@ class ServiceBlocks:
     def __init__(self, store: LocalStore, marks: Path) -> None:
         self._store = store
         self._marks = marks
+        self.limiter = store.limiter
 
     def _mark(self, cid: str) -> Path:
         parse_cid(cid)  # never a path of a peer's choosing
@@ -40,16 +41,19 @@ class ServiceBlocks:
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing, also for one that is here for others only."""
-        return await trio.to_thread.run_sync(self._read, cid)
+        if not self._mark(cid).exists():
+            raise BlockMissing(cid)
+        return await self._store.get(cid)
 
-    def _read(self, cid: str) -> bytes:
+    def read_sync(self, cid: str) -> bytes:
+        """`get` for code that runs in a thread."""
         if not self._mark(cid).exists():
             raise BlockMissing(cid)
         return self._store.read_sync(cid)
 
     async def put(self, cid: str, data: bytes) -> None:
         """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""
-        await trio.to_thread.run_sync(self.put_sync, cid, data)
+        await trio.to_thread.run_sync(self.put_sync, cid, data, limiter=self.limiter)
 
     def put_sync(self, cid: str, data: bytes) -> None:
         """`put` for code that runs in a thread. The bytes are checked even when others have the
