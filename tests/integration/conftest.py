@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pairio._http import Api
+from tests.integration.kubo import StartKubo, starter
 
 
 @dataclass
@@ -93,3 +94,15 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     for node in nodes:
         if node.process.poll() is None:
             node.stop()
+
+
+@pytest.fixture
+def start_kubo(tmp_path: Path) -> Iterator[StartKubo]:
+    """Start real Kubo daemons by name; they are ended with the test."""
+    yield from starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_kubo_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartKubo]:
+    """The same for daemons that a whole module of tests uses."""
+    yield from starter(tmp_path_factory.mktemp("kubo"))
