@@ -102,8 +102,8 @@ class LocalStore(BlockStore, Protocol):
         """Note that a block was used now; nothing when it is not here. Of a file or folder its root
         is enough: what lies under a root is as fresh as the root."""
 
-    def delete_sync(self, cid: str) -> int:
-        """Delete a block, unless work counts on it; return the bytes that are free now."""
+    def delete_sync(self, cid: str) -> bool:
+        """Delete a block, unless work counts on it; say whether that was done."""
 
     def stored_sync(self) -> Iterator[StoredBlock]:
         """List the blocks that may be deleted: of a store that others use too, only those that this

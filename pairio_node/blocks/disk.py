@@ -143,19 +143,19 @@ class DiskBlockStore:
         with suppress(OSError):  # gone, or a disk that is read only: its time tells too little
             os.utime(self._file(cid))
 
-    def delete_sync(self, cid: str) -> int:
-        """Delete a block, unless work counts on it; return the bytes that are free now."""
+    def delete_sync(self, cid: str) -> bool:
+        """Delete a block, unless work counts on it; say whether that was done."""
         file = self._file(cid)
         with self.in_use.lock:
             if self.in_use.covers(cid):
-                return 0
+                return False
             try:
                 size_bytes = file.stat().st_size
                 file.unlink()
             except OSError:  # gone already, or it cannot be: the store stays as large as it is
-                return 0
+                return False
             self._used_bytes -= size_bytes
-        return size_bytes
+        return True
 
     def stored_sync(self) -> Iterator[StoredBlock]:
         """List the blocks; one that comes or goes meanwhile may be listed or not."""

@@ -105,13 +105,13 @@ class ScopedContent:
             await trio.to_thread.run_sync(share_all)
         return True
 
-    def delete_sync(self, cid: str) -> int:
-        """Delete a block and the marks on it, in a thread, unless work counts on it; return the
-        bytes that are free now."""
+    def delete_sync(self, cid: str) -> bool:
+        """Delete a block and the marks on it, in a thread, unless work counts on it; say whether
+        that was done."""
         parse_cid(cid)
         with self.store.in_use.lock:
             if self.store.in_use.covers(cid):
-                return 0
+                return False
             for service in self._services():  # first: a mark alone would let a later block in
                 (service / cid[-2:] / cid).unlink(missing_ok=True)
             return self.store.delete_sync(cid)

@@ -29,14 +29,14 @@ def test_a_deleted_block_is_gone_with_its_bytes_and_the_marks_on_it(
     for service in (SERVICE, OTHER):
         contents.of(service).store.put_sync(CID, DATA)
     assert contents.store.used_bytes == len(DATA)
-    assert contents.delete_sync(CID) == len(DATA)
+    assert contents.delete_sync(CID)
     assert contents.store.used_bytes == 0
     with pytest.raises(BlockMissing):
         contents.store.read_sync(CID)
     contents.of(OTHER).store.put_sync(CID, DATA)  # it comes again, for one of them only
     assert not contents.of(SERVICE).store.has(CID)
-    assert contents.delete_sync(CID) == len(DATA)
-    assert contents.delete_sync(CID) == 0
+    assert contents.delete_sync(CID)
+    assert not contents.delete_sync(CID)
 
 
 def test_a_mark_that_a_crash_left_is_cleaned_and_lets_no_later_block_in(
@@ -64,10 +64,10 @@ def test_work_keeps_what_it_puts_or_finds_until_it_is_over(
             assert store.has(CID)
         else:
             store.put_sync(CID, DATA)
-        assert contents.delete_sync(CID) == 0
+        assert not contents.delete_sync(CID)
         assert store.has(CID)
     store.in_use.all()  # looked at again some time later
-    assert contents.delete_sync(CID) == len(DATA)
+    assert contents.delete_sync(CID)
 
 
 def test_what_other_work_or_nobody_asked_for_is_not_kept(contents: ScopedContent) -> None:
@@ -76,7 +76,7 @@ def test_what_other_work_or_nobody_asked_for_is_not_kept(contents: ScopedContent
         pass
     with contents.store.in_use.working(linger_s=0):
         assert not contents.store.has(cid_of(RAW, b"x"))
-        assert contents.delete_sync(CID) == len(DATA)
+        assert contents.delete_sync(CID)
 
 
 def test_work_lingers_and_through_the_end_of_a_collection(contents: ScopedContent) -> None:
@@ -132,7 +132,7 @@ def test_a_block_that_does_not_fit_asks_for_room_and_is_refused_in_words_without
 
     def make_room(size_bytes: int) -> bool:
         asked.append(size_bytes)
-        return store.delete_sync(CID) > 0
+        return store.delete_sync(CID)
 
     store.make_room = make_room
     store.put_sync(cid_of(RAW, bytes(15)), bytes(15))
