@@ -12,6 +12,7 @@ from pairio_protocol import events as ev
 from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
+from pairio_protocol.evidence_commands import EvidenceCommands
 from pairio_protocol.fold import RequestState, ServiceFold
 from pairio_protocol.join_commands import JoinCommands
 from pairio_protocol.limits import (
@@ -68,6 +69,7 @@ class Commands:
         self._services = ServiceCommands(core)
         self._joins = JoinCommands(core, self._services)
         self._public = PublicCommands(core, self._services)
+        self._evidence = EvidenceCommands(core, self._services)
         self._submits: dict[str, _Submit] = {}
         self._by_ticket: dict[int, list[_Submit]] = {}
         self._by_segment: dict[bytes, list[_Submit]] = {}
@@ -81,7 +83,7 @@ class Commands:
     def on_command(self, event: Any) -> None:
         """Do what a local call asks, or fail it with the reason."""
         try:
-            if self._public.on_command(event):
+            if self._public.on_command(event) or self._evidence.on_command(event):
                 return
             match event:
                 case ev.Submit():

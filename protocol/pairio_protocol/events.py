@@ -245,6 +245,27 @@ class RenewProposal:
 
 
 @dataclass(frozen=True)
+class LookFor:
+    """Ask connected members for a job that is not known here, or for a result by its CID."""
+
+    call: int
+    service: str
+    job: str
+
+
+@dataclass(frozen=True)
+class ImportEvidence:
+    """Changes, proofs of forks and segments of a service came from a file. They count as if a peer
+    had sent them: by what they are."""
+
+    call: int
+    service: str
+    changes: tuple[bytes, ...] = ()
+    segments: tuple[bytes, ...] = ()
+    forks: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
 class CancelRequests:
     """A local client withdraws requests. They must be its member's, or this node an admin's."""
 
@@ -449,10 +470,12 @@ Event = (
     | FrameReceived
     | GossipReceived
     | Grant
+    | ImportEvidence
     | InstallApp
     | Invite
     | JoinService
     | LeaveService
+    | LookFor
     | OwnerHours
     | PeerDown
     | PeerUp

@@ -13,6 +13,7 @@ from pairio_protocol.effects import JobChanged
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo
 from pairio_protocol.jobs import decode_job
+from pairio_protocol.machines.log import why_not_alone
 from pairio_protocol.messages import Kept
 from pairio_protocol.open_submit import why_not_sponsored
 from pairio_protocol.records import (
@@ -70,6 +71,29 @@ class Intake:
         ):
             self._core.logs.unstored.add(segment.hash)
             self.fold_segment(segment)
+
+    def import_segment(self, data: bytes) -> str:
+        """Take a segment that came in a file, without those before it if they are not here. Returns
+        why it does not count; empty if it does."""
+        try:
+            segment = Segment.decode(data)
+            chain = self._core.membership.active(segment.service)
+            segment = self._core.logs.check(data, chain)
+        except DecodeError as error:
+            return str(error)
+        except LookupError as error:
+            return f"it was written under change {error}, which is not here"
+        assert chain is not None
+        why_not = why_not_alone(segment, chain, None)
+        if why_not or self.holds(segment.hash):
+            return why_not
+        log = self._core.logs.logs_of(segment.service).get(segment.log)
+        if log is not None and log.held_height == segment.first_seq:
+            self.take(self._ctx.me, data)
+        elif self._core.retention.take(segment, chain):
+            self._core.logs.unstored.add(segment.hash)
+            self.fold_segment(segment)
+        return "" if self.holds(segment.hash) else "it contradicts what is here, or is not kept"
 
     def take(self, peer: str, data: bytes, by_gossip: bool = False) -> bytes | None:
         """Take one segment; returns its hash when it is held here now."""

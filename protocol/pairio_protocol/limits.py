@@ -264,6 +264,16 @@ AWARDS_PER_LOOK: Final = 256
 CONTENT_BLOCKS_MAX: Final = 1_000_000
 #: Results that one export or verification rests on.
 EVIDENCE_RESULTS_MAX: Final = 10_000
+#: Changes, segments and definitions of one export, which are held in memory.
+EVIDENCE_SIZE_BYTES_MAX: Final = 512 * 1024 * 1024
+#: Entries of one part of an export's manifest: a part is a block that Kubo takes.
+EXPORT_PART_ENTRIES_MAX: Final = 2048
+#: Parts of an export's manifest.
+EXPORT_PARTS_MAX: Final = 1024
+#: A block of a file, and so a section of a CAR; Kubo takes blocks of 2 MiB.
+CONTENT_BLOCK_SIZE_BYTES_MAX: Final = 2 * 1024 * 1024
+#: The header of a CAR: a few roots.
+CAR_HEADER_SIZE_BYTES_MAX: Final = 64 * 1024
 
 # -- resources ----------------------------------------------------------------------------
 #: CPUs that a request may ask for.

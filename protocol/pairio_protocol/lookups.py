@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pairio_protocol import events as ev
 from pairio_protocol.errors import DecodeError
-from pairio_protocol.fold import Resolution
+from pairio_protocol.fold import Resolution, ResultInfo, ServiceFold
+from pairio_protocol.gather import request_for
 from pairio_protocol.limits import ASKED_MS, LOOKUP_JOBS_MAX, LOOKUP_MS, UPSTREAM_SENT_MAX
 from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import LookedUp, Lookup
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Lookups"]
 
+_Call = ev.Submit | ev.LookFor
+
 
 @dataclass
 class _Lookup:
-    """Submits that wait for members to say what results they have."""
+    """Calls that wait for members to say what results they have."""
 
     service: str
-    events: list[ev.Submit]
+    events: list[_Call]
     waits_for: set[str]
 
 
@@ -42,7 +45,7 @@ class Lookups:
         self._core = core
         self._ctx = core.ctx
         self._under_way: dict[int, _Lookup] = {}
-        self._unasked: dict[str, deque[tuple[ev.Submit, str]]] = {}
+        self._unasked: dict[str, deque[tuple[_Call, str]]] = {}
         self._looked_up: set[int] = set()  # calls that go on with what members have sent
         self._ticket = 0
         self._silent: set[str] = set()
@@ -52,9 +55,10 @@ class Lookups:
 
     # -- for submits ------------------------------------------------------------------------
 
-    def ask_first(self, event: ev.Submit, service: str, job: str) -> bool:
-        """Look a submit's job up at connected members, once; True while they are waited for."""
-        if event.call in self._looked_up or event.mode == "skip_cache":
+    def ask_first(self, event: _Call, service: str, job: str) -> bool:
+        """Look a call's job up at connected members, once; True while they are waited for."""
+        is_anew = isinstance(event, ev.Submit) and event.mode == "skip_cache"
+        if event.call in self._looked_up or is_anew:
             self._looked_up.discard(event.call)
             return False
         if not self._whom_to_ask(service):
@@ -77,7 +81,7 @@ class Lookups:
             return
         fold = self._core.fold(service)
         jobs: dict[str, None] = {}
-        events: list[ev.Submit] = []
+        events: list[_Call] = []
         while unasked and len(jobs) < LOOKUP_JOBS_MAX:
             event, job = unasked.popleft()
             events.append(event)
@@ -167,6 +171,9 @@ class Lookups:
         that they do: requests for the definitions, results for the resolution."""
         fold = self._core.fold(message.service)
         for job in message.jobs[:LOOKUP_JOBS_MAX]:
+            if job in fold.results:
+                self._push_result(peer, fold, fold.results[job])
+                continue
             for name in fold.upstream_of(job, UPSTREAM_SENT_MAX):
                 found = fold.results_for(name)
                 requests = fold.by_job.get(name)
@@ -175,3 +182,11 @@ class Lookups:
                 for result in found:
                     self._core.push(peer, result.segment)
         self._ctx.send(peer, LookedUp(message.service, message.ticket))
+
+    def _push_result(self, peer: str, fold: ServiceFold, result: ResultInfo) -> None:
+        """Send a result that was asked for by its CID, and the request that it answers: whoever
+        verifies it needs both."""
+        request = request_for(fold, result)
+        if request is not None:
+            self._core.push(peer, request.segment)
+        self._core.push(peer, result.segment)

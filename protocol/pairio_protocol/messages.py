@@ -239,7 +239,8 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """Asks a member for results of these jobs before they are computed. It pushes the segments of
-    those it has, then answers `looked_up`."""
+    those it has, then answers `looked_up`. A result may be named in place of a job, by its CID:
+    then its request is pushed too."""
 
     service: str
     ticket: int

@@ -1,0 +1,130 @@
+"""CARv1: blocks in a file, each behind its CID, as Kubo's `ipfs dag import` and `export` have them.
+
+    length | header {roots: [link, ...], version: 1}        lengths are varints
+    length | CID | block                                     again and again
+
+Source: https://ipld.io/specs/transport/car/carv1/ . Bytes in, blocks out: nothing is read as a
+whole, and no length is believed before it was compared with its bound.
+"""
+
+from collections.abc import Iterator
+
+from pairio_protocol.cid import CidError, cid_bytes, cid_text, matches, parse_cid
+from pairio_protocol.documents import Link, decode, encode
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.limits import CAR_HEADER_SIZE_BYTES_MAX, CONTENT_BLOCK_SIZE_BYTES_MAX
+
+__all__ = ["CarReader", "car_header", "car_section"]
+
+_CID_SIZE_BYTES = 36
+_VARINT_BYTES_MAX = 9
+
+
+def car_header(root: str) -> bytes:
+    """Return the beginning of a CAR with one root."""
+    header = encode({"roots": [Link(root)], "version": 1})
+    return _varint(len(header)) + header
+
+
+def car_section(cid: str, block: bytes) -> bytes:
+    """Return a block as it stands in a CAR."""
+    return _varint(_CID_SIZE_BYTES + len(block)) + cid_bytes(cid) + block
+
+
+class CarReader:
+    """Reads a CAR as its bytes come; holds one section at most.
+
+    `roots` are known once the header was read. Blocks are checked against their CIDs.
+    """
+
+    def __init__(self) -> None:
+        self.roots: tuple[str, ...] | None = None
+        self._buffer = bytearray()
+        self._at = 0  # how far the file was read before what is in the buffer
+
+    def feed(self, data: bytes) -> Iterator[tuple[str, bytes, int]]:
+        """Yield (CID, block, where the block begins in the file) of what is whole now.
+
+        Raises:
+            DecodeError: no CAR, a section beyond the bound, a CID of a kind that pairio does not
+                use, or bytes that are not the block that the CID names.
+        """
+        self._buffer += data
+        while (found := self._section()) is not None:
+            section, begin = found
+            if self.roots is None:
+                self.roots = _roots(section)
+                continue
+            cid = _cid(section)
+            block = section[_CID_SIZE_BYTES:]
+            if not matches(cid, block):
+                raise DecodeError(f"the CAR holds other bytes than block {cid}")
+            yield cid, block, begin + _CID_SIZE_BYTES
+
+    def finish(self) -> tuple[str, ...]:
+        """Return the roots when the file has ended; DecodeError when it ends too early."""
+        if self.roots is None or self._buffer:
+            raise DecodeError("the CAR ends in the middle")
+        return self.roots
+
+    def _section(self) -> tuple[bytes, int] | None:
+        """Take the next whole section from the buffer; with where it begins behind its length."""
+        bound = CAR_HEADER_SIZE_BYTES_MAX
+        if self.roots is not None:
+            bound = CONTENT_BLOCK_SIZE_BYTES_MAX + _CID_SIZE_BYTES
+        read = _read_varint(self._buffer)
+        if read is None:
+            return None
+        size, begin = read
+        if not 0 < size <= bound:
+            raise DecodeError(f"a section of {size} bytes in a CAR; at most {bound} are read")
+        if len(self._buffer) < begin + size:
+            return None
+        section = bytes(self._buffer[begin : begin + size])
+        del self._buffer[: begin + size]
+        self._at += begin + size
+        return section, self._at - size
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
+
+
+def _read_varint(data: bytearray) -> tuple[int, int] | None:
+    """Return (number, its length) at the beginning of `data`; None when it is not whole yet."""
+    number = 0
+    for index, byte in enumerate(data[:_VARINT_BYTES_MAX]):
+        number |= (byte & 127) << 7 * index
+        if byte < 128:
+            if index and not byte:
+                raise DecodeError("a length in a CAR is written longer than it has to be")
+            return number, index + 1
+    if len(data) >= _VARINT_BYTES_MAX:
+        raise DecodeError("a length in a CAR does not end")
+    return None
+
+
+def _roots(header: bytes) -> tuple[str, ...]:
+    plain = decode(header, CAR_HEADER_SIZE_BYTES_MAX)
+    version, roots = plain.get("version"), plain.get("roots")
+    if version != 1 or version is True or not isinstance(roots, list) or len(plain) != 2:
+        raise DecodeError("not a CAR of version 1")
+    if not roots or not all(isinstance(root, Link) for root in roots):
+        raise DecodeError("a CAR without a root")
+    return tuple(root.cid for root in roots)
+
+
+def _cid(section: bytes) -> str:
+    cid = cid_text(section[:_CID_SIZE_BYTES])
+    try:
+        parse_cid(cid)
+    except CidError:
+        raise DecodeError(
+            "a block in a CAR whose CID is none of version 1 with sha2-256 (raw, dag-pb, dag-cbor)"
+        ) from None
+    return cid
