@@ -24,6 +24,7 @@ from pairio_node.config import NodeConfig, peer_in
 from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError, as_user_errors
 from pairio_node.execution import Executions
+from pairio_node.folders import build_folder
 from pairio_node.home import Home
 from pairio_node.joins import Joins
 from pairio_node.owner_rules import closed_rules, watch_hours
@@ -528,6 +529,10 @@ class Node:
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Add bytes; returns (CID, size)."""
         return await self.content.add_stream(chunks)
+
+    async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
+        """Add a folder of files that are here; returns (CID, size)."""
+        return await build_folder(self.content, entries)
 
     @property
     def peer_id(self) -> str:
