@@ -137,6 +137,14 @@ class Transport(Protocol):
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
 
+    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Connect, once, to a peer that need not be a pairio node: streams to it may be opened
+        then, and it never is up. Raises TransportError."""
+
+    def speakers(self, protocol: str) -> list[str]:
+        """Return the peers that a stream of `protocol` may be opened to, up or not, as far as
+        they have said what they speak."""
+
     def join_topic(
         self,
         topic: str,

@@ -48,6 +48,7 @@ from pairio_node.transport.base import (
     everybody,
 )
 from pairio_node.transport.hearers import HeardBy
+from pairio_node.transport.others import OtherConnections
 from pairio_protocol.limits import CONNECTIONS_MAX, FRAME_SIZE_BYTES_MAX
 
 __all__ = ["Libp2pTransport"]
@@ -176,6 +177,7 @@ class Libp2pTransport:
         self._topic_scopes: dict[str, trio.CancelScope] = {}
         self._forwarders: dict[bytes, str] = {}  # of accepted gossip that waits to be handed on
         self._counters: Counter[str] = Counter()
+        self._others = OtherConnections(self._host, self._is_pairio, self._counters)
         self._nursery: trio.Nursery | None = None
         self._sink: Sink | None = None
 
@@ -275,8 +277,11 @@ class Libp2pTransport:
 
     async def _dial(self, peer: str) -> bool:
         """Connect at one of the known addresses."""
+        return await self._dial_at(peer, self._wanted.get(peer, ()))
+
+    async def _dial_at(self, peer: str, addresses: tuple[str, ...]) -> bool:
         network: Any = self._host.get_network()
-        for address in self._wanted.get(peer, ()):
+        for address in addresses:
             self._counters["dials"] += 1
             try:
                 target = Multiaddr(address.partition("/p2p/")[0])
@@ -289,7 +294,27 @@ class Libp2pTransport:
             return True
         return False
 
+    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Connect, once, to a peer that need not be a pairio node. Raises TransportError."""
+        self._others.keep(peer)
+        if not self._is_linked(peer) and not await self._dial_at(peer, addresses):
+            raise TransportError(f"{peer[-6:]} is not reached at {', '.join(addresses)}")
+
+    def _is_linked(self, peer: str) -> bool:
+        network: Any = self._host.get_network()
+        return bool(network.get_connections(ID.from_base58(peer)))
+
+    def speakers(self, protocol: str) -> list[str]:
+        """Return the peers that a stream of `protocol` may be opened to, as far as they have said
+        what they speak."""
+        store: Any = self._host.get_peerstore()
+        connected = self._host.get_connected_peers()
+        return [str(p) for p in connected if store.supports_protocols(p, [protocol])]
+
     # -- peers ------------------------------------------------------------------------------
+
+    def _is_pairio(self, peer: str) -> bool:
+        return peer in self._peers or peer in self._wanted
 
     def _ensure(self, peer: str) -> _Peer:
         state = self._peers.get(peer)
@@ -480,6 +505,7 @@ class Libp2pTransport:
                 raw = await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
         except Exception as error:
             raise TransportError(f"no stream to {peer[-6:]}: {error!r}") from None
+        self._others.note_use(peer)
         return _Stream(raw, peer)
 
     def set_stream_handler(
@@ -488,7 +514,9 @@ class Libp2pTransport:
         """Serve a protocol; an exception of the handler resets its stream and is counted."""
 
         async def handle(raw: Any) -> None:
-            await handler(_Stream(raw, str(raw.muxed_conn.peer_id)))
+            peer = str(raw.muxed_conn.peer_id)
+            self._others.note_use(peer)
+            await handler(_Stream(raw, peer))
 
         self._host.set_stream_handler(TProtocol(protocol), handle)
 

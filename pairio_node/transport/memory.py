@@ -162,6 +162,21 @@ class MemoryTransport:
         """Return the peers that are up."""
         return frozenset(p for p, link in self.links.items() if not link.gone.is_set())
 
+    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Connect, once. In memory all peers are pairio nodes: it is up then."""
+        await trio.lowlevel.checkpoint()
+        self._wanted.setdefault(peer, addresses)
+        if not self._dial(peer):
+            raise TransportError(f"{peer[-6:]} is not reached")
+
+    def speakers(self, protocol: str) -> list[str]:
+        """Return the peers that a stream of `protocol` may be opened to."""
+        return [
+            other.peer_id
+            for other in self._network.listening.values()
+            if other.peer_id in self.connected() and protocol in other._handlers
+        ]
+
     # -- dialing --------------------------------------------------------------------------
 
     def keep_connected(self, peer: str, addresses: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "cid_bytes",
     "cid_of",
     "cid_text",
+    "cid_text_of_any",
     "matches",
     "parse_cid",
 ]
@@ -64,6 +65,16 @@ def cid_bytes(text: str) -> bytes:
     if cid_text(raw) != text:
         raise CidError(f"{text!r} is not written canonically")
     return raw
+
+
+def cid_text_of_any(raw: bytes) -> str:
+    """Return the CIDv1 text of a binary CID of version 0 or 1, or raise CidError. Version 0
+    (`Qm...`) always names a dag-pb block by sha2-256."""
+    if len(raw) == 34 and raw[:2] == _SHA2_256:
+        raw = bytes([1, DAG_PB]) + raw
+    text = cid_text(raw)
+    cid_bytes(text)
+    return text
 
 
 def parse_cid(text: str) -> Cid:

@@ -132,8 +132,6 @@ LOGS_DROPPED_PER_LOOK: Final = 64
 DROPPED_LOGS_MAX: Final = 100_000
 #: Segments of dropped logs that members sent on request.
 KEPT_PUSHED_MAX: Final = 100_000
-#: Bytes of kept segments of one author beyond which no more of his are taken from others.
-KEPT_BYTES_PER_AUTHOR_MAX: Final = 256 * 1024 * 1024
 CONNECTIONS_MAX: Final = 32
 #: Local handles on results found elsewhere.
 HANDLES_MAX: Final = 10_000
@@ -250,6 +248,52 @@ LOG_AGE_MAX_MS: Final = 24 * 3600 * 1000
 TWIN_EXPIRY_MS: Final = 180_000
 #: Presence of another start of this node proves one that runs when its counter grows after this.
 TWIN_PROOF_MS: Final = 5_000
+
+# -- Bitswap ------------------------------------------------------------------------------
+#: A Bitswap message of a peer that this node has asked for blocks, as in other implementations.
+BITSWAP_MESSAGE_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
+#: A Bitswap message of any other peer: it has nothing to bring but wants.
+BITSWAP_WANTS_SIZE_BYTES_MAX: Final = 512 * 1024
+#: Entries of one Bitswap message.
+BITSWAP_ENTRIES_MAX: Final = 4096
+#: Wants that are kept of one peer; what is more is passed over.
+BITSWAP_WANTS_PER_PEER_MAX: Final = 1024
+#: Peers whose wants are kept; then the one that was heard of longest ago is forgotten.
+BITSWAP_PEERS_MAX: Final = 64
+#: Bitswap streams that one peer may have open here.
+BITSWAP_STREAMS_PER_PEER_MAX: Final = 8
+#: The same for one that is asked for blocks: Kubo sends each on a stream of its own.
+BITSWAP_STREAMS_PER_HOLDER_MAX: Final = 64
+#: Bitswap streams that all peers together may have open here, but those that are asked for blocks.
+BITSWAP_STREAMS_MAX: Final = 128
+#: Bytes of blocks that one peer is given in a second.
+BITSWAP_PEER_PER_S_BYTES_MAX: Final = 32 * 1024 * 1024
+#: Bytes of blocks that all peers together are given in a second: members go first.
+BITSWAP_ALL_PER_S_BYTES_MAX: Final = 64 * 1024 * 1024
+#: Answers with blocks that are made at once, each in memory.
+BITSWAP_ANSWERS_AT_ONCE_MAX: Final = 16
+#: Blocks that one peer is asked for at once.
+BITSWAP_WINDOW_MAX: Final = 32
+#: Peers that one fetch takes blocks from.
+BITSWAP_HOLDERS_MAX: Final = 4
+#: Peers that are asked whether they have some content.
+BITSWAP_ASKED_MAX: Final = 16
+#: Blocks that nobody asked for, of one peer, before its stream is reset.
+BITSWAP_UNASKED_MAX: Final = 64
+#: Peers that have content are looked for so long.
+BITSWAP_FIND_MS: Final = 5_000
+#: A holder that gives no block for so long is left.
+BITSWAP_STALL_MS: Final = 20_000
+#: A holder that gives no block for so long is asked again, once: a stream may have been lost.
+BITSWAP_ASK_AGAIN_MS: Final = 5_000
+#: Blocks of one content that is fetched over Bitswap.
+BITSWAP_DAG_BLOCKS_MAX: Final = 1_000_000
+#: Levels of content that is fetched over Bitswap.
+BITSWAP_DAG_DEPTH_MAX: Final = 256
+#: Blocks that a holder may turn out to lack before it is left.
+BITSWAP_LACKING_MAX: Final = 256
+#: Connections of peers that are no pairio nodes; then the one that used its own longest ago goes.
+OTHER_CONNECTIONS_MAX: Final = 32
 
 # -- attempts -----------------------------------------------------------------------------
 #: Attempts of a request that machines may lose before it is exhausted.

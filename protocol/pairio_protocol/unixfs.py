@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from pairio_protocol.cid import DAG_PB, RAW, CidError, cid_bytes, cid_of, cid_text, parse_cid
+from pairio_protocol.cid import DAG_PB, RAW, CidError, cid_bytes, cid_of, cid_text_of_any, parse_cid
 
 __all__ = [
     "CHUNK_SIZE_BYTES",
@@ -17,6 +17,7 @@ __all__ = [
     "FileBuilder",
     "Node",
     "UnixfsError",
+    "dag_pb_links",
     "directory_block",
     "parse_node",
 ]
@@ -197,13 +198,18 @@ def parse_node(cid: str, block: bytes) -> Node:
     return Node(False, entries, data, size)
 
 
+def dag_pb_links(block: bytes) -> list[str]:
+    """Return what any dag-pb block links to, in order; UnixfsError when it is none."""
+    fields = _fields(block)
+    return [_parse_link(v).cid for tag, v in fields if tag == 2 and isinstance(v, bytes)]
+
+
 def _parse_link(data: bytes) -> Entry:
     cid, name, total = "", "", 0
     for tag, value in _fields(data):
         if tag == 1 and isinstance(value, bytes):
             try:
-                cid = cid_text(value)
-                parse_cid(cid)
+                cid = cid_text_of_any(value)
             except CidError as error:
                 raise UnixfsError(str(error)) from None
         elif tag == 2 and isinstance(value, bytes):

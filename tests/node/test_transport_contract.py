@@ -70,6 +70,30 @@ async def test_a_lost_connection_is_dialed_again(lab: Lab) -> None:
         await b.until(lambda: b"again" in b.frames(CHANNEL_CONTROL))
 
 
+async def test_a_peer_is_reached_once_for_streams(lab: Lab) -> None:
+    async with sides(lab, "a", "b") as (a, b):
+
+        async def echo(stream: ByteStream) -> None:
+            await stream.send(await stream.receive_exactly(1))
+
+        b.transport.set_stream_handler(ECHO, echo)
+        await a.transport.reach(b.id, b.transport.addresses())
+        await a.transport.reach(b.id, b.transport.addresses())  # it is: nothing to do
+        with trio.fail_after(PATIENCE_S):
+            while b.id not in a.transport.speakers(ECHO):
+                await a_moment(0.05)
+        assert a.transport.speakers("/pairio/other/1") == []
+        stream = await a.transport.open_stream(b.id, ECHO)
+        await stream.send(b"x")
+        assert await stream.receive_exactly(1) == b"x"
+
+
+async def test_a_peer_that_is_not_there_is_not_reached(lab: Lab) -> None:
+    async with sides(lab, "a", "b") as (a, b):
+        with pytest.raises(TransportError, match="not reached"):
+            await a.transport.reach(b.id, a.transport.addresses())
+
+
 async def test_a_peer_that_went_away_is_found_when_it_is_back(lab: Lab) -> None:
     async with sides(lab, "a") as (a,):
         async with sides(lab, "b") as (b,):

@@ -3,7 +3,6 @@
 from pairio.client._jobs import (
     PairioJob,
     SpecialJobOutput,
-    add_content,
     find_job,
     find_jobs,
     submit_job,
@@ -24,7 +23,6 @@ __all__ = [
     "PairioJobParameter",
     "PairioJobRequiredResources",
     "SpecialJobOutput",
-    "add_content",
     "find_job",
     "find_jobs",
     "submit_job",

@@ -18,8 +18,7 @@ class _Model(BaseModel):
 
 
 class PairioJobInputFile(_Model):
-    """An input: `url` is an http(s) URL, a CID, `job.get_output(name)` of another job, or what
-    `add_content(path)` gives for a file or folder of this machine."""
+    """An input: `url` is an http(s) URL, a CID, or `job.get_output(name)` of another job."""
 
     name: str
     fileBaseName: str | None = None
