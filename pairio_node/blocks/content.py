@@ -146,6 +146,8 @@ class Content:
         if node.is_directory:
             raise UnixfsError(f"{cid} is a folder")
         end = node.size_bytes if stop is None else min(stop, node.size_bytes)
+        if start >= end:
+            return
         async for chunk in self._read(node, start, end, 0):
             yield chunk
 

@@ -1,10 +1,10 @@
-"""Blocks between members over `/pairio/blocks/1`: ask a known holder, verify, store.
+"""Blocks between members over `/pairio/blocks/1`: serve those who may read, fetch from holders.
 
-A requester says first for which service it asks, then sends frames `[cid, ...]` (at most
-WANT_MAX); the server answers each CID, in order, with one byte (found, missing, refused), and for
-a found block its length and bytes. Blocks go to members of the service for which they are held
-here, looked up anew for every frame; to guests of it only those of their results. Both sides keep
-the content of services apart (`scoped`).
+A requester says first for which service it asks, then sends frames `[cid, ...]`, the next before
+the last is answered; the server answers each CID, in order, with one byte (found, missing,
+refused), and for a found block its length and bytes. Blocks go to members of the service for which
+they are held here, looked up anew for every frame; to guests of it only those of their results.
+Both sides keep the content of services apart (`scoped`). How a fetch goes on is in `fetching`.
 """
 
 from collections import Counter
@@ -12,41 +12,34 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockCorrupt, BlockMissing
-from pairio_node.blocks.content import Content
+from pairio_node.blocks.base import BlockMissing
+from pairio_node.blocks.fetching import FOUND, MISSING, REFUSED, Fetch, FetchFailed, Patience
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.scoped import ScopedContent
-from pairio_node.blocks.unixfs import UnixfsError
+from pairio_node.blocks.walk import Some, Walk
 from pairio_node.transport.base import BLOCKS, ByteStream, StreamEnded, Transport, TransportError
 from pairio_protocol.cid import CidError, parse_cid
-from pairio_protocol.codec import pack, unpack
+from pairio_protocol.codec import unpack
 from pairio_protocol.errors import DecodeError
-
-__all__ = ["Exchange", "FetchFailed"]
-
-WANT_MAX = 32
-#: Streams that one peer may have open here; a node opens half as many.
-STREAMS_PER_PEER_MAX = 32
-_REQUEST_BYTES_MAX = 8 * 1024
-_FOUND, _MISSING, _REFUSED = b"\x01", b"\x00", b"\x02"
-#: A holder that gives no block for so long is left.
-_STALL_S = 15.0
-_IDLE_S = 120.0
-_PIECE_BYTES = 256 * 1024
-#: What a holder can do wrong.
-_FAULTS = (
-    TransportError,
-    StreamEnded,
-    trio.TooSlowError,
-    DecodeError,
-    BlockCorrupt,
-    UnixfsError,
-    CidError,
+from pairio_protocol.limits import (
+    BLOCK_REQUEST_SIZE_BYTES_MAX,
+    BLOCK_STREAMS_PER_PEER_MAX,
+    BLOCKS_PER_REQUEST_MAX,
+    BLOCKS_SERVED_AT_ONCE_MAX,
 )
 
+__all__ = ["Exchange", "FetchFailed", "Patience"]
 
-class FetchFailed(Exception):
-    """No holder gave all blocks. What came is kept: the next try goes on from there."""
+_IDLE_S = 120.0
+_PIECE_BYTES = 256 * 1024
+_COUNTED = (
+    "blocks_sent",
+    "blocks_received",
+    "blocks_refused",
+    "block_streams_refused",
+    "block_holders_wrong",
+    "block_holders_stalled",
+)
 
 
 class Exchange:
@@ -58,44 +51,55 @@ class Exchange:
         transport: Transport,
         may_read: Callable[[str, str], bool],
         guests: GuestBlocks | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._contents = contents
-        self._transport = transport
         self._may_read = may_read
         self._streams: Counter[str] = Counter()
+        self._serving: dict[str, trio.Semaphore] = {}  # by peer: blocks in memory
         self._asking: dict[str, trio.Semaphore] = {}  # by holder
-        names = ("blocks_sent", "blocks_received", "blocks_refused", "block_streams_refused")
-        self.counters = dict.fromkeys(names, 0)
         self._guests = guests or GuestBlocks()
+        # What fetches share (`fetching.Resources`).
+        self.counters = dict.fromkeys(_COUNTED, 0)
+        self.patience = patience or Patience()
+        self.storing = trio.Semaphore(8)
+        self.threads = trio.CapacityLimiter(4)
+        self.streams = trio.Semaphore(32)
+        self.open_stream = transport.open_stream
         transport.set_stream_handler(BLOCKS, self._serve)
 
+    # -- serving --------------------------------------------------------------------------------
+
     async def _serve(self, stream: ByteStream) -> None:
-        if self._streams[stream.peer] >= STREAMS_PER_PEER_MAX:
+        peer = stream.peer
+        if self._streams[peer] >= BLOCK_STREAMS_PER_PEER_MAX:
             self.counters["block_streams_refused"] += 1
             await stream.abort()
             return
-        self._streams[stream.peer] += 1
+        self._streams[peer] += 1
+        self._serving.setdefault(peer, trio.Semaphore(BLOCKS_SERVED_AT_ONCE_MAX))
         try:
             await self._serve_until_end(stream)
         finally:
-            self._streams[stream.peer] -= 1
-            if not self._streams[stream.peer]:
-                del self._streams[stream.peer]
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer], self._serving[peer]
 
     async def _serve_until_end(self, stream: ByteStream) -> None:
         try:
-            service = await _receive(stream)
+            service = await _receive(stream, self.patience.stall_s)
             if not isinstance(service, str):
                 raise DecodeError("not a service")
             parse_cid(service)
             while True:
-                wants = await _receive(stream)
-                if not isinstance(wants, list) or len(wants) > WANT_MAX:
+                wants = await _receive(stream, _IDLE_S)
+                if not isinstance(wants, list) or len(wants) > BLOCKS_PER_REQUEST_MAX:
                     raise DecodeError("not a list of CIDs")
                 is_member = self._may_read(stream.peer, service)
                 for cid in wants:
-                    with trio.fail_after(_IDLE_S):
-                        await self._answer(stream, service, cid, is_member)
+                    async with self._serving[stream.peer]:
+                        with trio.fail_after(_IDLE_S):
+                            await self._answer(stream, service, cid, is_member)
                 if not is_member and not self._is_a_guests(stream.peer, service, wants):
                     await stream.close()  # it has its answer; nothing is kept open for it
                     return
@@ -115,21 +119,29 @@ class Exchange:
         parse_cid(cid)
         if not is_member and not self._guests.may_read(stream.peer, service, cid):
             self.counters["blocks_refused"] += 1
-            await stream.send(_REFUSED)
+            await stream.send(REFUSED)
             return
         try:
             data = await self._contents.of(service).store.get(cid)
         except BlockMissing:
-            await stream.send(_MISSING)
+            await stream.send(MISSING)
             return
         if not is_member:
             self._guests.on_read(stream.peer, service, cid, data)
-        await stream.send(_FOUND + len(data).to_bytes(4, "big"))
-        for start in range(0, len(data), _PIECE_BYTES):
+        head = FOUND + len(data).to_bytes(4, "big")
+        await stream.send(head + data[:_PIECE_BYTES])
+        for start in range(_PIECE_BYTES, len(data), _PIECE_BYTES):
+            await trio.sleep(0.001)  # leave the loop to others (http-and-loop recipe)
             await stream.send(data[start : start + _PIECE_BYTES])
-            if len(data) > _PIECE_BYTES:
-                await trio.sleep(0.001)  # leave the loop to others (http-and-loop recipe)
         self.counters["blocks_sent"] += 1
+
+    # -- fetching -------------------------------------------------------------------------------
+
+    def turn(self, holder: str) -> trio.Semaphore:
+        """Streams that this node has open to one holder."""
+        if holder not in self._asking:
+            self._asking[holder] = trio.Semaphore(BLOCK_STREAMS_PER_PEER_MAX // 2)
+        return self._asking[holder]
 
     async def fetch(
         self, service: str, cid: str, holders: Sequence[str], *, limit_bytes: int = 2**40
@@ -139,112 +151,48 @@ class Exchange:
         Raises:
             FetchFailed: says who was asked. StorageFullError when the quota is reached.
         """
-        received = 0
-        reasons = []
-        content = self._contents.of(service)
-        for holder in [None, *holders]:
-            if not await _missing(content, cid):
-                return received
-            if holder is None:
-                continue
-            try:
-                turn = self._asking.setdefault(holder, trio.Semaphore(STREAMS_PER_PEER_MAX // 2))
-                async with turn:
-                    received += await self._fetch_from(holder, service, cid, limit_bytes - received)
-            except (*_FAULTS, FetchFailed) as error:
-                reasons.append(f"{holder[-6:]}: {error or type(error).__name__}")
-        if not await _missing(content, cid):
-            return received
-        asked = "; ".join(reasons) or "nobody who might have it is connected"
-        raise FetchFailed(f"content {cid} could not be fetched ({asked})")
+        store = self._contents.of(service).store
+        walk = Walk(store, cid)
+        return await self._fetch(Fetch(self, store, service, walk, holders, limit_bytes))
+
+    async def fetch_range(
+        self, service: str, cid: str, start: int, stop: int, holders: Sequence[str]
+    ) -> int:
+        """Make sure that the blocks of a file that hold the bytes from `start` to before `stop`
+        are here for a service; return the bytes that came. Then `Content.read` reads them.
+
+        Raises:
+            FetchFailed: says who was asked; also for a folder. StorageFullError.
+        """
+        store = self._contents.of(service).store
+        walk = Walk(store, cid, start, stop)
+        return await self._fetch(Fetch(self, store, service, walk, holders, 2**40))
 
     async def fetch_blocks(self, service: str, cids: Sequence[str], holder: str) -> int:
-        """Ask one holder for these blocks (at most WANT_MAX), not for what lies below them;
-        return the bytes that came.
+        """Ask one holder for these blocks (at most BLOCKS_PER_REQUEST_MAX), not for what lies below
+        them; return the bytes that came.
 
         Raises:
             FetchFailed: says why it gave none. StorageFullError when the quota is reached.
         """
-        content, wants = self._contents.of(service), list(cids[:WANT_MAX])
+        store, some = self._contents.of(service).store, Some(cids[:BLOCKS_PER_REQUEST_MAX])
+        fetch = Fetch(self, store, service, some, [holder], 2**40)
         try:
-            with trio.fail_after(_STALL_S):
-                stream = await self._transport.open_stream(holder, BLOCKS)
-            try:
-                await _send(stream, service)
-                received = await self._ask(stream, content, wants)
-            except BaseException:
-                with trio.CancelScope(shield=True), trio.move_on_after(1):
-                    await stream.abort()
-                raise
-            await stream.close()
-        except (*_FAULTS, FetchFailed) as error:
-            raise FetchFailed(f"{holder[-6:]}: {error or type(error).__name__}") from None
-        if not received:
-            raise FetchFailed(f"{holder[-6:]}: does not have it")
-        return received
-
-    async def _fetch_from(self, holder: str, service: str, cid: str, limit_bytes: int) -> int:
-        """Fetch what is missing from one holder, level by level."""
-        received = 0
-        content = self._contents.of(service)
-        with trio.fail_after(_STALL_S):
-            stream = await self._transport.open_stream(holder, BLOCKS)
-        try:
-            await _send(stream, service)
-            while missing := await content.missing(cid):
-                before = received
-                for start in range(0, len(missing), WANT_MAX):
-                    wants = missing[start : start + WANT_MAX]
-                    received += await self._ask(stream, content, wants)
-                    if received > limit_bytes:
-                        raise FetchFailed(f"more than {limit_bytes} bytes")
-                if received == before and await content.missing(cid) == missing:
-                    raise FetchFailed("does not have it")
-        except BaseException:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await stream.abort()
+            return await self._fetch(fetch)
+        except FetchFailed:
+            if fetch.received:
+                return fetch.received
             raise
-        await stream.close()
-        return received
 
-    async def _ask(self, stream: ByteStream, content: Content, wants: list[str]) -> int:
-        received = 0
-        await _send(stream, wants)
-        for cid in wants:
-            with trio.fail_after(_STALL_S):
-                answer = await stream.receive_exactly(1)
-                if answer == _REFUSED:
-                    raise FetchFailed("refuses: this node is no member there")
-                if answer != _FOUND:
-                    continue
-                size = int.from_bytes(await stream.receive_exactly(4), "big")
-                if size > BLOCK_SIZE_BYTES_MAX:
-                    raise DecodeError("a block that is too large")
-                data = await stream.receive_exactly(size)
-            await content.store.put(cid, data)
-            self.counters["blocks_received"] += 1
-            received += size
-        return received
+    async def _fetch(self, fetch: Fetch) -> int:
+        with self._contents.store.in_use.working():
+            return await fetch.run()
 
 
-async def _missing(content: Content, cid: str) -> list[str]:
-    """Return what is not here; members name content, so it may be none (FetchFailed)."""
-    try:
-        return await content.missing(cid)
-    except (CidError, UnixfsError, BlockCorrupt) as error:
-        raise FetchFailed(f"content {cid[:80]!r} cannot be: {error}") from None
-
-
-async def _send(stream: ByteStream, value: object) -> None:
-    data = pack(value)
-    with trio.fail_after(_STALL_S):
-        await stream.send(len(data).to_bytes(4, "big") + data)
-
-
-async def _receive(stream: ByteStream) -> object:
-    with trio.fail_after(_IDLE_S):
+async def _receive(stream: ByteStream, limit_s: float) -> object:
+    with trio.fail_after(limit_s):
         size = int.from_bytes(await stream.receive_exactly(4), "big")
-        if size > _REQUEST_BYTES_MAX:
+        if size > BLOCK_REQUEST_SIZE_BYTES_MAX:
             raise DecodeError("a request that is too large")
         value: object = unpack(await stream.receive_exactly(size))
         return value

@@ -114,6 +114,13 @@ GUEST_SERVICES_MAX: Final = 64
 ASKS_OWN_MAX: Final = 256
 #: Blocks of a guest's results that a sponsor remembers to be his, of all guests.
 GUEST_BLOCKS_MAX: Final = 100_000
+#: Blocks asked for in one request on /pairio/blocks/1, and the bytes of such a request.
+BLOCKS_PER_REQUEST_MAX: Final = 32
+BLOCK_REQUEST_SIZE_BYTES_MAX: Final = 8 * 1024
+#: Streams on /pairio/blocks/1 that one peer may have open at a node; a node opens half as many.
+BLOCK_STREAMS_PER_PEER_MAX: Final = 32
+#: Blocks that a node has in memory at once for one peer that it serves.
+BLOCKS_SERVED_AT_ONCE_MAX: Final = 2
 #: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
 #: Segments sent for one frontier; the rest follows the next.

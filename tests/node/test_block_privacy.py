@@ -15,11 +15,11 @@ from pairio_node.blocks import (
     FetchFailed,
     ScopedContent,
 )
-from pairio_node.blocks.exchange import STREAMS_PER_PEER_MAX, WANT_MAX
 from pairio_node.transport import CHANNEL_CONTROL, MemoryNetwork
 from pairio_node.transport.base import BLOCKS, ByteStream, StreamEnded, TransportError
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.codec import pack
+from pairio_protocol.limits import BLOCK_STREAMS_PER_PEER_MAX, BLOCKS_PER_REQUEST_MAX
 from pairio_protocol.messages import MESSAGES, Hold
 from tests.node.node_lab import LabNode, running, until
 
@@ -185,7 +185,7 @@ async def test_the_bounds_of_a_request_hold(tmp_path: Path) -> None:
     async with lab(tmp_path) as here:
         stream = await here.mallory.transport.open_stream(here.holder.peer_id, BLOCKS)
         await _frame(stream, here.a)
-        await _frame(stream, [here.secret] * (WANT_MAX + 1))
+        await _frame(stream, [here.secret] * (BLOCKS_PER_REQUEST_MAX + 1))
         with pytest.raises(Exception, match=r"reset|closed|broke"), trio.fail_after(5):
             await stream.receive_exactly(1)
 
@@ -194,7 +194,7 @@ async def test_a_peer_has_so_many_streams_and_others_theirs(tmp_path: Path) -> N
     async with lab(tmp_path) as here:
         added = await here.holder.contents.of(here.a).add_bytes(b"for all of A")
         streams = []
-        for _ in range(STREAMS_PER_PEER_MAX):
+        for _ in range(BLOCK_STREAMS_PER_PEER_MAX):
             stream = await here.stranger.transport.open_stream(here.holder.peer_id, BLOCKS)
             await _frame(stream, here.a)
             streams.append(stream)
