@@ -229,7 +229,8 @@ class Executions:
         outputs: dict[str, tuple[str, int, str]] = {}
         try:
             for name, path in outcome.outputs.items():
-                added = await content.add_file(path)
+                add = content.add_directory if path.is_dir() else content.add_file
+                added = await add(path)
                 base = base_names.get(name, name.rpartition("/")[2])
                 outputs[name] = (added.cid, added.size_bytes, base)
             console = await content.add_bytes(outcome.console)

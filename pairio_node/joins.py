@@ -61,6 +61,10 @@ _WORDS = {
         "the invitation was used as often as it may be",
         "ask for a new one: pairio service invite",
     ),
+    "used_before": (
+        "this node was let in by this invitation before, and has left since",
+        "ask for a new one: pairio service invite",
+    ),
     "withdrawn": (
         "the invitation was withdrawn",
         "ask the one who sent it whether he meant it, and for a new one",

@@ -24,9 +24,10 @@ from pairio_node.config import NodeConfig, peer_in
 from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError, as_user_errors
 from pairio_node.execution import Executions
+from pairio_node.folders import build_folder
 from pairio_node.home import Home
 from pairio_node.joins import Joins
-from pairio_node.owner_rules import closed_rules, watch_hours
+from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
 from pairio_node.public import Public
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
@@ -175,6 +176,9 @@ class Node:
             tuple(ef.Dropped(*row) for row in snapshot.dropped),
             snapshot.notes,
         )
+        known = [name for row in snapshot.services for name in row[:2]]
+        for name in rules_for_none(self.config.rules, known):
+            self.say(_no_service(name))
         if closed := closed_rules(self.config.rules, datetime.now()):
             self.driver.post(ev.OwnerHours(closed))
         self.driver.post(restored)
@@ -529,6 +533,10 @@ class Node:
         """Add bytes; returns (CID, size)."""
         return await self.content.add_stream(chunks)
 
+    async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
+        """Add a folder of files that are here; returns (CID, size)."""
+        return await build_folder(self.content, entries)
+
     @property
     def peer_id(self) -> str:
         """This node's id."""
@@ -559,6 +567,9 @@ class Node:
             "offers": len(core.membership.offers()),
             "joins": self.joins.all(),
             "closedNow": [name or "all services" for name in sorted(core.ctx.closed)],
+            "rulesForNone": rules_for_none(
+                self.config.rules, {*core.membership.chains, *core.membership.petnames.values()}
+            ),
             "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
             "blocks": {"usedBytes": self.blocks.used_bytes, **self.exchange.counters},
@@ -580,6 +591,13 @@ def _resources(raw: dict[str, Any]) -> Resources:
         )
     except (ValueError, OverflowError) as error:
         raise UserError(f"requiredResources: {error}") from None
+
+
+def _no_service(name: str) -> str:
+    return (
+        f"warning: [rules.services.{name}] in node.toml: no service {name!r} here (yet), so these"
+        " rules narrow nothing. See the names: pairio service ls"
+    )
 
 
 def _version() -> str:

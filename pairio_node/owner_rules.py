@@ -20,7 +20,15 @@ from pairio_node.errors import UserError
 from pairio_protocol.limits import TASKS_MAX, TIME_MS_MAX
 from pairio_protocol.owner import OwnerRules
 
-__all__ = ["HourRules", "Window", "closed_rules", "parse_hours", "parse_rules", "watch_hours"]
+__all__ = [
+    "HourRules",
+    "Window",
+    "closed_rules",
+    "parse_hours",
+    "parse_rules",
+    "rules_for_none",
+    "watch_hours",
+]
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TIMES = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
@@ -189,6 +197,12 @@ def closed_rules(rules: Collection[HourRules], at: datetime) -> frozenset[str]:
         for rule in rules
         if rule.windows and not any(window.holds(at) for window in rule.windows)
     )
+
+
+def rules_for_none(rules: Collection[HourRules], known: Collection[str]) -> list[str]:
+    """Return the services that rules name and that are not among the `known` names and ids: to be
+    joined yet, or misspelt, and then the rules narrow nothing."""
+    return sorted({r.core.service for r in rules if r.core.service} - set(known))
 
 
 async def watch_hours(

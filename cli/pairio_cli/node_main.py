@@ -147,6 +147,8 @@ def status(
     data(f"restarts   {found['restarts']}{told}")
     if found.get("closedNow"):
         data(f"hours      outside the owner's hours now: {', '.join(found['closedNow'])}")
+    for name in found.get("rulesForNone", []):
+        data(f"warning    [rules.services.{name}] in node.toml names no service of this node")
     for twin in found.get("twins", []):
         data(f"warning    {twin['words']}")
     _refused(found["counters"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pairio._http import Api, part
+from pairio._upload import add_path
 from pairio.errors import PairioError
 from pairio_cli.output import INTERRUPTED, as_json, data, note, short
 
@@ -148,14 +149,14 @@ def _input(api: Api, name: str, value: str) -> dict[str, Any]:
     if "://" in value or value.startswith(("job:", "bafk", "bafy")):
         return {"name": name, "url": value}
     path = Path(value).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise PairioError(
             f"input {name!r}: there is no file {value!r}",
-            "give a file, an http(s) URL, a CID, or job:ID/OUTPUT",
+            "give a file or folder, an http(s) URL, a CID, or job:ID/OUTPUT",
         )
-    with path.open("rb") as file:
-        added = api.upload(file)
-    return {"name": name, "url": f"ipfs://{added['cid']}", "fileBaseName": path.name}
+    added = add_path(api, path)
+    base_name = path.name or path.resolve().name or name
+    return {"name": name, "url": f"ipfs://{added['cid']}", "fileBaseName": base_name}
 
 
 def _value(name: str, text: str, kind: str) -> Any:

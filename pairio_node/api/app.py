@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pairio_node.api.admins import admin_routes
 from pairio_node.api.auth import COOKIE, Auth
 from pairio_node.api.batch import BatchBody, submit_all
-from pairio_node.api.content import content_response
+from pairio_node.api.content import output_response
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.joins import join_routes
 from pairio_node.api.models import (
+    FolderBody,
     LinkBody,
     Status,
     SubmitBody,
@@ -188,9 +189,11 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         job_id: str,
         name: str,
         serviceName: str | None = None,  # noqa: N803
+        path: str | None = None,
+        format: str | None = None,
     ) -> Response:
-        cid, file_name, size = await node.output_cid(job_id, serviceName, name)
-        return content_response(node, request, cid, file_name, size)
+        cid, file_name, _ = await node.output_cid(job_id, serviceName, name)
+        return await output_response(node, request, cid, file_name, path, format == "json")
 
 
 def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
@@ -202,6 +205,12 @@ def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
     async def add_content(request: Request) -> JSONResponse:
         async with aclosing(request.stream()) as chunks:
             cid, size = await node.add_content(chunks)
+        return JSONResponse({"cid": cid, "size": size})
+
+    @app.post("/api/v1/content/folders")
+    async def add_folder(body: FolderBody) -> JSONResponse:
+        entries = [(entry.path, entry.cid) for entry in body.entries]
+        cid, size = await node.add_folder(entries)
         return JSONResponse({"cid": cid, "size": size})
 
     @app.post("/api/v1/tokens")

@@ -6,17 +6,17 @@ from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pairio_node.api.facade import NodeFacade
-from pairio_node.api.folders import folder_response
+from pairio_node.api.folders import folder_json, folder_response
 from pairio_node.api.links import Links
 from pairio_node.api.ranges import Unsatisfiable, parse_ranges
 from pairio_node.api.types import CONTENT_HEADERS, disposition_of, is_known, type_of
 from pairio_node.errors import UserError
 
-__all__ = ["content_response", "make_gateway"]
+__all__ = ["content_response", "make_gateway", "output_response"]
 
 _PATH_LENGTH_MAX = 8 * 1024
 
@@ -85,6 +85,29 @@ def _several(
     content = _empty() if request.method == "HEAD" else body()
     several = f"multipart/byteranges; boundary={boundary}"
     return StreamingResponse(content, 206, headers, media_type=several)
+
+
+async def output_response(
+    node: NodeFacade, request: Request, cid: str, name: str, path: str | None, as_json: bool
+) -> Response:
+    """Return an output, or what lies at `path` in one that is a folder; a folder as JSON.
+
+    Raises:
+        UserError: a folder without `as_json`, or a file with it; nothing at that path.
+    """
+    names = [part for part in (path or "").split("/") if part]
+    found = await node.look_content(cid, names)
+    last = names[-1] if names else name
+    if found.is_folder and as_json:
+        return JSONResponse(folder_json(found, await node.list_content(found.cid), last))
+    if found.is_folder or as_json:
+        raise UserError(
+            f"{last!r} is a {'folder' if found.is_folder else 'file'}",
+            hint="a folder is listed with format=json; path=A/B names what lies in it",
+            code="folder" if found.is_folder else "file",
+            http_status=409,
+        )
+    return content_response(node, request, found.cid, last, found.size_bytes)
 
 
 def _refusal(message: str, status: int) -> Response:

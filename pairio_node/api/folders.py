@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from pairio_node.api.types import CONTENT_HEADERS, is_known
 from pairio_node.serving import Found, Item
 
-__all__ = ["folder_response"]
+__all__ = ["folder_json", "folder_response"]
 
 _STYLE = (
     "body{font:14px/1.6 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em}"
@@ -41,7 +41,7 @@ def folder_response(
         return Response(status_code=304, headers=headers)
     links = [_link(base, item, key) for item in items]
     if as_json:
-        return JSONResponse(_as_json(found, items, links, path[-1]), headers=headers)
+        return JSONResponse(folder_json(found, items, path[-1], links), headers=headers)
     return HTMLResponse(_page(found, items, links, path, base, key), headers=headers)
 
 
@@ -51,19 +51,21 @@ def _link(base: str, item: Item, key: str) -> str | None:
     return f"{base}/{quote(item.name, safe='')}?k={quote(key)}"
 
 
-def _as_json(
-    found: Found, items: list[Item], links: list[str | None], name: str
+def folder_json(
+    found: Found, items: list[Item], name: str, links: list[str | None] | None = None
 ) -> dict[str, object]:
-    entries = [
+    """Return a folder as JSON, with links if there are any."""
+    entries: list[dict[str, object]] = [
         {
             "name": item.name,
             "cid": item.cid,
             "type": "folder" if item.is_folder else "file",
             "size": item.size_bytes,
-            "url": link,
         }
-        for item, link in zip(items, links, strict=True)
+        for item in items
     ]
+    for entry, link in zip(entries, links or [], strict=False):
+        entry["url"] = link
     return {"name": name, "cid": found.cid, "type": "folder", "entries": entries}
 
 

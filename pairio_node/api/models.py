@@ -15,6 +15,7 @@ from pairio_protocol.limits import (
 __all__ = [
     "AdminsBody",
     "AppBody",
+    "FolderBody",
     "GrantBody",
     "LinkBody",
     "NameBody",
@@ -143,6 +144,19 @@ class TokenBody(_Body):
     name: _Short
     readOnly: bool = False  # noqa: N815
     expiresSec: int | None = Field(default=None, gt=0, le=100 * 366 * 86400)  # noqa: N815
+
+
+class _FolderEntry(_Body):
+    """A file that is here, under its path in the folder; without a CID an empty folder."""
+
+    path: Annotated[str, Field(max_length=4096)]
+    cid: _Text | None = None
+
+
+class FolderBody(_Body):
+    """A folder of files that are here."""
+
+    entries: list[_FolderEntry]
 
 
 class LinkBody(_Body):

@@ -15,6 +15,7 @@ from typing import Literal
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
+from pairio_node.runner.folders import FolderError, measure_folder
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervise import Ended, Plan, SupervisorLost, attach, supervise
 
@@ -172,14 +173,19 @@ class ProcessRunner:
         outputs: dict[str, Path] = {}
         for number, output in enumerate(spec.outputs):
             path = tmp / "out" / str(number)
-            if not _is_plain(path):
-                return failed(f"output {output.name!r} was not made, or is no regular file")
+            if not _is_plain(path) and not _is_folder(path):
+                return failed(f"output {output.name!r} was not made, or is neither file nor folder")
             outputs[output.name] = path
         others = sorted((tmp / "other").rglob("*"))
         for path in others[:_OTHER_FILES_MAX]:
             if _is_plain(path):
                 outputs[f"other/{path.relative_to(tmp / 'other').as_posix()}"] = path
-        size = sum(path.stat().st_size for path in outputs.values())
+        size = 0
+        for name, path in outputs.items():
+            try:
+                size += path.stat().st_size if _is_plain(path) else measure_folder(path)
+            except FolderError as error:
+                return failed(f"output {name!r} cannot be kept: {error}")
         if size > _OUTPUTS_SIZE_BYTES_MAX:
             return failed(f"the outputs have {size} bytes; at most {_OUTPUTS_SIZE_BYTES_MAX}")
         return RunOutcome("completed", "", outputs, ended.console, ended.usage)
@@ -191,6 +197,11 @@ def sdk_root() -> Path:
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the pairio SDK is not installed beside the node")
     return Path(spec.origin).parent.parent
+
+
+def _is_folder(path: Path) -> bool:
+    """Say whether a path is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_plain(path: Path) -> bool:

@@ -329,13 +329,13 @@ def _add_invited(
     roles_had, keys = folded.members.get(name, ((), ()))
     if name in folded.members and key not in keys:
         raise DecodeError(f"there is a member {name!r} already")
-    invitations, allowed = invited(
+    invitations, allowed, past = invited(
         folded.invitations, op["invitation"], key, folded.past, place, keys
     )
     had = frozenset(roles_had)
     if not had <= set(roles) <= had | allowed:
         raise DecodeError("other roles than the invitation gives")
-    return replace(folded, invitations=invitations)
+    return replace(folded, invitations=invitations, past=past)
 
 
 def _title(value: Any, what: str) -> str:

@@ -195,8 +195,8 @@ class Disk:
                 self._core.membership.proposals.restore(kind, name, data)
             elif kind == own_wishes.NOTE:
                 self._core.own_wishes.restore(data)
-            elif kind == joining.NOTE:
-                self._core.joining.restore(data)
+            elif kind in (joining.NOTE, joining.DENIED_NOTE):
+                self._core.joining.restore(kind, name, data)
             elif kind == guests.NOTE:
                 self._core.guests.restore(name, data)
 

@@ -30,9 +30,11 @@ from pairio_protocol.wishes import SOFT, Wish, is_granted, is_proven, op_for, wh
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
 
-__all__ = ["NOTE", "Held", "Joining"]
+__all__ = ["DENIED_NOTE", "NOTE", "Held", "Joining"]
 
+#: Kinds of notes on disk; the name is the wish's hash.
 NOTE = "held wish"
+DENIED_NOTE = "denied wish"
 
 
 @dataclass
@@ -214,8 +216,11 @@ class Joining:
     def deny(self, held: Held) -> None:
         """Refuse a wish, now and when it is said again."""
         self._denied[held.hash] = None
+        self.unsaved.append((DENIED_NOTE, held.hash.hex(), b"1"))
         if len(self._denied) > DECLINED_MAX:
-            del self._denied[next(iter(self._denied))]
+            oldest = next(iter(self._denied))
+            del self._denied[oldest]
+            self.unsaved.append((DENIED_NOTE, oldest.hex(), b""))
         self._drop(held)
         self._answer(held, "refused", "denied")
 
@@ -281,8 +286,11 @@ class Joining:
                 self.unsaved.append((NOTE, held.hash.hex(), b""))
             self._ctx.emit(WishChanged(held.wish.service))
 
-    def restore(self, data: bytes) -> None:
-        """Take a held wish from disk."""
+    def restore(self, kind: str, name: str, data: bytes) -> None:
+        """Take from disk a held wish, or that one was denied."""
+        if kind == DENIED_NOTE:
+            self._denied[bytes.fromhex(name)] = None
+            return
         raw, source, at_unix_ms, epoch, code = unpack(data)
         held = Held(Wish.decode(raw), raw, source, at_unix_ms, epoch, code)
         self.held.setdefault(held.wish.service, {})[held.hash] = held

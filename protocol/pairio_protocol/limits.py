@@ -139,6 +139,8 @@ LOGS_DROPPED_PER_LOOK: Final = 64
 DROPPED_LOGS_MAX: Final = 100_000
 #: Segments of dropped logs that members sent on request.
 KEPT_PUSHED_MAX: Final = 100_000
+#: Bytes of kept segments of one author beyond which no more of his are taken from others.
+KEPT_BYTES_PER_AUTHOR_MAX: Final = 256 * 1024 * 1024
 CONNECTIONS_MAX: Final = 32
 #: Local handles on results found elsewhere.
 HANDLES_MAX: Final = 10_000

@@ -60,6 +60,7 @@ class OwnWishes:
         self.all: dict[str, OwnWish] = {}
         self.unsaved: list[tuple[str, str, bytes]] = []
         self._retry_ms = 0
+        self._former: dict[bytes, None] = {}  # hashes of wishes that newer ones took the place of
 
     def get(self, service: str, slot: str = "join") -> OwnWish | None:
         """Return the wish to join a service, or to leave it."""
@@ -71,7 +72,11 @@ class OwnWishes:
 
     def add(self, own: OwnWish) -> None:
         """Wish for something: keep it, dial, say it to whoever is connected."""
-        self.all.pop(own.slot, None)
+        former = self.all.pop(own.slot, None)
+        if former is not None:
+            self._former[sha256(former.data)] = None
+            if len(self._former) > WISHES_OWN_MAX:
+                del self._former[next(iter(self._former))]
         self.all[own.slot] = own
         for slot, old in list(self.all.items()):
             if len(self.all) > WISHES_OWN_MAX and old.state != "waiting":
@@ -155,6 +160,8 @@ class OwnWishes:
     def on_answer(self, peer: str, answer: WishAnswer) -> None:
         """A peer says what became of a wish: the word of somebody of the link, or of a member."""
         own = next((o for o in self.all.values() if sha256(o.data) == answer.wish), None)
+        if own is None and answer.wish in self._former:
+            return  # it was on its way when this node wished anew
         if own is None or own.wish.service != answer.service or peer not in self._hearers(own):
             self._ctx.refuse(peer, "an answer to a wish that it did not get")
             return

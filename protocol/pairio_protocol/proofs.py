@@ -62,7 +62,8 @@ class Past:
     `joined` and `removed` are seqs: of the last `add` of a key, and of the last removal that was
     not its own leave. `reduced` are those of the last change that took roles from it. `linked`
     names the key that vouched for a device; `links` counts the devices that rest on a key; `spent`
-    are the tokens of devices, which count once.
+    are the tokens of devices, which count once. `came` are (invitation, key): who has
+    left since is not let in by it again, since its signature is no secret any more.
     """
 
     joined: dict[str, int] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Past:
     linked: dict[str, str] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
     spent: frozenset[str] = frozenset()
+    came: frozenset[tuple[str, str]] = frozenset()
 
     def with_join(self, key: str, seq: int) -> "Past":
         """Return the past after an `add` of `key` at `seq`."""
@@ -170,13 +172,14 @@ def invited(
     past: Past,
     place: Place,
     keys: tuple[str, ...] = (),
-) -> tuple[dict[str, dict[str, Any]], frozenset[str]]:
-    """Check an invitation's proof for `key`; return the invitations after it, and its roles.
-    `keys` are those of the member who has it already.
+) -> tuple[dict[str, dict[str, Any]], frozenset[str], Past]:
+    """Check an invitation's proof for `key`; return the invitations after it, its roles, and the
+    past after. `keys` are those of the member who has it already.
 
     Raises:
-        DecodeError: no live invitation's signature over this key in this service, or the admins
-            have removed the key, or taken roles from it, after the invitation was made.
+        DecodeError: no live invitation's signature over this key in this service, or it let the key
+            in before and that has left, or the admins have removed the key, or taken roles from
+            it, after the invitation was made.
     """
     token, signature = _signed(proof, {"key", "signature"}, "invitation")
     entry = invitations.get(token)
@@ -191,8 +194,11 @@ def invited(
         raise DecodeError("the key was removed after the invitation was made")
     if past.lessened_since((key, *keys), entry["since"]):
         raise DecodeError("roles were taken from the key after the invitation was made")
+    if key not in keys and (token, key) in past.came:
+        raise DecodeError("the invitation let this key in before")
     used = {**entry, "used": entry["used"] + 1}
-    return {**invitations, token: used}, frozenset(entry["roles"])
+    after = replace(past, came=past.came | {(token, key)})
+    return {**invitations, token: used}, frozenset(entry["roles"]), after
 
 
 # -- devices ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ a change) can be asked for its members.
 Source: DESIGN section 5. The rule at a fork is applied at the first divergence, never by length.
 """
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,6 +91,7 @@ class Chain:
     def __init__(self) -> None:
         self._known: dict[str, _Link] = {}
         self._children: dict[str, list[str]] = {}
+        self._order: list[tuple[int, str]] = []  # (seq, CID) of all that are known, sorted
         self._root = ""
         self._links: list[_Link] = []
         self._folds: list[Folded] = []
@@ -181,10 +182,14 @@ class Chain:
             if cid not in winners and cid not in over and not self._children.get(cid)
         )
 
-    def changes(self, start: int = 0, after: str = "") -> list[SignedChange]:
-        """Return all known changes behind (seq `start`, CID `after`), in that order."""
-        found = [k for k in self._known.values() if (k.seq, k.cid) > (start, after)]
-        return [k.change for k in sorted(found, key=lambda k: (k.seq, k.cid))]
+    def changes(
+        self, start: int = 0, after: str = "", most: int | None = None
+    ) -> list[SignedChange]:
+        """Return the known changes behind (seq `start`, CID `after`), in that order; `most` of
+        them, or all."""
+        first = bisect_right(self._order, (start, after))
+        last = None if most is None else first + most
+        return [self._known[cid].change for _, cid in self._order[first:last]]
 
     def add(self, change: SignedChange) -> bool:
         """Take a change, or further admins' signatures of a known one. False when it is no news.
@@ -204,6 +209,7 @@ class Chain:
         link = self._validated(document, change, seq, prev)
         self._check_siblings(link)
         self._known[cid] = link
+        insort(self._order, (seq, cid))
         self._weight += len(change.body) + link.size_bytes
         self._work += len(change.body) * len(link.folded.members) // 20 + link.size_bytes
         self._named |= _added(document["ops"])

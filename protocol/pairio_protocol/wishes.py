@@ -206,6 +206,8 @@ def why_refused(wish: Wish, folded: Folded, unix_ms: int) -> str:
         keys = folded.members[name][1] if name is not None else ()
         if folded.past.lessened_since((wish.peer, *keys), entry["since"]):
             return "lessened"
+        if name is None and (wish.token, wish.peer) in folded.past.came:
+            return "used_before"
         if not set(wish.roles) <= {*entry["roles"], *folded.roles_of(wish.peer)}:
             return "roles"
     if wish.kind == "device":

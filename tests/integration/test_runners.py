@@ -116,7 +116,33 @@ async def test_a_link_as_output_is_refused(runner: ProcessRunner, tmp_path: Path
     script = 'ln -s /etc/passwd "$PAIRIO_JOB_WORKING_DIR/../out/0"'
     outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
     assert outcome.status == "failed"
-    assert "no regular file" in outcome.error
+    assert "neither file nor folder" in outcome.error
+
+
+async def test_an_output_may_be_a_folder(runner: ProcessRunner, tmp_path: Path) -> None:
+    script = 'cd "$PAIRIO_JOB_WORKING_DIR/../out"; mkdir -p 0/sub/empty; printf abc > 0/sub/x'
+    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    assert outcome.status == "completed", outcome
+    assert (outcome.outputs["o"] / "sub" / "x").read_text() == "abc"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("ln -s /etc/passwd 0/sub/x", "'sub/x' is neither file nor folder"),
+        ("ln -s /etc 0/sub/x", "'sub/x' is neither file nor folder"),
+        ("mkfifo 0/pipe", "'pipe' is neither file nor folder"),
+        ("touch 0/$(printf '\\377')", "is not named in UTF-8"),
+        ("rm -r 0; ln -s /tmp/working 0", "is neither file nor folder"),
+    ],
+)
+async def test_what_a_folder_may_not_hold_fails_the_job_in_words(
+    script: str, said: str, runner: ProcessRunner, tmp_path: Path
+) -> None:
+    script = f'cd "$PAIRIO_JOB_WORKING_DIR/../out"; mkdir -p 0/sub; {script}'
+    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    assert outcome.status == "failed"
+    assert said in outcome.error
 
 
 async def test_the_time_limit_ends_a_job_that_ignores_signals(

@@ -98,7 +98,11 @@ class LabNode(Node):
 
 @asynccontextmanager
 async def running(
-    network: MemoryNetwork, home: Path, *bootstrap: LabNode, **settings: Any
+    network: MemoryNetwork,
+    home: Path,
+    *bootstrap: LabNode,
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
 ) -> AsyncIterator[LabNode]:
     """Run a node on a home; it dials and trusts the nodes in `bootstrap`."""
     addresses = tuple(node.transport.addresses()[0] for node in bootstrap)
@@ -107,6 +111,7 @@ async def running(
     opened.lock()
     store, runner = FillingStore(Store.open(home / "node.db")._db), InstantRunner()
     node = LabNode(opened, config, store, [runner], MemoryTransport(network, opened.seed()))
+    node.say = say
     node.runner, node.store, node.links = runner, store, Links(1, 2, b"k" * 32)
     try:
         async with node.transport.running(node.on_transport):

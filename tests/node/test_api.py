@@ -117,6 +117,10 @@ class FakeFacade:
     async def list_content(self, cid: str) -> list[Item]:
         return []
 
+    async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
+        self.asked.append(("add_folder", entries))
+        return CID, 0
+
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         size = 0
         async for chunk in chunks:

@@ -11,7 +11,9 @@ from trio.testing import MockClock
 from pairio_node.config import NodeConfig, load_config
 from pairio_node.errors import UserError
 from pairio_node.owner_rules import closed_rules, parse_hours, watch_hours
+from pairio_node.transport.memory import MemoryNetwork
 from pairio_protocol.owner import OwnerRules
+from tests.node.node_lab import running
 
 #: 2026-01-05 is a Monday.
 WEEK = {name: 5 + i for i, name in enumerate(("mon", "tue", "wed", "thu", "fri", "sat", "sun"))}
@@ -159,6 +161,20 @@ async def test_changes_of_the_hours_are_told_once(
     with pytest.raises(RuntimeError, match="StopIteration"):
         await watch_hours(rules, told.append, lambda: _at(next(clock)))
     assert told == [{""}, frozenset(), {""}]
+
+
+async def test_rules_for_a_service_that_is_not_here_are_told_of(tmp_path: Path) -> None:
+    text = "[rules.services.lab]\njobs_max = 1\n[rules.services.labb]\njobs_max = 2\n"
+    rules = _load(tmp_path, text).rules
+    async with running(MemoryNetwork(), tmp_path / "node", rules=rules) as node:
+        assert node.status()["rulesForNone"] == ["lab", "labb"]
+        await node.services.create("lab")
+        assert node.status()["rulesForNone"] == ["labb"]
+    told: list[str] = []
+    async with running(MemoryNetwork(), tmp_path / "node", say=told.append, rules=rules):
+        assert len(told) == 1
+        assert "[rules.services.labb]" in told[0]
+        assert "no service 'labb' here" in told[0]
 
 
 async def test_without_hours_nobody_watches(tmp_path: Path) -> None:

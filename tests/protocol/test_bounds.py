@@ -15,7 +15,7 @@ from pairio_protocol.limits import (
     PARKED_SEGMENTS_PER_SERVICE_MAX,
     UNNAMED_MAX,
 )
-from pairio_protocol.machines import membership
+from pairio_protocol.machines import membership, retention
 from pairio_protocol.messages import MESSAGES, Changes, Push, WantChanges
 from pairio_protocol.records import Cancel
 from pairio_protocol.segment import GENESIS, Segment
@@ -223,3 +223,38 @@ def test_segments_of_an_unknown_epoch_are_parked_for_members_and_none_takes_all_
     parked = core.logs.unpark(service)
     assert len(parked) == PARKED_SEGMENTS_PER_SERVICE_MAX
     assert [s.log.author for s in parked].count(OTHER.peer) == 1
+
+
+def test_kept_segments_of_one_author_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "KEPT_BYTES_PER_AUTHOR_MAX", 1000)
+    _, core, service, epoch = _world()
+    chain, kept = core.membership.chains[service], core.retention
+    taken = {MEMBER.peer: 0, OTHER.peer: 0}
+    for number in range(100):
+        for author in (MEMBER, OTHER):
+            if author is OTHER and number >= 3:
+                continue
+            boot = number.to_bytes(16, "big")
+            made = Segment.seal(author, service, boot, 0, epoch, GENESIS, [Cancel(("x" * 64,), 1)])
+            taken[author.peer] += kept.take(made, chain)
+    assert 5 < taken[MEMBER.peer] < 15
+    assert taken[OTHER.peer] == 3
+    assert core.ctx.counters["kept segments beyond what is taken"] == 100 - taken[MEMBER.peer]
+
+
+def test_changes_are_told_in_order_from_any_place_and_no_more_than_asked() -> None:
+    chain, key = Chain(), MEMBER
+    create = {"op": "create", "name": "s", "admins": [key.peer], "threshold": 1, "nonce": "0"}
+    chain.add(chain.propose([create], [key], 0))
+    for number in range(5):  # two that follow each, in whatever order of CIDs
+        both = [chain.propose([{"op": "policy", "policy": {"n": number, "m": m}}], [key], m)
+                for m in range(2)]  # fmt: skip
+        for change in both:
+            chain.add(change)
+    told = chain.changes(-1)
+    places = [(change.seq, change.cid) for change in told]
+    assert places == sorted(places)
+    assert len(places) == 11
+    for number, (seq, cid) in enumerate(places):
+        assert chain.changes(seq, cid) == told[number + 1 :]
+        assert chain.changes(seq, cid, 3) == told[number + 1 : number + 4]

@@ -435,6 +435,22 @@ def test_a_member_who_is_no_admin_does_not_answer_for_one() -> None:
     assert world.roles(guest, service) == ("compute", "submit")
 
 
+def test_an_answer_that_crosses_a_second_wish_is_no_wrong_move() -> None:
+    world = Strangers(2)
+    admin, guest = world.peers
+    service = world.create(admin)
+    link = world.link("request", service, admin, roles=("submit",))
+    world.connect(admin, guest)
+    world.number += 2
+    for call in (world.number - 1, world.number):  # the second one before an answer is here
+        world.now_ms += 1
+        world.do(guest, ev.JoinService(call, link, "Ada", ()))
+    world.settle()
+    assert [held.wish.name for held in world.cores[admin].joining.waiting(service)] == ["Ada"]
+    assert world.own(guest, service).code == "waits_approval"
+    assert world.refused == []
+
+
 # -- devices --------------------------------------------------------------------------------
 
 
@@ -457,6 +473,29 @@ def test_a_member_links_a_further_device_through_himself() -> None:
     folded = world.cores[admin].membership.folded(service)
     assert folded.member_of(phone) == folded.member_of(member) == "Ada"
     assert world.roles(phone, service) == ("compute", "submit")
+
+
+def test_what_an_admin_denied_stays_denied_after_a_restart() -> None:
+    world = Strangers(2)
+    admin, guest = world.peers
+    service = world.create(admin)
+    world.connect(admin, guest)
+    world.join(guest, world.link("request", service, admin, roles=("submit",)), "Ada")
+    core = world.cores[admin]
+    call = ev.DenyWish(1, "lab", core.joining.waiting(service)[0].id)
+    core.handle(call, world.now_ms, world.now_ms)
+    sealed = core.seal(world.now_ms, world.now_ms)
+    assert sealed is not None
+    again = NodeCore(core.ctx.key, core.ctx.config)
+    changes = tuple((service, c.encode()) for c in core.membership.chains[service].changes(-1))
+    notes = tuple(note for note in sealed.commit.notes if note[2])
+    again.handle(ev.Restored(((service, "lab", True),), changes, (), notes=notes), 1, 1)
+    again.handle(ev.PeerUp(guest), 1, world.now_ms)
+    wish = MESSAGES.encode(WishMessage(world.own(guest, service).data))
+    sent = again.handle(ev.FrameReceived(guest, wish), 1, world.now_ms)
+    assert again.joining.waiting(service) == []
+    answers = [MESSAGES.decode(effect.data) for effect in sent if isinstance(effect, ef.Send)]
+    assert [a.code for a in answers if isinstance(a, WishAnswer)] == ["denied"]
 
 
 # -- leaving --------------------------------------------------------------------------------
@@ -486,6 +525,26 @@ def test_who_leaves_is_off_the_list_and_takes_part_no_more() -> None:
     assert core.own_wishes.all == {}
     assert "no service" in world.fails(member, ev.Submit, "x", wish, RESOURCES).message
     assert "takes no part" in world.fails(member, ev.Submit, "lab", wish, RESOURCES).message
+
+
+def test_who_left_is_not_brought_back_by_whoever_kept_his_wish() -> None:
+    world = Strangers(3)
+    admin, member, other = world.peers
+    service = world.create(admin)
+    link = world.invite(admin, uses=5)
+    for peer in (member, other):
+        world.connect(admin, peer)
+        world.join(peer, link)
+    wish = MESSAGES.encode(WishMessage(world.own(member, service).data))
+    world.ask(member, ev.LeaveService, "lab")
+    folded = world.cores[admin].membership.folded
+    assert folded(service).member_of(member) is None
+    world.do(admin, ev.FrameReceived(other, wish))
+    world.settle()
+    assert folded(service).member_of(member) is None
+    assert world.cores[admin].ctx.counters["wishes refused: used_before"] == 1
+    world.join(member, link)
+    assert world.own(member, service).code == "used_before"
 
 
 def test_who_leaves_sees_to_nobody_elses_requests_any_more() -> None:

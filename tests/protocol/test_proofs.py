@@ -319,13 +319,15 @@ def test_an_admin_leaves_by_the_thresholds_signatures() -> None:
     assert chain.now.admins == (ANN.peer, BEN.peer)
 
 
-def test_one_who_left_may_use_the_invitation_again_while_it_lasts() -> None:
+def test_one_who_left_is_not_brought_back_by_the_proof_that_let_him_in() -> None:
     chain = service()
-    do(chain, invite(uses=2))
-    do(chain, joins(chain, DAN, "dan"), by=(ANN,))
+    do(chain, invite(uses=3))
+    proof = joins(chain, DAN, "dan")
+    do(chain, proof, by=(ANN,))
     leave(chain, leaving(chain, DAN, "dan", (), chain.epoch), ())
-    do(chain, joins(chain, DAN, "dan"), by=(ANN,))
-    assert chain.now.member_of(DAN.peer) == "dan"
+    refused("let this key in before", chain, proof, by=(ANN,))
+    do(chain, joins(chain, EVE, "eve"), by=(ANN,))
+    assert (chain.now.member_of(DAN.peer), chain.now.member_of(EVE.peer)) == (None, "eve")
 
 
 # -- histories ------------------------------------------------------------------------------

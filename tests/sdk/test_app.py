@@ -346,3 +346,37 @@ def test_importing_it_costs_little_more_than_typing_and_json() -> None:
         for _ in range(5)
     ]
     assert min(float(run.stdout) for run in runs) < 0.015
+
+
+def _folder(path: Path) -> Path:
+    (path / "sub" / "empty").mkdir(parents=True)
+    (path / "sub" / "x.txt").write_text("abc")
+    return path
+
+
+def _below(path: Path) -> list[str]:
+    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
+
+
+def test_a_folder_is_read_by_path_or_copy_that_may_be_changed(tmp_path: Path) -> None:
+    source = _folder(tmp_path / "data")
+    file = InputFile("i", str(source), "data")
+    assert file.is_folder()
+    copy = Path(file.download())
+    assert _below(copy) == _below(source)
+    (copy / "sub" / "x.txt").write_text("changed")
+    there = Path(file.download(str(tmp_path / "there")))
+    assert (there / "sub" / "x.txt").read_text() == "abc"
+    with pytest.raises(FileExistsError, match="is not empty"):
+        file.download(str(there))
+
+
+def test_a_folder_may_be_an_output(tmp_path: Path) -> None:
+    output = OutputFile("o", str(tmp_path / "result"), "o")
+    local = _folder(tmp_path / "local")
+    output.upload(str(local), delete_local_file=False)
+    assert (output.was_uploaded, output.size, local.exists()) == (True, 3, True)
+    assert _below(tmp_path / "result") == _below(local)
+    moved = OutputFile("p", str(tmp_path / "moved"), "p")
+    moved.upload(str(local))
+    assert (_below(tmp_path / "moved"), local.exists()) == (_below(tmp_path / "result"), False)

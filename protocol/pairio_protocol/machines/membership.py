@@ -297,7 +297,7 @@ class Membership:
             return
         batch: list[bytes] = []
         size = 0
-        changes = chain.changes(want.start, want.after)
+        changes = chain.changes(want.start, want.after, CHANGES_PER_REPLY_MAX + 1)
         for change in changes[:CHANGES_PER_REPLY_MAX]:
             data = change.encode()
             if batch and size + len(data) > FRAME_SIZE_BYTES_MAX - 1024:

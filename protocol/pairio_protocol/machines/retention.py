@@ -11,6 +11,7 @@ node has known it: a clock that is ahead keeps its log longer, one that is behin
 over. Clock: a look every RETENTION_LOOK_MS.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,7 @@ from pairio_protocol.fold import ServiceFold
 from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.limits import (
     DROPPED_LOGS_MAX,
+    KEPT_BYTES_PER_AUTHOR_MAX,
     KEPT_PUSHED_MAX,
     LOGS_DROPPED_PER_LOOK,
     RETENTION_SKEW_MS,
@@ -47,8 +49,15 @@ class Tombstone:
 @dataclass
 class _Service:
     kept: dict[bytes, Segment] = field(default_factory=dict)
+    kept_bytes: Counter[str] = field(default_factory=Counter)  # by author
     dropped: dict[LogId, Tombstone] = field(default_factory=dict)
     dropped_in: dict[int, set[LogId]] = field(default_factory=dict)  # by range of keys
+
+    def keep(self, segment: Segment) -> None:
+        """Keep a segment, once."""
+        if segment.hash not in self.kept:
+            self.kept[segment.hash] = segment
+            self.kept_bytes[segment.log.author] += len(segment.body)
 
     def note(self, log_id: LogId, stone: Tombstone) -> None:
         """Remember a dropped log; the oldest goes beyond the bound."""
@@ -132,17 +141,18 @@ class Retention:
 
     def keep(self, segment: Segment) -> None:
         """Take a kept segment from the disk."""
-        self._of(segment.service).kept[segment.hash] = segment
+        self._of(segment.service).keep(segment)
 
     def take(self, segment: Segment, chain: Chain) -> bool:
         """Take a kept segment that a member sent on request; its signature was checked."""
-        kept = self._of(segment.service).kept
-        if segment.hash in kept or not self._counts(segment, chain):
+        held = self._of(segment.service)
+        if segment.hash in held.kept or not self._counts(segment, chain):
             return False
-        if len(kept) >= KEPT_PUSHED_MAX:
+        size_bytes = held.kept_bytes[segment.log.author] + len(segment.body)
+        if len(held.kept) >= KEPT_PUSHED_MAX or size_bytes > KEPT_BYTES_PER_AUTHOR_MAX:
             self._ctx.counters["kept segments beyond what is taken"] += 1
             return False
-        kept[segment.hash] = segment
+        held.keep(segment)
         self.unsaved_kept.append(segment.encode())
         return True
 
@@ -219,7 +229,8 @@ class Retention:
     def _drop(self, service: str, log_id: LogId, stone: Tombstone, kept: list[Segment]) -> None:
         held = self._of(service)
         held.note(log_id, stone)
-        held.kept.update((segment.hash, segment) for segment in kept)
+        for segment in kept:
+            held.keep(segment)
         self._hooks.drop_log(service, log_id)
         self.unsaved.append(_row(service, log_id, stone, tuple(segment.hash for segment in kept)))
 

@@ -3,6 +3,7 @@
 from pairio.client._jobs import (
     PairioJob,
     SpecialJobOutput,
+    add_content,
     find_job,
     find_jobs,
     submit_job,
@@ -23,6 +24,7 @@ __all__ = [
     "PairioJobParameter",
     "PairioJobRequiredResources",
     "SpecialJobOutput",
+    "add_content",
     "find_job",
     "find_jobs",
     "submit_job",

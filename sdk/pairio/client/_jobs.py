@@ -1,15 +1,18 @@
 """Submitting jobs and following them."""
 
+import json
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pairio._http import Api, part
+from pairio._upload import add_path
 from pairio.client._models import PairioJobDefinition, PairioJobRequiredResources
 from pairio.errors import PairioError
 
-__all__ = ["PairioJob", "SpecialJobOutput", "find_job", "find_jobs", "submit_job"]
+__all__ = ["PairioJob", "SpecialJobOutput", "add_content", "find_job", "find_jobs", "submit_job"]
 
 _FINAL = ("completed", "failed", "canceled", "blocked")
 _api: Api | None = None
@@ -71,9 +74,23 @@ class SpecialJobOutput:
     def _result(self) -> dict[str, Any]:
         return next(r for r in self._job.outputFileResults if r["name"] == self.name)
 
-    def read(self) -> bytes:
-        """Return the content. Raises RequestRefused while it does not exist."""
-        return self._job._bytes(f"outputs/{part(self.name)}")
+    def read(self, path: str | None = None) -> bytes:
+        """Return the content; of a folder, that of the file at `path` in it.
+
+        Raises:
+            RequestRefused: it does not exist (yet), or is a folder.
+        """
+        return self._job._bytes(f"outputs/{part(self.name)}", {"path": path})
+
+    def list(self, path: str | None = None) -> list[dict[str, Any]]:
+        """Return the entries of a folder: `{name, cid, type, size}`, type `file` or `folder`.
+
+        Raises:
+            RequestRefused: it does not exist (yet), or is a file.
+        """
+        data = self._job._bytes(f"outputs/{part(self.name)}", {"path": path, "format": "json"})
+        entries: list[dict[str, Any]] = json.loads(data)["entries"]
+        return entries
 
 
 class PairioJob:
@@ -153,10 +170,19 @@ class PairioJob:
         """Return the console output."""
         return self._bytes("console").decode(errors="replace")
 
-    def _bytes(self, what: str) -> bytes:
-        query = {"serviceName": self._data["serviceName"]}
+    def _bytes(self, what: str, more: dict[str, Any] | None = None) -> bytes:
+        query = {"serviceName": self._data["serviceName"], **(more or {})}
         path = f"/api/v1/jobs/{self._data['requestId']}/{what}"
         return b"".join(self._api.stream(path, query))
+
+
+def add_content(path: str | Path) -> str:
+    """Add a file or folder of this machine to the node; return what to give as an input's `url`.
+
+    Raises:
+        PairioError: there is none, or a folder holds what is neither file nor folder.
+    """
+    return f"ipfs://{add_path(_shared_api(), Path(path))['cid']}"
 
 
 def submit_job(

@@ -18,7 +18,8 @@ class _Model(BaseModel):
 
 
 class PairioJobInputFile(_Model):
-    """An input: `url` is an http(s) URL, a CID, or `job.get_output(name)` of another job."""
+    """An input: `url` is an http(s) URL, a CID, `job.get_output(name)` of another job, or what
+    `add_content(path)` gives for a file or folder of this machine."""
 
     name: str
     fileBaseName: str | None = None

@@ -25,7 +25,7 @@ class _Schema:
 
 
 class InputFile(_Schema):
-    """An input of the job. It is there before the job starts."""
+    """An input of the job: a file or a folder. It is there before the job starts."""
 
     def __init__(self, name: str, path: str, file_base_name: str, url: str = "") -> None:
         self.name = name
@@ -45,13 +45,27 @@ class InputFile(_Schema):
         """Return the path of the content, which is read-only."""
         return self.local_file_name
 
+    def is_folder(self) -> bool:
+        """Say whether the content is a folder."""
+        return self.local_file_name is not None and os.path.isdir(self.local_file_name)
+
     def download(self, dest_file_path: str | None = None) -> str:
-        """Copy the content to `dest_file_path` (or a temporary file) and return that path."""
+        """Copy the content to `dest_file_path` (or a temporary file) and return that path.
+
+        Of a folder, what lies in it: `dest_file_path` is made, or must be empty.
+        """
         import shutil
         import tempfile
 
         if self.local_file_name is None:
             raise FileNotFoundError(f"input {self.name} has no content here")
+        if self.is_folder():
+            dest_file_path = dest_file_path or tempfile.mkdtemp(suffix=f"-{self.file_base_name}")
+            os.makedirs(dest_file_path, exist_ok=True)
+            if os.listdir(dest_file_path):
+                raise FileExistsError(f"the folder {dest_file_path!r} is not empty")
+            _copy_folder(self.local_file_name, dest_file_path)
+            return dest_file_path
         if dest_file_path is None:
             fd, dest_file_path = tempfile.mkstemp(suffix=f"-{self.file_base_name}")
             os.close(fd)
@@ -60,7 +74,7 @@ class InputFile(_Schema):
 
 
 class OutputFile(_Schema):
-    """An output of the job. It counts once it is uploaded."""
+    """An output of the job: a file or a folder. It counts once it is uploaded."""
 
     def __init__(self, name: str, path: str, file_base_name: str) -> None:
         self.name = name
@@ -70,13 +84,18 @@ class OutputFile(_Schema):
         self._path = path
 
     def upload(self, local_file_name: str, delete_local_file: bool = True) -> None:
-        """Make a local file the content of this output; it is deleted by default.
+        """Make a local file or folder the content of this output; it is deleted by default.
+
+        A folder may hold files and folders, no links.
 
         Raises:
             FileNotFoundError: there is no such file; the output stays without content.
         """
         import shutil
 
+        if os.path.isdir(local_file_name):
+            self._upload_folder(local_file_name, delete_local_file)
+            return
         if not os.path.isfile(local_file_name):
             raise FileNotFoundError(
                 f"output {self.name!r}: there is no file {local_file_name!r} to upload"
@@ -87,6 +106,34 @@ class OutputFile(_Schema):
         else:
             shutil.copyfile(local_file_name, self._path)
         self.was_uploaded = True
+
+    def _upload_folder(self, local_folder: str, delete_local_folder: bool) -> None:
+        import shutil
+
+        self.size = sum(
+            os.path.getsize(os.path.join(folder, name))
+            for folder, _, names in os.walk(local_folder)
+            for name in names
+            if os.path.isfile(os.path.join(folder, name))
+        )
+        if delete_local_folder and os.path.realpath(local_folder) != os.getcwd():
+            shutil.move(local_folder, self._path)
+        else:
+            shutil.copytree(local_folder, self._path, symlinks=True)
+        self.was_uploaded = True
+
+
+def _copy_folder(source: str, destination: str) -> None:
+    """Copy what lies in a read-only folder into one that may be written."""
+    import shutil
+
+    for entry in os.scandir(source):
+        inner = os.path.join(destination, entry.name)
+        if entry.is_dir():
+            os.mkdir(inner)
+            _copy_folder(entry.path, inner)
+        else:
+            shutil.copyfile(entry.path, inner)
 
 
 def _file_url(path: str) -> str:

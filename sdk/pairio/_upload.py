@@ -1,0 +1,74 @@
+"""Files and folders of this machine, made content of the node. Standard library only."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pairio._http import Api
+from pairio.errors import PairioError
+
+__all__ = ["add_path"]
+
+_FILES_MAX = 50_000
+
+
+def add_path(api: Api, path: Path) -> dict[str, Any]:
+    """Add a file or a folder to the node; returns `{cid, size}`.
+
+    Raises:
+        PairioError: there is none, or a folder holds what is neither file nor folder.
+    """
+    if path.is_dir():
+        return _add_folder(api, path)
+    with _opened(path) as file:
+        added: dict[str, Any] = api.upload(file)
+    return added
+
+
+def _add_folder(api: Api, top: Path) -> dict[str, Any]:
+    entries: list[dict[str, str | None]] = []
+    for path, is_folder in _walk(top):
+        name = path.relative_to(top).as_posix()
+        if len(entries) >= _FILES_MAX:
+            raise PairioError(
+                f"{top} holds more than {_FILES_MAX} files", "put them into an archive"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise PairioError(f"{str(path)!r} is not named in UTF-8", "rename it") from None
+        cid = None if is_folder else add_path(api, path)["cid"]
+        entries.append({"path": name, "cid": cid})
+    added: dict[str, Any] = api.call("POST", "/api/v1/content/folders", {"entries": entries})
+    return added
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield (path, whether it is an empty folder) of all files and empty folders, by name."""
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise PairioError(f"cannot read {folder}: {error.strerror}") from None
+    for entry in found:
+        path = Path(entry.path)
+        if entry.is_symlink():
+            raise PairioError(f"{path} is a symbolic link", "copy what it points to")
+        if not entry.is_dir():
+            yield path, False
+        elif any(os.scandir(path)):
+            yield from _walk(path)
+        else:
+            yield path, True
+
+
+def _opened(path: Path) -> Any:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise PairioError(f"{path} is neither file nor folder")
+        return os.fdopen(fd, "rb")
+    except OSError as error:
+        raise PairioError(f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,113 @@
+"""A folder in and a folder out, in the sandbox of another node; and data that is not copied."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import RunningNode, StartNode
+
+pytestmark = pytest.mark.integration
+
+APP = """
+import os
+from pairio.sdk import App, BaseModel, Field, InputFile, OutputFile, ProcessorBase
+
+
+class Context(BaseModel):
+    data: InputFile = Field(description="A folder")
+    output: OutputFile = Field(description="The same folder in capitals")
+
+
+class Shout(ProcessorBase):
+    name = "shout"
+    executable = "main.py"
+
+    @staticmethod
+    def run(context: Context) -> None:
+        print("folder" if context.data.is_folder() else "file", flush=True)
+        source = context.data.get_local_file_name()
+        try:
+            open(os.path.join(source, "new"), "w")
+        except OSError:
+            print("read-only", flush=True)
+        context.data.download("here")
+        for folder, _, names in os.walk("here"):
+            for name in names:
+                path = os.path.join(folder, name)
+                text = open(path).read().upper()
+                open(path, "w").write(text)
+        context.output.upload("here")
+
+
+app = App("shouting")
+app.add_processor(Shout)
+if __name__ == "__main__":
+    app.run()
+"""
+
+
+def with_app(node: RunningNode, path: Path) -> None:
+    """Make a service `lab` with the app."""
+    path.mkdir()
+    (path / "main.py").write_text(APP)
+    for arguments in (("service", "create", "lab"), ("app", "install", "lab", str(path))):
+        made = node.cli(*arguments)
+        assert made.returncode == 0, made.stderr
+
+
+def two_nodes(start_node: StartNode, tmp_path: Path) -> tuple[RunningNode, RunningNode]:
+    """A node that only submits, and one that computes."""
+    first = start_node("a", "--no-compute")
+    with_app(first, tmp_path / "app")
+    second = start_node("b", "--bootstrap", first.info["addresses"][0])
+    granted = first.cli("service", "grant", "lab", second.info["peerId"], "--roles", "compute")
+    assert granted.returncode == 0, granted.stderr
+    return first, second
+
+
+def test_a_folder_in_and_a_folder_out(start_node: StartNode, tmp_path: Path) -> None:
+    first, second = two_nodes(start_node, tmp_path)
+    folder = tmp_path / "data"
+    (folder / "sub" / "empty").mkdir(parents=True)
+    (folder / "a.txt").write_text("one")
+    (folder / "sub" / "b c.txt").write_text("two" * 700_000)
+    ran = first.cli("submit", "shouting/shout", "-i", f"data={folder}", "--wait", "--json")
+    assert ran.returncode == 0, ran.stderr
+    job = json.loads(ran.stdout)
+    assert job["computeNodeId"] == second.info["peerId"]
+    assert job["jobDefinition"]["inputFiles"][0]["fileBaseName"] == "data"
+    assert first.cli("job", "logs", job["jobId"]).stdout.split() == ["folder", "read-only"]
+    output = first.get(f"jobs/{job['jobId']}/outputs/output?format=json")
+    assert [(e["name"], e["type"]) for e in output["entries"]] == [
+        ("a.txt", "file"),
+        ("sub", "folder"),
+    ]
+    refused = first.cli("get", job["jobId"], "output")
+    assert "is a folder" in refused.stderr
+
+    code = (
+        "from pairio.client import *\n"
+        f"job = find_job({job['jobId']!r})\n"
+        "output = job.get_output('output')\n"
+        "print(output.read('a.txt').decode(), len(output.read('sub/b c.txt')))\n"
+        "print([e['name'] for e in output.list('sub')])\n"
+        f"print(add_content({str(folder)!r}) == job.jobDefinition.inputFiles[0].url)\n"
+    )
+    sdk = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **first.environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert sdk.stdout.splitlines() == ["ONE 2100000", "['b c.txt', 'empty']", "True"], sdk.stderr
+
+    again = first.cli("submit", "shouting/shout", "-i", f"data={folder}", "--wait", "--json")
+    assert json.loads(again.stdout)["cached"], "the same folder is the same job"
+    (folder / "link").symlink_to("/etc/passwd")
+    refused = first.cli("submit", "shouting/shout", "-i", f"data={folder}")
+    assert (refused.returncode, "is a symbolic link" in refused.stderr) == (1, True)
