@@ -70,6 +70,15 @@ class _Counts:
         return True
 
 
+def _why_no_place(guest: str, here: list[str], everywhere: int, allowed: OpenSubmit) -> str:
+    """Return why a guest has no place besides those `here`: one service's limits are no other's."""
+    if here.count(guest) >= allowed.open_max:
+        return "open"
+    if len(here) >= allowed.all_open_max or everywhere >= GUEST_REQUESTS_OPEN_MAX:
+        return "all_open"
+    return ""
+
+
 class Sponsors:
     """The asks of strangers that this node looks after."""
 
@@ -201,11 +210,10 @@ class Sponsors:
 
     def _take_up(self, key: _Key, waiting: _Waiting, allowed: OpenSubmit) -> str:
         """Wait for an ask, if there is place; else say why not."""
-        mine = sum(guest == key[0] for guest, _ in self._waiting)
-        if mine >= allowed.open_max:
-            return "open"
-        if len(self._waiting) >= min(allowed.all_open_max, GUEST_REQUESTS_OPEN_MAX):
-            return "all_open"
+        here = [who for (who, _), one in self._waiting.items() if one.service == waiting.service]
+        code = _why_no_place(key[0], here, len(self._waiting), allowed)
+        if code:
+            return code
         self._waiting[key] = waiting
         self._by_job.setdefault((waiting.service, waiting.job), set()).add(key)
         return ""
@@ -230,8 +238,8 @@ class Sponsors:
 
     def _write(self, guest: str, waiting: _Waiting, record: Request, allowed: OpenSubmit) -> str:
         service = waiting.service
-        if not self._has_place(guest, allowed):
-            return "all_open" if len(self._open) >= allowed.all_open_max else "open"
+        if code := self._no_place(service, guest, allowed):
+            return code
         counts = self._by_hour.setdefault(service, _Counts(_HOUR_MS))
         each, altogether = allowed.requests_per_hour, allowed.all_per_hour
         if not counts.take(guest, each, altogether, self._ctx.now_ms):
@@ -241,20 +249,22 @@ class Sponsors:
         self._ctx.counters["requests sponsored"] += 1
         return ""
 
-    def _has_place(self, guest: str, allowed: OpenSubmit) -> bool:
-        mine = sum(who == guest for who in self._open.values())
-        if mine < allowed.open_max and len(self._open) < allowed.all_open_max:
-            return True
-        if self._ctx.now_ms - self._pruned_ms < _SECOND_MS:
-            return False
+    def _no_place(self, service: str, guest: str, allowed: OpenSubmit) -> str:
+        """Say why no further request is written; what is over is looked for once a second."""
+        code = self._why_no_place(service, guest, allowed)
+        if not code or self._ctx.now_ms - self._pruned_ms < _SECOND_MS:
+            return code
         self._pruned_ms = self._ctx.now_ms
         self._open = {
-            (service, name): who
-            for (service, name), who in self._open.items()
-            if self._is_open(service, name)
+            (where, name): who
+            for (where, name), who in self._open.items()
+            if self._is_open(where, name)
         }
-        mine = sum(who == guest for who in self._open.values())
-        return mine < allowed.open_max and len(self._open) < allowed.all_open_max
+        return self._why_no_place(service, guest, allowed)
+
+    def _why_no_place(self, service: str, guest: str, allowed: OpenSubmit) -> str:
+        here = [who for (where, _), who in self._open.items() if where == service]
+        return _why_no_place(guest, here, len(self._open), allowed)
 
     def _is_open(self, service: str, name: str) -> bool:
         if service not in self._core.membership.taken_up:

@@ -212,6 +212,21 @@ def test_what_goes_beyond_a_limit_is_refused_and_counted(code: str, changes: Any
     assert counted == 1 and world.requests() == []
 
 
+def test_what_guests_have_open_in_one_service_takes_no_place_in_another() -> None:
+    world = Public(slow=True).make_public()
+    stranger = world.strangers[0]
+    world.connect(world.admin, stranger)
+    for number in range(LIMITS.open_max):
+        assert world.raw_ask(stranger, f"job {number}", f"{number}").state == "waits"
+    assert world.raw_ask(stranger, "one more", "more").code == "open"
+    world.service = world.ask(world.admin, ev.CreateService, "fair", "01")["service"]
+    world.ask(world.admin, ev.InstallApp, "fair", RAW_APP)
+    one = replace(LIMITS, open_max=1, all_open_max=1)
+    world.ask(world.admin, ev.SetPublic, "fair", one.document())
+    assert world.raw_ask(stranger, "there", "there").state == "waits"
+    assert world.raw_ask(stranger, "there too", "too").code == "open"
+
+
 def test_content_that_may_be_a_members_own_is_no_input_of_a_stranger() -> None:
     world = Public().make_public()
     stranger = world.strangers[0]

@@ -54,9 +54,9 @@ def presence(lab: Lab, key: SigningKey, signer: SigningKey | None = None, **more
     return Presence(**{**fields, **more}).sign(signer or key)  # type: ignore[arg-type]
 
 
-def _jobs(lab: Lab) -> dict[str, Message]:
-    """Return one message of each kind about the service's jobs and logs."""
-    service, run, request = lab.service, lab.job["runId"], lab.job["requestId"]
+def about(lab: Lab, service: str) -> dict[str, Message]:
+    """Return one message of each kind about a service's jobs and logs."""
+    run, request = lab.job["runId"], lab.job["requestId"]
     attempt = lab.job["attempts"][0]["attemptId"]
     own = lab.stranger.segment(service, lab.epoch, NOTHING).encode()
     return {
@@ -82,7 +82,7 @@ def _door(kind: str, does: str) -> None:
     @attack(PART, f"{kind} of a stranger", has=HAS, does=does,
             counted=f"refused: {kind} of a stranger")  # fmt: skip
     async def attempt(lab: Lab) -> None:
-        lab.stranger.say(_jobs(lab)[kind])
+        lab.stranger.say(about(lab, lab.service)[kind])
 
 
 for _kind, _does in (
@@ -196,7 +196,8 @@ async def _change(lab: Lab) -> None:
 @attack(PART, "blocks asked for by a stranger", has="the CID of a result's output",
         does="asks for the block", counted="blocks_refused")  # fmt: skip
 async def _blocks(lab: Lab) -> None:
-    answer = await _asked_for_a_block(lab, lab.stranger, lab.service)
+    cid = lab.job["outputFileResults"][0]["cid"]
+    answer = await answer_for_block(lab.stranger, lab.service, cid)
     assert answer == b"\x02", f"answered {answer!r}"
 
 
@@ -204,13 +205,14 @@ async def _blocks(lab: Lab) -> None:
         does="asks for a block of this one in the other's name",
         refused_by="answered `missing`: what is held for one is not there for another")  # fmt: skip
 async def _other_blocks(lab: Lab) -> bool:
-    return await _asked_for_a_block(lab, lab.guest, lab.other.service) == b"\x00"
+    cid = lab.job["outputFileResults"][0]["cid"]
+    return await answer_for_block(lab.guest, lab.other.service, cid) == b"\x00"
 
 
-async def _asked_for_a_block(lab: Lab, peer: Peer, service: str) -> bytes:
-    """Return the first byte of the answer to somebody who asks for an output's block."""
+async def answer_for_block(peer: Peer, service: str, cid: str) -> bytes:
+    """Return the first byte of the answer to a peer who asks for a block."""
     stream = await peer.transport.open_stream(peer.node, BLOCKS)
-    for part in (service, [lab.job["outputFileResults"][0]["cid"]]):
+    for part in (service, [cid]):
         data = pack(part)
         await stream.send(len(data).to_bytes(4, "big") + data)
     answer = await stream.receive_exactly(1)

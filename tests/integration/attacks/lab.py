@@ -4,7 +4,7 @@ peers with every kind of place on it.
     root    admin, honest          honest  may submit, is served throughout
     second  admin, malicious       mallory may submit      cruncher may compute     reader may read
     old     an admin once          xavier  was removed     yves     was removed and came back
-    stranger in nothing            guest   member of another service that the node is in
+    stranger, visitor in nothing   guest   member of another service that the node is in
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _SEEDS = {
     name: hashlib.sha256(f"attacks {name}".encode()).digest()
     for name in (
         "root", "second", "honest", "mallory", "cruncher", "reader", "xavier", "yves", "old",
-        "stranger", "guest",
+        "stranger", "visitor", "guest",
     )
 }  # fmt: skip
 #: Whose own logs may grow: what they write is theirs. Everything else must stay as it was.
@@ -75,6 +75,8 @@ class Lab:
         self.last_state = ""
         #: services that rows have made for themselves
         self.aside: set[str] = set()
+        #: what rows have made that later rows use too
+        self.made: dict[str, Any] = {}
 
     def _launch(self, home: Path) -> RunningNode:
         return launch(home, "--no-watchdog", plants=self._plants)
@@ -112,6 +114,25 @@ class Lab:
         change = chain.propose(list(ops), [key], 1_700_000_000_000)
         chain.add(change)
         self.root.say(Changes(chain.service, (change.encode(),), False))
+
+    async def found(self, name: str, *ops: dict[str, Any], **how: Any) -> Chain:
+        """Make a service that is a row's own affair, and let the node take it up. `how` may name
+        its `admins`, with `threshold` and the `keys` that sign."""
+        admins = how.get("admins") or [self.root.key.peer]
+        create = {"op": "create", "name": f"{name}{os.urandom(3).hex()}", "admins": admins,
+                  "threshold": how.get("threshold", 1), "nonce": os.urandom(8).hex()}  # fmt: skip
+        chain = Chain()
+        keys = how.get("keys") or [self.root.key]
+        chain.add(chain.propose([create, *ops], keys, 1_700_000_000_000))
+        self.aside.add(chain.service)
+        self.change_all(chain)
+        await self.has_taken(self.root)
+        return chain
+
+    def add(self, name: str, *roles: str) -> dict[str, Any]:
+        """Return the op that makes a peer, or the node, a member."""
+        peer = self.node.info["peerId"] if name == "node" else self.peers[name].key.peer
+        return _add(name, peer, list(roles))
 
     def change_all(self, chain: Chain) -> None:
         """Tell the node all changes of a service."""
