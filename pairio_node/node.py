@@ -15,7 +15,13 @@ from pairio_node.admins import Admins
 from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
-from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, ScopedContent
+from pairio_node.blocks import (
+    BlockCorrupt,
+    DiskBlockStore,
+    Exchange,
+    FetchFailed,
+    ScopedContent,
+)
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.clock import Clock
@@ -57,6 +63,7 @@ from pairio_node.views import (
 )
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
+from pairio_protocol.cid import CidError
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.errors import DefinitionError
@@ -280,6 +287,8 @@ class Node:
                 self.guest_blocks.give(effect.peer, effect.service, effect.cids)
             case ef.FetchBlocks():
                 self._nursery.start_soon(self._fetch, effect)
+            case ef.Locate():
+                self._nursery.start_soon(self._locate, effect)
             case ef.JobChanged() | ef.WishChanged():
                 self._changed.set()
                 self._changed = trio.Event()
@@ -321,10 +330,23 @@ class Node:
         try:
             for cid in effect.cids:
                 await self.exchange.fetch(effect.service, cid, effect.holders)
-        except (FetchFailed, UserError) as error:
+        except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
+        except UserError as error:
+            self.driver.post(ev.Fetched(effect.ticket, False, str(error), no_room=True))
         else:
             self.driver.post(ev.Fetched(effect.ticket, True))
+
+    async def _locate(self, effect: ef.Locate) -> None:
+        """Look whether content is here for a service, whole."""
+        content = self.contents.of(effect.service)
+        here = True
+        try:
+            for cid in effect.cids:
+                here = here and not await content.missing(cid)
+        except (CidError, UnixfsError, BlockCorrupt):
+            here = False
+        self.driver.post(ev.Located(effect.ticket, here))
 
     # -- the facade: jobs -----------------------------------------------------------------
 
@@ -503,8 +525,12 @@ class Node:
             others = [h for h in dict.fromkeys(holders) if h != self.peer_id]
             await self.exchange.fetch(service, cid, others)
         except FetchFailed as error:
+            if answer is not None and state.author == self.peer_id:
+                self.driver.post(ev.ContentUnavailable(service, answer.cid))
             raise UnavailableError(
-                str(error), hint="try again when a member that has it is up"
+                str(error),
+                hint="try again when a member that has it is up; if nobody has it for a minute, "
+                "the job is computed again (pairio job show)",
             ) from None
 
     # -- the facade: content ----------------------------------------------------------------

@@ -4,6 +4,7 @@ import base64
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from pairio_node.lost import lost_words
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
@@ -79,6 +80,8 @@ def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | N
     fold = core.fold(service)
     if state.answer is not None:
         return fold.result_of(state)
+    if core.coordinator.is_held_back(state.id):
+        return None
     return fold.answer_for(state, fold.resolve(state.job))
 
 
@@ -115,14 +118,18 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
     return "pending", None
 
 
-def attempts_view(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:
-    """Return every try of the request's run, oldest first: where, from when to when, how it ended.
+def attempts_view(
+    core: NodeCore, service: str, state: RequestState, result: ResultInfo | None = None
+) -> list[dict[str, Any]]:
+    """Return every try of the request's run, or of that of its result, oldest first: where, from
+    when to when, how it ended.
 
     One that was given up and gave its result all the same has that result's status, and the reason
     for which it was given up.
     """
     fold = core.fold(service)
-    run = fold.runs.get(fold.run_of(state, fold.resolve(state.job)) or "")
+    name = result.document.run if result else fold.run_of(state, fold.resolve(state.job))
+    run = fold.runs.get(name or "")
     if run is None:
         return []
     documents = [fold.results[cid].document for cid in sorted(run.results)]
@@ -163,7 +170,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
     status, error = job_status(core, service, state)
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
-    attempts = attempts_view(core, service, state)
+    attempts = attempts_view(core, service, state, result)
     record = state.record
     inputs_key = f"{state.id}/inputs"
     started = document.started_unix_ms if document else None
@@ -184,8 +191,9 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "userId": state.author,
         "batchId": record.batch,
         "status": status,
-        "isRunnable": resolution.job is not None,
+        "isRunnable": resolution.job is not None and not resolution.lacks,
         "error": error,
+        "lost": lost_words(core, service, state, result),
         "cached": state.cached,
         "safe": result is not None and core.replication.is_safe(result.cid),
         "isSettled": is_settled(core, service, state),
@@ -249,8 +257,9 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "requestId": state.id,
         "status": status,
         "error": error,
+        "lost": lost_words(core, service, state, _result(core, service, state)),
         "coordinator": state.author,
-        "waitsFor": list(resolution.waits_for),
+        "waitsFor": list(resolution.waits_for or resolution.lacks),
         "blockedBy": resolution.blocked_by,
         "attempt": {"node": attempt.worker, "state": attempt.state} if attempt else None,
         "attempts": attempts_view(core, service, state),

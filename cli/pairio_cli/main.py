@@ -122,6 +122,8 @@ def job_why(job_id: JobId, service: ServiceOption = None, json: Json = False) ->
         as_json(found)
         return
     data(found["status"] + (f": {found['error']}" if found["error"] else ""))
+    if found.get("lost"):
+        data(found["lost"])
     for job in found["waitsFor"]:
         data(f"waits for the result of job {job}")
     if found["attempt"]:

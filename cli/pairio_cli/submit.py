@@ -181,6 +181,7 @@ def show_job(job: dict[str, Any]) -> None:
         ("service", job["serviceName"]),
         ("status", job["status"] + (" (cached)" if job["cached"] else "")),
         ("error", job["error"]),
+        ("lost", job.get("lost")),
         ("node", job["computeNodeId"]),
         ("safe", "yes" if job["safe"] else "no"),
         ("page", job["jobUrl"]),

@@ -208,8 +208,10 @@ class Commands:
         if event.mode == "skip_cache":
             return False
         answer = fold.answer_for(state, fold.resolve(job))
-        if answer is None:
+        if answer is None or self._core.contents.is_doubted(answer.cid):
             return False
+        if not self._core.contents.is_there(service, answer, event):
+            return True  # it goes on when that is known
         fold.requests[request] = state
         fold.pin(request, answer.cid)
         fold.by_job.setdefault(job, []).append(request)

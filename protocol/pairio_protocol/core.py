@@ -28,8 +28,16 @@ from pairio_protocol.intake import Intake
 from pairio_protocol.joining import Joining
 from pairio_protocol.limits import RECORD_SIZE_BYTES_MAX, REQUEST_EXPIRY_MS
 from pairio_protocol.lookups import Lookups
-from pairio_protocol.machines import bidder, coordinator, replication, retention, worker
+from pairio_protocol.machines import (
+    bidder,
+    contents,
+    coordinator,
+    replication,
+    retention,
+    worker,
+)
 from pairio_protocol.machines.bidder import Bidder
+from pairio_protocol.machines.contents import Contents
 from pairio_protocol.machines.coordinator import Coordinator
 from pairio_protocol.machines.log import Log
 from pairio_protocol.machines.logs import Logs
@@ -70,11 +78,12 @@ from pairio_protocol.messages import (
     Push,
     SyncSegments,
     WantChanges,
+    Where,
     WishAnswer,
     WishMessage,
 )
 from pairio_protocol.own_wishes import OwnWishes
-from pairio_protocol.records import Record, Start, Unknown
+from pairio_protocol.records import Cancel, Record, Request, Start, Unknown
 from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.signing import SigningKey
 from pairio_protocol.sponsors import Sponsors
@@ -91,7 +100,14 @@ class Sealed:
         self.effects = effects
 
 
-class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks, retention.Hooks):
+class NodeCore(
+    coordinator.Hooks,
+    worker.Hooks,
+    bidder.Hooks,
+    replication.Hooks,
+    retention.Hooks,
+    contents.Hooks,
+):
     """The whole of a node but for I/O. See the module for how it is driven."""
 
     def __init__(self, key: SigningKey, config: CoreConfig) -> None:
@@ -103,6 +119,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.owner = Owner(self.ctx, self.membership)
         self.book = PresenceBook(self.ctx, self.membership, self.twins, self.owner)
         self.replication = Replication(self.ctx, self.membership, self)
+        self.contents = Contents(self.ctx, self.membership, self)
         self.coordinator = Coordinator(self.ctx, self.membership, self)
         self.worker = Worker(self.ctx, self.membership, self, self.owner)
         self.bidder = Bidder(self.ctx, self.membership, self, self.owner)
@@ -166,6 +183,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             self.worker.deadline_ms(),
             self.bidder.deadline_ms(),
             self.replication.deadline_ms(),
+            self.contents.deadline_ms(),
             self.retention.deadline_ms(),
             self.commands.deadline_ms(),
             self.lookups.deadline_ms(),
@@ -194,6 +212,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.worker.tick()
         self.bidder.tick()
         self.replication.tick()
+        self.contents.tick()
         self.retention.tick()
         if self.membership.taken_up:
             self.book.tick()
@@ -219,15 +238,20 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 self.guests.on_peer_up(event.peer)
                 self.worker.on_peer_up()
                 self.replication.on_peer_up()
+                self.contents.on_peer_up()
                 self.coordinator.look()
             case ev.PeerDown():
                 self._on_peer_down(event.peer)
             case ev.Executed():
                 self.worker.on_executed(event)
             case ev.Fetched():
-                self.replication.on_fetched(event.ticket, event.ok)
+                self.replication.on_fetched(event.ticket, event.ok, event.no_room)
+            case ev.Located():
+                self.contents.on_located(event.ticket, event.here)
             case ev.ContentDropped():
                 self.replication.on_dropped(event.results)
+            case ev.ContentUnavailable():
+                self.not_fetched(event.service, event.result, is_answer=True)
             case ev.Committed():
                 self.disk.on_committed(event.ticket)
             case ev.CommitFailed():
@@ -283,6 +307,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         self.coordinator.look()
         self.coordinator.on_peer_gone(peer)
         self.replication.on_peer_down(peer)
+        self.contents.on_peer_down(peer)
         self.lookups.on_peers_changed()
         self.commands.on_peers_changed()
         self.sponsors.on_peer_down(peer)
@@ -322,7 +347,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             case Held() | Ack() if not self.membership.shared_with(peer):
                 self.ctx.refuse(peer, f"{MESSAGES.kind_of(message)} of a stranger")
             case Held():
-                self.replication.on_held(peer, message)
+                if not self.contents.on_held(peer, message):
+                    self.replication.on_held(peer, message)
             case Hold():
                 self.replication.on_hold(peer, message)
             case Push():
@@ -379,6 +405,8 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 self.coordinator.on_bid(peer, message)
             case CancelNow():
                 self.worker.cancel(message.attempt, peer)
+            case Where():
+                self.contents.on_where(peer, message)
             case Lookup():
                 self.lookups.on_lookup(peer, message)
             case LookedUp():
@@ -520,20 +548,90 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
                 continue  # what it would be answered with at once
             self._asking.add((service, job))
             asking = asked[-1].record if asked else replace(state.record, tags=(), batch="")
-            expires = self.ctx.unix_ms + REQUEST_EXPIRY_MS
-            record = replace(
-                asking,
-                definition=encode(document),
-                mode="use",
-                salt_of="",
-                expires_unix_ms=expires,
-                issued_unix_ms=self.ctx.unix_ms,
-                sponsor_of="",
-            )
-            if record_size(record) > RECORD_SIZE_BYTES_MAX:
-                self.ctx.counters["requests too large to be asked anew"] += 1
-                continue
-            self.append(service, record)
+            self._ask_anew(service, asking, encode(document))
+
+    def _ask_anew(
+        self, service: str, like: Request, definition: bytes, lost: str = ""
+    ) -> str | None:
+        """Ask for a job as somebody did before; `lost` is a result whose content is. Return the
+        request's id; None when it has no place in a segment."""
+        record = replace(
+            like,
+            definition=definition,
+            mode="rerun_lost" if lost else "use",
+            salt_of=lost,
+            expires_unix_ms=self.ctx.unix_ms + REQUEST_EXPIRY_MS,
+            issued_unix_ms=self.ctx.unix_ms,
+            sponsor_of="",
+        )
+        if record_size(record) > RECORD_SIZE_BYTES_MAX:
+            self.ctx.counters["requests too large to be asked anew"] += 1
+            return None
+        return self.own_request_id(service, *self.append(service, record))
+
+    # -- content that may be gone (contents.Hooks) -------------------------------------------
+
+    def doubt(self, service: str, cid: str) -> None:
+        """The content of a result was not to be had: find out whether anybody holds it."""
+        chain = self.membership.active(service)
+        result = self.fold(service).results.get(cid) if chain is not None else None
+        if result is not None and not self.fold(service).is_lost(cid):
+            self.contents.doubt(service, result)
+
+    def not_fetched(self, service: str, cid: str, is_answer: bool) -> None:
+        """Nobody gave this node the content of a result, whatever they said; `is_answer` says that
+        it was given to a request here."""
+        self.contents.disbelieve(cid)
+        if is_answer:
+            self.doubt(service, cid)
+
+    def is_there(self, service: str, result: ResultInfo) -> bool:
+        """Say whether a result's content is to be had; else it is looked for."""
+        return self.contents.is_there(service, result)
+
+    def is_in_question(self, results: tuple[str, ...]) -> bool:
+        """Say whether the content of one of these results is being looked for."""
+        return self.contents.is_in_question(results)
+
+    def on_found(
+        self, service: str, result: ResultInfo, waiting: list[ev.Submit], bring: bool
+    ) -> None:
+        """The content is to be had: who waited for it goes on. Where a worker could not get it,
+        this node brings it nearer."""
+        if bring:
+            self._copy(service, result)
+        for event in waiting:
+            self.commands.on_command(event)
+        self.coordinator.on_result(service, result)
+        self.coordinator.look()
+
+    def on_doubted(self, waiting: list[ev.Submit]) -> None:
+        """Nobody holds the content now: submits go on as if there were no result."""
+        for event in waiting:
+            self.commands.on_command(event)
+
+    def compute_again(self, service: str, result: ResultInfo) -> str | None:
+        """Say that the content is lost, and ask for its job, as who asked for it last."""
+        fold, chain = self.fold(service), self.membership.active(service)
+        if chain is None or "submit" not in chain.now.roles_of(self.ctx.me):
+            return ""
+        if fold.is_lost(result.cid) or result.cid not in fold.results:
+            return ""
+        resolved = result.document.job
+        jobs = [job for job in (resolved, *fold.origins(resolved)) if fold.by_job.get(job)]
+        if not jobs:  # it was dropped here, or never came
+            self.lookups.ask_for(service, [resolved])
+            return None
+        like = fold.requests[fold.by_job[jobs[0]][-1]].record
+        return self._ask_anew(service, like, encode(fold.definitions[jobs[0]]), result.cid)
+
+    def is_under_way(self, service: str, request: str) -> bool:
+        """Say whether a request of this node still waits for its result."""
+        return request in self.coordinator.wishes or self.logs.pending_of(service)
+
+    def withdraw(self, service: str, request: str) -> None:
+        """Cancel a request of this node."""
+        self.append(service, Cancel((request,), self.ctx.unix_ms))
 
     def own_presence(self, service: str) -> Presence | None:
         """Return what this node says of itself."""
@@ -571,9 +669,9 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
         if state.author == self.ctx.me and not state.cached:
             self.disk.answers.append((service, state.id, result.cid))
         if not self.replication.is_safe(result.cid):
-            self._copy(service, result)
+            self._copy(service, result, is_answer=True)
 
-    def _copy(self, service: str, result: ResultInfo) -> None:
+    def _copy(self, service: str, result: ResultInfo, is_answer: bool = False) -> None:
         """Make a result safe. Blocks that should be here are looked for too: disks lose things."""
         document = result.document
         cids = (*(cid for cid, _, _ in document.outputs.values()), document.console)
@@ -584,6 +682,7 @@ class NodeCore(coordinator.Hooks, worker.Hooks, bidder.Hooks, replication.Hooks,
             tuple(dict.fromkeys(cids)),
             segment=result.segment,
             prefer=(document.worker,),
+            is_answer=is_answer,
         )
 
     def is_stored(self, segment: bytes) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "JoinTopic",
     "Kill",
     "LeaveTopic",
+    "Locate",
     "Refuse",
     "Reply",
     "Send",
@@ -132,6 +133,16 @@ class FetchBlocks:
 
 
 @dataclass(frozen=True)
+class Locate:
+    """Find out whether the content below `cids` is on this node's disk, whole; fetch nothing.
+    Answer `Located`."""
+
+    service: str
+    ticket: str
+    cids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reply:
     """The answer to a local call."""
 
@@ -216,6 +227,7 @@ Effect = (
     | GuestReads
     | Kill
     | LeaveTopic
+    | Locate
     | Refuse
     | Reply
     | Send

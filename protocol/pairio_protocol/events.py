@@ -19,6 +19,7 @@ __all__ = [
     "CommitFailed",
     "Committed",
     "ContentDropped",
+    "ContentUnavailable",
     "CreateService",
     "DeclineService",
     "DenyWish",
@@ -34,6 +35,7 @@ __all__ = [
     "Invite",
     "JoinService",
     "LeaveService",
+    "Located",
     "OwnerHours",
     "PeerDown",
     "PeerUp",
@@ -395,11 +397,13 @@ class Executed:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A `FetchBlocks` is over."""
+    """A `FetchBlocks` is over. `no_room` says that it came to nothing because of this node's disk,
+    not because nobody had it."""
 
     ticket: str
     ok: bool
     reason: str = ""
+    no_room: bool = False
 
 
 @dataclass(frozen=True)
@@ -410,6 +414,23 @@ class ContentDropped:
 
     service: str
     results: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ContentUnavailable:
+    """Somebody here wants the content of a result (a CID), and no member that was asked gave it.
+    If nobody has it for a while, it is computed again."""
+
+    service: str
+    result: str
+
+
+@dataclass(frozen=True)
+class Located:
+    """A `Locate` is over: everything is `here`, or something is missing."""
+
+    ticket: str
+    here: bool
 
 
 @dataclass(frozen=True)
@@ -460,6 +481,7 @@ Event = (
     | CommitFailed
     | Committed
     | ContentDropped
+    | ContentUnavailable
     | CreateService
     | DeclineService
     | DenyWish
@@ -475,6 +497,7 @@ Event = (
     | Invite
     | JoinService
     | LeaveService
+    | Located
     | LookFor
     | OwnerHours
     | PeerDown

@@ -4,7 +4,7 @@ It takes maxima and unions of what it is given, so the order, repetition and rou
 not matter (DESIGN section 11). Nobody stores a state; this is derived again at every start.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +48,12 @@ class RequestState:
 
     def salt(self) -> str:
         """Return what tells its run from a plain one."""
-        return {"use": "", "skip_cache": self.id, "rerun_failing": self.record.salt_of}[
-            self.record.mode
-        ]
+        match self.record.mode:
+            case "skip_cache":
+                return self.id
+            case "rerun_failing":
+                return self.record.salt_of
+        return ""
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,15 @@ class RunState:
 @dataclass(frozen=True)
 class Resolution:
     """How a job's inputs stand. `job` is the resolved id, None while upstream jobs are missing;
-    `blocked_by` is the upstream job that failed."""
+    `blocked_by` is the upstream job that failed; `lacks` are upstream jobs whose result's content
+    is lost: a run goes on where it has begun, and begins nowhere."""
 
     job: str | None
     document: dict[str, Any] | None
     upstream: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
     blocked_by: str | None = None
+    lacks: tuple[str, ...] = ()
 
 
 class ServiceFold:
@@ -115,6 +120,8 @@ class ServiceFold:
         #: resolved job -> its canonical result, of those that have what its document declares
         self._best_known: dict[str, ResultInfo | None] = {}
         self._by_salt: dict[str, set[str]] = {}
+        #: result -> requests that say its content is lost, but for those that were withdrawn
+        self._lost: dict[str, set[str]] = {}
         self._consumers: dict[str, list[str]] = {}
         self._job_sources: dict[str, list[dict[str, str]]] = {}
         #: (job, CIDs put for its job sources) -> resolved id and document
@@ -168,6 +175,7 @@ class ServiceFold:
         state.answer = self.pins.get(name)
         self.requests[name] = state
         self.by_job.setdefault(job, []).append(name)
+        self._note_lost(state)
         self._note_cancel(name)
         return name
 
@@ -217,6 +225,28 @@ class ServiceFold:
             )
             if same or author in folded.admins:
                 state.canceled = True
+                self._note_lost(state)
+
+    def _note_lost(self, state: RequestState) -> None:
+        """A request may say that a result's content is lost; withdrawn, it says so no more."""
+        if state.record.mode != "rerun_lost":
+            return
+        cid = state.record.salt_of
+        names = self._lost.setdefault(cid, set())
+        names.discard(state.id) if state.canceled else names.add(state.id)
+        if not names:
+            del self._lost[cid]
+        if cid in self.results:
+            self._best_known.pop(self.results[cid].document.job, None)
+
+    def is_lost(self, cid: str) -> bool:
+        """Say whether a member could not get a result's content from anybody, and has not found it
+        since: it is no answer any more, and is computed again."""
+        return cid in self._lost
+
+    def why_lost(self, cid: str) -> list[RequestState]:
+        """Return the requests that say that a result's content is lost, sorted by id."""
+        return [self.requests[name] for name in sorted(self._lost.get(cid, ()))]
 
     def _result(self, log: LogId, record: Result, segment: bytes) -> str | None:
         document = ResultDocument.decode(record.document)
@@ -318,13 +348,18 @@ class ServiceFold:
         known = self.runs.get(run)
         if known is None:
             return 0
-        return len(
-            {
-                end.attempt
-                for end in known.ends.values()
-                if end.kind == "infra" and end.request == state.id
+        lost = {
+            end.attempt
+            for end in known.ends.values()
+            if end.kind == "infra" and end.request == state.id
+        }
+        if lost and self._lost:  # that an input was gone is no node's fault
+            lost -= {
+                attempt
+                for (attempt, _), start in known.starts.items()
+                if any(map(self.is_lost, start.upstream))
             }
-        )
+        return len(lost)
 
     def was_answered(self, state: RequestState) -> bool:
         """Say whether this node gave a request an answer that still counts. One that was cut away
@@ -381,7 +416,8 @@ class ServiceFold:
             if state.record.issued_unix_ms < before_unix_ms and self.is_open(name, unix_ms):
                 resolution = self.resolve(state.job)
                 # Also by its own id: with other results of its inputs it resolves otherwise there.
-                asked = [state.job, resolution.job or state.job, *resolution.waits_for]
+                asked = [state.job, resolution.job or state.job]
+                asked += [*resolution.waits_for, *resolution.lacks]
                 jobs.update(dict.fromkeys(asked))
                 if resolution.blocked_by is not None:  # it may have succeeded elsewhere
                     jobs[resolution.blocked_by] = None
@@ -400,18 +436,47 @@ class ServiceFold:
     def canonical(
         self, resolved_job: str, document: dict[str, Any] | None = None
     ) -> ResultInfo | None:
-        """Return the canonical result: completed, then lower rendezvous, then smaller CID.
+        """Return the canonical result, of those whose content is not lost: completed, then lower
+        rendezvous, then smaller CID.
 
         With the job's `document`, results that lack a declared output do not count. (All documents
         that resolve to one job declare the same outputs.)
         """
         cids = self._by_resolved.get(resolved_job, ())
         if document is None:
-            return self._best(cids)
+            return self._best_there(cids)
         if resolved_job not in self._best_known:
-            fitting = (c for c in cids if self._fits(document, c))
-            self._best_known[resolved_job] = self._best(fitting)
+            fitting = [c for c in cids if self._fits(document, c)]
+            self._best_known[resolved_job] = self._best_there(fitting)
         return self._best_known[resolved_job]
+
+    def _best_there(self, cids: Collection[str]) -> ResultInfo | None:
+        """Return the best result whose content is not lost. Where only lost ones were completed,
+        that is what came of computing the last of them again, if anything."""
+        found = self._best(cid for cid in cids if not self.is_lost(cid))
+        lost = self._best_lost(cids)
+        if lost is None or (found is not None and found.document.status == "completed"):
+            return found
+        return self._best(cid for cid in cids if self.results[cid].document.salt == lost.cid)
+
+    def _best_lost(self, cids: Collection[str]) -> ResultInfo | None:
+        """Return the completed result whose content was lost last: none was computed in its place
+        that was completed."""
+        if not self._lost:
+            return None
+        completed = [c for c in cids if self.results[c].document.status == "completed"]
+        replaced = {self.results[c].document.salt for c in completed}
+        return self._best(c for c in completed if self.is_lost(c) and c not in replaced)
+
+    def lost_result(self, resolved_job: str, document: dict[str, Any]) -> ResultInfo | None:
+        """Return the result of a job that has to be computed again, as its content is lost."""
+        if not self._lost:
+            return None
+        found = self.canonical(resolved_job, document)
+        if found is not None and found.document.status == "completed":
+            return None
+        cids = self._by_resolved.get(resolved_job, ())
+        return self._best_lost([c for c in cids if self._fits(document, c)])
 
     def results_for(self, job: str) -> list[ResultInfo]:
         """Return what answers somebody who asks for a job by its id, resolved or not: the canonical
@@ -424,8 +489,8 @@ class ServiceFold:
             found = self.canonical(job, self.definitions[origin])
             if found is not None:
                 return [found]
-        cids = sorted(self._by_resolved.get(job, ()))[:RESULTS_SENT_MAX]
-        return [self.results[cid] for cid in cids]
+        cids = [cid for cid in sorted(self._by_resolved.get(job, ())) if not self.is_lost(cid)]
+        return [self.results[cid] for cid in cids[:RESULTS_SENT_MAX]]
 
     def _best(self, cids: Any) -> ResultInfo | None:
         found = [self.results[cid] for cid in cids]
@@ -464,7 +529,7 @@ class ServiceFold:
     def _resolve(self, job: str, memo: dict[str, Resolution]) -> Resolution:
         """Resolve a job; those known here on which it rests are in `memo`."""
         document = self.definitions[job]
-        cids, upstream, waits = [], [], []
+        cids, upstream, waits, lacks = [], [], [], []
         for source in self._job_sources[job]:
             result = self._result_of(source["job"], source["output"], memo)
             if result is None:
@@ -476,12 +541,19 @@ class ServiceFold:
             else:
                 cids.append(result.document.outputs[source["output"]][0])
                 upstream.append(result.cid)
+                if self.is_lost(result.cid):
+                    lacks.append(source["job"])
         if waits:
             return Resolution(None, None, waits_for=tuple(dict.fromkeys(waits)))
         if not upstream:
             return Resolution(job, document)
         resolved_job, resolved = self._substituted(job, tuple(cids))
-        return Resolution(resolved_job, resolved, tuple(dict.fromkeys(upstream)))
+        return Resolution(
+            resolved_job,
+            resolved,
+            tuple(dict.fromkeys(upstream)),
+            lacks=tuple(dict.fromkeys(lacks)),
+        )
 
     def _substituted(self, job: str, cids: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         """Return the id and document of a job with its `job` sources replaced, in their order."""
@@ -525,7 +597,9 @@ class ServiceFold:
         found = self.canonical(resolved, definition) if resolved is not None else None
         if definition is None:
             cids = self._by_resolved.get(job, ())
-            found = self._best(c for c in cids if self._gives(output, c))
+            found = self._best_there([c for c in cids if self._gives(output, c)])
+        elif found is None and resolved is not None:
+            found = self.lost_result(resolved, definition)
         if found is None:
             return None
         if found.document.status != "completed":
@@ -553,7 +627,18 @@ class ServiceFold:
 
     def run_of(self, state: RequestState, resolution: Resolution) -> str | None:
         """Return the run that a request wants, None while its job is not resolved."""
-        return None if resolution.job is None else run_id(resolution.job, state.salt())
+        if resolution.job is None:
+            return None
+        return run_id(resolution.job, self.salt_of(state, resolution.job))
+
+    def salt_of(self, state: RequestState, resolved_job: str) -> str:
+        """Return what tells the run that a request wants from a plain one: what it asks for itself,
+        or the result whose content is lost."""
+        salt = state.salt()
+        if not salt and self._lost:
+            lost = self.lost_result(resolved_job, state.document)
+            return lost.cid if lost is not None else ""
+        return salt
 
     def answer_for(self, state: RequestState, resolution: Resolution) -> ResultInfo | None:
         """Return the result that answers a request now, None when it has to be computed."""

@@ -245,6 +245,9 @@ class Intake:
             self._core.commands.on_own_request(service, state)
         self._see_to(service, state)
         self._core.coordinator.review_waiting_for(service, state.job)
+        if state.record.mode == "rerun_lost":  # what it would have answered is open again
+            self.see_to_all(service)
+            self._core.coordinator.review_all()
         self._ctx.emit(JobChanged(service, state.job))
 
     def _on_result(self, service: str, result: ResultInfo) -> None:

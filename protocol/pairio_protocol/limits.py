@@ -152,8 +152,10 @@ TASKS_MAX: Final = 4_096
 COPIES_MAX: Final = 20_000
 #: Results known to be safe; of older ones it is found out again.
 SAFE_KNOWN_MAX: Final = 100_000
-#: Copies that this node fetches for others at once.
+#: Copies that this node fetches for others at once; and looks on its disk for them.
 HOLDS_SERVED_MAX: Final = 4_096
+#: Results whose content is looked for at once; beyond it, answers are given unlooked.
+LOOKS_MAX: Final = 20_000
 
 # -- time (milliseconds of the node's clock) ----------------------------------------------
 #: Presence is said again this often though nothing has changed.
@@ -239,6 +241,12 @@ ASK_RETRY_MS: Final = 30_000
 ASK_GIVE_UP_MS: Final = 10_000
 #: A member that did not answer `hold` is asked again, or another.
 HOLD_RETRY_MS: Final = 5_000
+#: A member that is asked whether it holds content is waited for so long.
+WHERE_MS: Final = 1_000
+#: Content that nobody held is looked for again this often.
+LOOK_AGAIN_MS: Final = 5_000
+#: Content that nobody held for so long is computed again: a holder may only sleep or start anew.
+LOST_PATIENCE_MS: Final = 60_000
 #: Whoever waits for a result waits so long for its copies.
 SAFE_WAIT_MS: Final = 10_000
 #: Whether enough members still hold a result is looked at this often, some results at a time.

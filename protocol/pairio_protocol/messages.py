@@ -54,6 +54,7 @@ __all__ = [
     "Push",
     "SyncSegments",
     "WantChanges",
+    "Where",
     "WishAnswer",
     "WishMessage",
 ]
@@ -226,10 +227,22 @@ class Hold:
     segment: bytes
 
 
+@MESSAGES.wire("where")
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Asks a member whether the content below these CIDs is on its disk, whole; nothing is fetched
+    for it. Answered with `held`."""
+
+    service: str
+    ticket: str
+    cids: tuple[str, ...]
+
+
 @MESSAGES.wire("held")
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Content and segment of a `hold` are on the sender's disk (`ok`), or cannot be."""
+    """Content and segment of a `hold`, or the content of a `where`, are on the sender's disk
+    (`ok`), or are not."""
 
     ticket: str
     ok: bool
@@ -421,6 +434,7 @@ Message = (
     | Push
     | SyncSegments
     | WantChanges
+    | Where
     | WishAnswer
     | WishMessage
 )

@@ -49,7 +49,7 @@ __all__ = [
 RECORDS = Registry()
 #: What a result says of the limit that it failed by.
 _LIMIT = re.compile(r"(?:time_ms|memory_mib)=[0-9]{1,19}", re.ASCII)
-MODES = ("use", "skip_cache", "rerun_failing")
+MODES = ("use", "skip_cache", "rerun_failing", "rerun_lost")
 ENDS = ("infra", "yield", "canceled")
 #: Weakest first.
 ISOLATIONS = ("none", "medium", "strong")
@@ -82,9 +82,10 @@ class Request:
     """A member's wish to have a job done. Its author needs the role `submit`.
 
     `definition` is the job document; `salt_of` is the CID of the failed result in mode
-    `rerun_failing`. `isolation_min` is one of ISOLATIONS, or empty: as the service's policy says.
-    `issued_unix_ms` is for people. `sponsor_of` is the stranger, a peer id, in whose name a member
-    asks in a public service; empty, and left out: the author asks for itself.
+    `rerun_failing`, and in mode `rerun_lost` of the completed result whose outputs nobody has whom
+    the author could reach. `isolation_min` is one of ISOLATIONS, or empty: as the service's policy
+    says. `issued_unix_ms` is for people. `sponsor_of` is the stranger, a peer id, in whose name a
+    member asks in a public service; empty, and left out: the author asks for itself.
     """
 
     definition: bytes

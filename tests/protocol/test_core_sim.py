@@ -79,6 +79,8 @@ class World:
                     self.queue.append((peer, self._executed(effect)))
                 case ef.FetchBlocks():
                     self.queue.append((peer, ev.Fetched(effect.ticket, True)))
+                case ef.Locate():
+                    self.queue.append((peer, ev.Located(effect.ticket, True)))
                 case ef.Refuse():
                     self.refused.append(effect)
                 case _:

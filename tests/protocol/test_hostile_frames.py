@@ -41,6 +41,7 @@ from pairio_protocol.messages import (
     Proposal,
     Push,
     SyncSegments,
+    Where,
     WishAnswer,
     WishMessage,
 )
@@ -275,6 +276,7 @@ def _samples(victim: Victim) -> dict[str, list[bytes]]:
         Award(service, name, run, attempt, (), 10_000),
         WishMessage(_wish(victim)),
         WishAnswer(service, bytes(32), "refused", "used_up"),
+        Where(service, "ticket", (name,)),
         Follow(service, 0, ""),
         Ask(service, "1", _job(victim), RESOURCES, ("tag",)),
         AskNoMore(service, "1"),

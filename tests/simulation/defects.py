@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from laws import Broken
 from scenario import run_seed
 
-from pairio_protocol import allowlist, commands, disk, fold, intake, service
+from pairio_protocol import allowlist, commands, core, disk, fold, intake, service
 from pairio_protocol.machines import (
     bidder,
+    contents,
     coordinator,
     heights,
     log,
@@ -215,6 +216,12 @@ def _safe_at_once(self: Any) -> bool:
     return True
 
 
+def _lose_at_once(self: Any, look: Any) -> None:
+    """Take everybody's no for granted."""
+    self._doubt(look)
+    self._lose(look)
+
+
 right_differing = heights.Heights.differing
 
 DEFECTS = [
@@ -363,6 +370,21 @@ DEFECTS = [
         "logs dropped with what is open",
         {"every job ends", "answers are remembered", "calls are answered", "converged"},
         (retention.Retention, "_is_over", lambda *_: True),
+    ),
+    Defect(
+        "hits are answered unlooked",
+        {"hits are there", "asked again"},
+        (contents.Contents, "is_there", lambda *_: True),
+    ),
+    Defect(
+        "what is lost is not computed again",
+        {"every job ends", "asked again"},
+        (core.NodeCore, "compute_again", lambda *_: ""),
+    ),
+    Defect(
+        "nobody is asked before content is lost",
+        {"lost is lost"},
+        (contents.Contents, "_ask", _lose_at_once),
     ),
     Defect(
         "losing branches not passed on",

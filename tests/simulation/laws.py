@@ -24,6 +24,9 @@ LAWS = {
     "stored before told": "A request is on its submitter's disk before he is told. (1)",
     "replicated is true": "A submit said to be replicated is on another node's disk. (1)",
     "held is true": "Whoever says `held` has every block of it. (2)",
+    "hits are there": "What a submit is answered with at once lies on a node that is there. (2)",
+    "lost is lost": "Content is said to be lost only when nobody at hand has held it. (2)",
+    "asked again": "Healed, whoever asks for an ended job again gets content that is there. (2)",
     "safe is true": "Content said to be safe lies on as many nodes as it should. (2)",
     "one hash per seq": "No honest node signs two segments for one place of a log. (3)",
     "members only": "What counts was signed by its author, a member at its epoch. (3)",
@@ -50,6 +53,11 @@ LAWS = {
     "calm": "Healed and done, nodes say little. (6)",
     "calls are answered": "Every call of a client that lives is answered. (1)",
 }
+
+#: Who was connected, awake and holding content for so long was asked for it in vain by no doubt.
+AT_HAND_MS = 70_000
+#: What a node was told lately, by whom and about what may be gone by now.
+LATELY_MS = 30_000
 
 
 class Broken(AssertionError):
@@ -100,6 +108,8 @@ class Laws:
         self._dropped: dict[int, tuple[int, int]] = {}
         self._workers: dict[str, str] = {}  # by result
         self.emptied: list[Node] = []  # lost its blocks after it said `held`, for all we know
+        self.rotten: dict[str, int] = {}  # content that is on no disk any more, since when
+        self.emptied_ms = 0
         self._copies_seen: dict[int, tuple[int, int, int]] = {}
         self._lost_disk: set[int] = set()
         self._taken: set[tuple[int, int, str]] = set()
@@ -129,6 +139,26 @@ class Laws:
                     place = (segment.service + segment.log.author, segment.log.boot, seq)
                     known = self._signed.setdefault(place, segment.hash)
                     self.need("one hash per seq", known == segment.hash, f"seq {seq}", node.index)
+                for record in segment.records():
+                    if isinstance(record, Request) and record.mode == "rerun_lost":
+                        self._look_at_loss(world, node, segment.service, record.salt_of)
+
+    def _look_at_loss(self, world: World, node: Node, service: str, cid: str) -> None:
+        """A node says that nobody has a result's outputs: nobody it has talked to for long does."""
+        assert node.core is not None
+        info = node.core.fold(service).results.get(cid)
+        if info is None:
+            return
+        wanted = {c for c, _, _ in info.document.outputs.values()}
+        self.transitions["content was said to be lost"] += 1
+        before = world.now_ms - AT_HAND_MS
+        for other in world.nodes:
+            link = world.link_of(node.index, other.peer)
+            since = [other.had_since_ms.get(c, world.now_ms) for c in wanted]
+            if other is not node:
+                since += [other.here_since_ms, link.born_ms if link else world.now_ms]
+            at_hand = max(since, default=world.now_ms) < before and other.away_since_ms is None
+            self.need("lost is lost", not at_hand, f"node {other.index} has it", node.index)
 
     def effect(self, world: World, node: Node, effect: ef.Effect) -> None:
         self.transitions[type(effect).__name__] += 1
@@ -156,7 +186,9 @@ class Laws:
                 self.need("stored before acked", ok, "an ack of what is not on disk", node.index)
             case Held(ok=True) as message:
                 cids = self._asked_to_hold(world, effect.peer, message.ticket)
-                missing = set() if node in self.emptied else set(cids) - {*node.content, BUNDLE}
+                missing = set(cids) - {*node.content, *self.rotten, BUNDLE}
+                if node in self.emptied:
+                    missing = set()
                 self.need("held is true", not missing, f"lacks {len(missing)}", node.index)
             case Award() as message:
                 assert node.core is not None
@@ -168,6 +200,9 @@ class Laws:
     def _asked_to_hold(world: World, peer: str, ticket: str) -> tuple[str, ...]:
         for node in world.nodes:
             if node.peer == peer and node.core is not None:
+                look = node.core.contents._looks.get(ticket.removeprefix("look:"))
+                if look is not None and ticket.startswith("look:"):
+                    return tuple(look.cids)
                 copies = node.core.replication.copies.get(ticket)
                 if copies is not None:
                     return tuple(copies.cids)
@@ -179,6 +214,8 @@ class Laws:
         request = effect.value["request"]
         for service, fold in core.folds.items():
             state = fold.requests.get(request)
+            if state is not None and state.cached:
+                self._look_at_hit(world, node, fold, state)
             if state is None or state.cached:
                 continue
             ok = node.disk.holds(state.segment)
@@ -191,6 +228,22 @@ class Laws:
                 ok = others >= count or bool(self._lost_disk)
                 self.need("replicated is true", ok, f"{count} said, {others} are", node.index)
             self.accepted[request] = (node.index, service, state.job, bool(count))
+
+    def _look_at_hit(self, world: World, node: Node, fold: Any, state: Any) -> None:
+        """What an answer at once rests on: content here, or where it can be had."""
+        document = fold.results[state.answer].document
+        if document.status != "completed":
+            return
+        wanted = {cid for cid, _, _ in document.outputs.values()}
+        before = world.now_ms - LATELY_MS
+        lately = [self.rotten.get(cid, before) for cid in wanted]
+        lately += [self.emptied_ms] if self.emptied else []
+        ok = max(lately, default=before) > before or any(
+            wanted <= other.content
+            for other in world.nodes
+            if other.away_since_ms is None or other.away_since_ms > before
+        )
+        self.need("hits are there", ok, "nobody has its outputs", node.index, state.job)
 
     def _execute(self, world: World, node: Node, effect: ef.Execute) -> None:
         core = node.core
@@ -312,6 +365,8 @@ class Laws:
                 continue
             self._safe[node.index, key] = cids
             holders = [n for n in world.nodes if set(cids) <= n.content or n in self.emptied]
+            if not self.rotten.keys().isdisjoint(cids):
+                continue
             if segment:
                 holders = [n for n in holders if n.disk.holds(segment)]
             ok = len(holders) >= wanted or bool(self._lost_disk)

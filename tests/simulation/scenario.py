@@ -15,6 +15,7 @@ from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
 from pairio_protocol.limits import REPAIR_INTERVAL_MS
 from pairio_protocol.messages import MESSAGES, Bid, Push, SyncSegments
+from pairio_protocol.normalise import definition_of
 from pairio_protocol.records import End, Resources, Result, ResultDocument, Start
 from pairio_protocol.segment import Segment
 
@@ -40,6 +41,8 @@ APP = {
 TROUBLE_MS = 60_000
 SHORT_RETENTION = {"retention_ms": 20_000, "retention_look_ms": 2_000, "log_age_ms": 6_000}
 HEAL_MS = 600_000
+#: How long an ended job that is asked for again may take: patience, and a run or two.
+AGAIN_MS = 300_000
 
 
 def definition(
@@ -212,7 +215,44 @@ class Life:
         if not self.laws.emptied and node.index and not node.asleep:
             self.hit("emptied")
             self.laws.emptied.append(node)
-            node.content.clear()
+            self.laws.emptied_ms = self.world.now_ms
+            self.world.lose(node, tuple(node.content))
+
+    def fault_rotten(self, node: Node) -> None:
+        """What a job gave is gone from every disk: the copies of it did not help."""
+        found = self._given(node)
+        if found:
+            self.hit("rotten")
+            self._rot(self.rng.choice(found))
+
+    def fault_collected(self, node: Node) -> None:
+        """A node drops what enough others have, and says so to its core."""
+        if node.core is None or node.asleep:
+            return
+        for cid in self._given(node):
+            cids = self._outputs_of(node, cid)
+            others = [n for n in self.world.nodes if n is not node and set(cids) <= n.content]
+            if set(cids) <= node.content and len(others) > 1:
+                self.hit("collected")
+                self.world.lose(node, cids)
+                self.world.give(node, ev.ContentDropped(self.service, (cid,)))
+                return
+
+    def _given(self, node: Node) -> list[str]:
+        """Return the results with outputs that a node knows."""
+        fold = node.core.folds.get(self.service) if node.core is not None else None
+        return sorted(c for c, i in fold.results.items() if i.document.outputs) if fold else []
+
+    def _outputs_of(self, node: Node, result: str) -> tuple[str, ...]:
+        outputs = _core(node).fold(self.service).results[result].document.outputs
+        return tuple(cid for cid, _, _ in outputs.values())
+
+    def _rot(self, result: str) -> None:
+        knowing = next(n for n in self.world.nodes if result in self._given(n))
+        cids = self._outputs_of(knowing, result)
+        self.laws.rotten.update(dict.fromkeys(cids, self.world.now_ms))
+        for node in self.world.nodes:
+            self.world.lose(node, cids)
 
     def fault_sleep(self, node: Node) -> None:
         if node.up and not node.asleep:
@@ -569,41 +609,28 @@ class Life:
 
         roles_of = core.membership.folded(self.service).roles_of
         resolution = fold.resolve(state.job)
-        if self._is_bereft(fold, resolution):
-            return True
         run = fold.run_of(state, resolution)
         exhausted = run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX
         vain = resolution.blocked_by is not None or self._waits_in_vain(fold, resolution, roles_of)
         nobody = not any("compute" in roles_of(m.peer) and m.compute for m in members)
         return exhausted or vain or nobody
 
-    def _is_bereft(self, fold: Any, resolution: Any) -> bool:
-        """An input's bytes went with the only machine that held them: its result was not safe."""
-        for cid in resolution.upstream:
-            for output, _, _ in fold.results[cid].document.outputs.values():
-                if not any(node.up and output in node.content for node in self.world.nodes):
-                    return True
-        return False
-
     def _waits_in_vain(self, fold: Any, resolution: Any, roles_of: Any) -> bool:
         """An input's job may be one that nobody wants any more, or whose submitter is gone."""
-        for job in resolution.waits_for:
+        waited_for = resolution.waits_for or resolution.lacks
+        for job in waited_for:
             states = [fold.requests[r] for r in fold.by_job.get(job, ())]
             if not any(fold.is_wanted(s, 0) and "submit" in roles_of(s.author) for s in states):
                 return True
             inner = fold.resolve(job) if job in fold.definitions else None
             if inner is not None and (
-                inner.blocked_by
-                or self._waits_in_vain(fold, inner, roles_of)
-                or self._is_bereft(fold, inner)
+                inner.blocked_by or self._waits_in_vain(fold, inner, roles_of)
             ):
                 return True
             run = inner.job if inner is not None else None
             if run is None and inner is not None and not inner.waits_for:
                 return True
-        return bool(resolution.waits_for) and all(
-            self._is_exhausted(fold, job) for job in resolution.waits_for
-        )
+        return bool(waited_for) and all(self._is_exhausted(fold, job) for job in waited_for)
 
     @staticmethod
     def _is_exhausted(fold: Any, job: str) -> bool:
@@ -628,10 +655,13 @@ class Life:
             laws.check_order(world, node)
         enough = 1 if self.laws.emptied else 2
         for cids in laws._safe.values():
+            if not laws.rotten.keys().isdisjoint(cids):
+                continue
             holders = self._holders(cids)
             laws.need("safe results are there", holders >= enough, f"{holders} holders")
         if self.laws.emptied and len(self._members()) > 2:
             self._demand_copies()
+        self._ask_again()
         for call, (index, boot, _) in sorted(laws.calls.items()):
             node = world.nodes[index]
             if node.boots == boot and node.up:
@@ -641,6 +671,47 @@ class Life:
             world.run_for(10_000)
             said = (world.counts["frames"] - before) / max(1, len(world.nodes)) / 10
             laws.need("calm", said < 40, f"{said:.0f} frames a second and node")
+
+    def _ask_again(self) -> None:
+        """Ask once more for a job that has ended, half the time after its content went."""
+        world, members = self.world, self._members()
+        able = [m for m in members if "submit" in self._roles(m)]
+        if not able or not any(m.compute and "compute" in self._roles(m) for m in members):
+            return
+        node = self.rng.choice(able)
+        fold = _core(node).fold(self.service)
+        ended = [(s, fold.answer_for(s, fold.resolve(s.job))) for s in fold.requests.values()]
+        done = [(s, r.cid) for s, r in ended if r is not None and r.document.outputs]
+        if not done:
+            return
+        state, result = self.rng.choice(done)
+        if self.rng.random() < 0.5:
+            self.hit("rotten")
+            self._rot(result)
+        wish = definition_of(state.document)
+        resources = state.record.resources
+        call = world.call(node, lambda c: ev.Submit(c, self.service, wish, resources))
+        until_ms = world.now_ms + AGAIN_MS
+        answer: Any = None
+        while world.now_ms < until_ms and not self._is_there(answer):
+            world.run_for(500)
+            reply = world.answers.get(call)
+            name = reply.value["request"] if isinstance(reply, ef.Reply) else ""
+            fold = _core(node).fold(self.service)
+            again = fold.requests.get(name)
+            answer = fold.result_of(again) if again is not None else None
+        failed = answer is not None and answer.document.status == "failed"
+        ok = failed or self._is_there(answer)
+        self.laws.need("asked again", ok, "nothing came of it", node.index, state.job)
+
+    def _roles(self, node: Node) -> tuple[str, ...]:
+        return _core(node).membership.folded(self.service).roles_of(node.peer)
+
+    def _is_there(self, answer: Any) -> bool:
+        if answer is None:
+            return False
+        cids = {cid for cid, _, _ in answer.document.outputs.values()}
+        return any(node.up and cids <= node.content for node in self.world.nodes)
 
     def _holders(self, cids: tuple[str, ...]) -> int:
         return sum(set(cids) <= node.content for node in self.world.nodes)
@@ -660,7 +731,9 @@ class Life:
         owed = [
             cids
             for (_, key), cids in sorted(self.laws._safe.items())
-            if key in known and any(set(cids) <= node.content for node in self._members())
+            if key in known
+            and self.laws.rotten.keys().isdisjoint(cids)
+            and any(set(cids) <= node.content for node in self._members())
         ]
         deadline = world.now_ms + 2 * REPAIR_INTERVAL_MS + 60_000
         while world.now_ms < deadline and any(self._holders(c) < 2 for c in owed):
@@ -672,6 +745,8 @@ class Life:
 
 FAULTS = (
     "emptied",
+    "rotten",
+    "collected",
     "crash",
     "backup",
     "sleep",

@@ -109,6 +109,7 @@ class Link:
 
     number: int
     ends: tuple[int, int]
+    born_ms: int = 0
     silent_since_ms: int | None = None
     last_ms: dict[int, int] = field(default_factory=dict)
 
@@ -133,6 +134,9 @@ class Node:
         self.clock_offset_ms = index * 7_777
         self.wall_offset_ms = 0
         self.content: set[str] = set()
+        self.had_since_ms: dict[str, int] = {}  # what came to its disk, when it did first
+        self.away_since_ms: int | None = None  # killed or asleep
+        self.here_since_ms = 0
         self.known: dict[str, int] = {}  # peers to keep connected -> node index
         self.running: dict[str, tuple[int, ef.Execute]] = {}
         self.outlived: dict[str, tuple[int, ef.Execute]] = {}  # until when, of the last start
@@ -207,6 +211,7 @@ class World:
 
     def start(self, node: Node, trust: tuple[str, ...] = ()) -> None:
         node.boots += 1
+        node.away_since_ms, node.here_since_ms = None, self.now_ms
         boot = _boot(node.index, node.boots)
         if trust:
             self._trust = trust
@@ -239,6 +244,7 @@ class World:
     def crash(self, node: Node) -> None:
         self.note(node.index, "is killed")
         node.core = None
+        node.away_since_ms = self.now_ms
         for attempt, (until_ms, effect) in node.running.items():
             if self.rng.random() < 0.5:  # its supervisor lives on
                 node.outlived[attempt] = (until_ms, effect)
@@ -327,6 +333,7 @@ class World:
         if node.asleep or not node.up:
             return
         node.asleep = True
+        node.away_since_ms = self.now_ms
         self.note(node.index, f"sleeps for {ms} ms")
         self.after(ms, lambda: self._wake(node, ms))
 
@@ -337,6 +344,7 @@ class World:
         if not node.up:
             return
         inbox, node.inbox = node.inbox, []
+        node.away_since_ms, node.here_since_ms = None, self.now_ms
         self.note(node.index, "wakes")
         if ms > 2000:
             self.give(node, ev.Woke(ms))
@@ -365,6 +373,8 @@ class World:
                     self._kill(node, effect.attempt)
                 case ef.FetchBlocks():
                     self._fetch(node, effect)
+                case ef.Locate():
+                    self._locate(node, effect)
                 case ef.Reply() | ef.Fail():
                     self.answers[effect.call] = effect
                 case ef.Refuse():
@@ -418,7 +428,7 @@ class World:
     def link(self, a: int, b: int) -> Link:
         """Let there be a connection; nobody is told of it here."""
         self._number += 1
-        link = Link(self._number, (a, b))
+        link = Link(self._number, (a, b), self.now_ms)
         self.links[link.number] = self._at[a][link.number] = self._at[b][link.number] = link
         return link
 
@@ -526,8 +536,22 @@ class World:
             ]
             if not sources:
                 return False
-            node.content.add(cid)
+            self._store(node, cid)
         return True
+
+    def _store(self, node: Node, cid: str) -> str:
+        node.content.add(cid)
+        node.had_since_ms.setdefault(cid, self.now_ms)
+        return cid
+
+    def _put(self, node: Node, data: bytes) -> str:
+        return self._store(node, cid_of(RAW, data))
+
+    def lose(self, node: Node, cids: tuple[str, ...]) -> None:
+        """A disk loses some content; nobody is told."""
+        for cid in cids:
+            node.content.discard(cid)
+            node.had_since_ms.pop(cid, None)
 
     def _fetch(self, node: Node, effect: ef.FetchBlocks) -> None:
         boot = node.boots
@@ -538,6 +562,16 @@ class World:
                 self.give(node, ev.Fetched(effect.ticket, ok, "" if ok else "nobody has it"))
 
         self.after(int(self.between((1, 30)) * node.slow), fetch)
+
+    def _locate(self, node: Node, effect: ef.Locate) -> None:
+        boot = node.boots
+
+        def locate() -> None:
+            if node.boots == boot and node.up:
+                here = set(effect.cids) <= {*node.content, BUNDLE}
+                self.give(node, ev.Located(effect.ticket, here))
+
+        self.after(int(self.between((0, 2)) * node.slow), locate)
 
     def _execute(self, node: Node, effect: ef.Execute) -> None:
         self.counts["executions"] += 1
@@ -568,16 +602,16 @@ class World:
         if parameters.get("mode") == "break":
             self.counts["app failed"] += 1
             return ev.Executed(
-                effect.attempt, "", "failed", "exit 1", {}, _put(node, b"no"), {}, "medium"
+                effect.attempt, "", "failed", "exit 1", {}, self._put(node, b"no"), {}, "medium"
             )
         who = node.peer.encode() if parameters.get("mode") == "noisy" else b""
         text = effect.job.encode() + who
         outputs = {
-            o["name"]: (_put(node, text + o["name"].encode()), len(text), o["base_name"])
+            o["name"]: (self._put(node, text + o["name"].encode()), len(text), o["base_name"])
             for o in effect.document["outputs"]
         }
         usage = {"cpu_ms": int(parameters.get("ms", 50))}
-        console = _put(node, b"said")
+        console = self._put(node, b"said")
         return ev.Executed(effect.attempt, "", "completed", "", outputs, console, usage, "medium")
 
     def _kill(self, node: Node, attempt: str) -> None:
@@ -616,12 +650,6 @@ def _adopted(attempt: str, effect: ef.Execute) -> ev.Adopted:
 
 def _infra(attempt: str, why: str) -> ev.Executed:
     return ev.Executed(attempt, "infra", "", why, {}, "", {}, "")
-
-
-def _put(node: Node, data: bytes) -> str:
-    cid = cid_of(RAW, data)
-    node.content.add(cid)
-    return cid
 
 
 def _boot(index: int, number: int) -> bytes:

@@ -172,8 +172,9 @@ class Bidder:
     def is_free(self, service: str, state: RequestState) -> bool:
         """Say whether the run can begin and no live attempt of it is known."""
         fold = self._hooks.fold(service)
-        run = fold.run_of(state, fold.resolve(state.job))
-        if run is None:
+        resolution = fold.resolve(state.job)
+        run = fold.run_of(state, resolution)
+        if run is None or resolution.lacks:
             return False
         return not any(
             self._is_alive((run, attempt, worker), state.record.resources.time_ms)

@@ -70,6 +70,9 @@ class Wish:
     waits_for: tuple[str, ...] = ()
     blocked_by: str | None = None
     exhausted: bool = False
+    #: its answer was not made for it: whether the content is there is looked at first
+    careful: bool = False
+    held_back: bool = False
     waiting_since_ms: int = 0
 
 
@@ -103,6 +106,18 @@ class Hooks:
     def want(self, service: str, jobs: tuple[str, ...], state: RequestState, in_vain: bool) -> None:
         """See to it that somebody wants the jobs on which a request waits; `in_vain` when it has
         waited long for those who seem to."""
+        raise NotImplementedError
+
+    def is_there(self, service: str, result: ResultInfo) -> bool:
+        """Say whether a result's content is to be had; else it is looked for."""
+        raise NotImplementedError
+
+    def doubt(self, service: str, cid: str) -> None:
+        """A run that rests on a result was lost: is its content still to be had?"""
+        raise NotImplementedError
+
+    def is_in_question(self, results: tuple[str, ...]) -> bool:
+        """Say whether the content of one of these results is being looked for."""
         raise NotImplementedError
 
     def presence_here(self, service: str) -> list[Presence]:
@@ -170,13 +185,21 @@ class Coordinator:
     def add(self, service: str, request: str, taken: bool = False) -> None:
         """See to a request: an own one (new, or found after a restart), or a taken one."""
         if request not in self.wishes:
-            self.wishes[request] = Wish(service, request, taken)
+            fold = self._hooks.fold(service)
+            state = fold.requests.get(request)
+            known = state is not None and fold.has_answer(state)
+            self.wishes[request] = Wish(service, request, taken, careful=known and not taken)
             self._review(self.wishes[request])
 
     def attempt_of(self, request: str) -> Attempt | None:
         """Return the attempt under way for a request."""
         errand = self._errand(self.wishes.get(request))
         return errand.attempt if errand is not None else None
+
+    def is_held_back(self, request: str) -> bool:
+        """Say whether a request waits because the content of its answer is nowhere to be had."""
+        wish = self.wishes.get(request)
+        return wish is not None and wish.held_back
 
     def errand_of(self, request: str) -> Errand | None:
         """Return the errand that a request shares."""
@@ -238,15 +261,21 @@ class Coordinator:
             return
         resolution = fold.resolve(state.job)
         answer = fold.answer_for(state, resolution)
+        wish.held_back = False
         self._note(wish, state, resolution, fold)
         if answer is not None:
-            self._answer(wish, state, answer, fold)
-        elif wish.run is not None:
+            if wish.careful and not self._hooks.is_there(wish.service, answer):
+                wish.held_back = True  # reviewed when it is found, or lost
+                self._leave(wish)
+            else:
+                self._answer(wish, state, answer, fold)
+            return
+        if wish.run is not None:
             wish.exhausted = fold.lost_attempts(state, wish.run) >= ATTEMPTS_MAX
             errand = self._join(wish)
             if errand.attempt is None:
                 self._reopen_run(errand)
-        elif wish.blocked_by is None and not wish.taken:
+        if wish.waits_for and wish.blocked_by is None and not wish.taken:
             self._want(wish, state)
 
     def _want(self, wish: Wish, state: RequestState) -> None:
@@ -291,7 +320,7 @@ class Coordinator:
         waited_for = wish.waits_for
         wish.run, wish.resolved = run, resolution.job
         wish.upstream, wish.blocked_by = resolution.upstream, resolution.blocked_by
-        wish.waits_for = resolution.waits_for
+        wish.waits_for = resolution.waits_for or resolution.lacks
         if resolution.blocked_by is not None:
             wish.waits_for = (resolution.blocked_by,)  # re-running that job releases this one
         if wish.waits_for != waited_for:
@@ -457,6 +486,8 @@ class Coordinator:
             state = fold.requests.get(name)
             if state is None or wish.exhausted or state.document["app"] not in folded.apps:
                 continue
+            if wish.waits_for or self._hooks.is_in_question(wish.upstream):
+                continue  # it rests on content that is lost, or may be
             if self._ctx.unix_ms > state.record.expires_unix_ms:
                 self._review(wish)  # it has expired while it was open
                 return
@@ -697,6 +728,9 @@ class Coordinator:
         errand.losses += 1
         pause_ms = DECLINE_PAUSE_MS << min(errand.losses, STRIKES_MAX)
         errand.rest_until_ms = self._ctx.now_ms + pause_ms
+        resting_on = {c for name in errand.wishes for c in self.wishes[name].upstream}
+        for cid in sorted(resting_on):
+            self._hooks.doubt(errand.service, cid)
 
     def _end_attempt(self, errand: Errand) -> None:
         attempt = errand.attempt

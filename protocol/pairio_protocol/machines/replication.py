@@ -53,6 +53,11 @@ class Hooks:
         """Return (CID, worker) of up to `count` results that count, in order, after `cid`."""
         raise NotImplementedError
 
+    def not_fetched(self, service: str, cid: str, is_answer: bool) -> None:
+        """Nobody gave this node the content of a result, whatever they said; `is_answer` says that
+        it was given to a request here."""
+        raise NotImplementedError
+
     def copy_again(self, service: str, cid: str) -> None:
         """Track a result's copies anew."""
         raise NotImplementedError
@@ -78,6 +83,7 @@ class Copies:
     failed: set[str] = field(default_factory=set)
     fetching: bool = False
     have_blocks: bool = False
+    is_answer: bool = False  # just given to a request of this node
     pause_ms: int = HOLD_RETRY_MS
 
     @property
@@ -113,9 +119,12 @@ class Replication:
         segment: bytes = b"",
         prefer: tuple[str, ...] = (),
         here: bool = False,
+        is_answer: bool = False,
     ) -> None:
-        """Begin to copy what lies under `cids`: `prefer` are asked first; `here` it lies here."""
+        """Begin to copy what lies under `cids`: `prefer` are asked first; `here` it lies here;
+        `is_answer` says that somebody was just given it."""
         if key in self.copies:
+            self.copies[key].is_answer |= is_answer
             return
         wanted = 1 + self._ctx.config.replicas
         copies = Copies(key, service, job, cids, wanted, self._ctx.now_ms, segment, prefer)
@@ -123,7 +132,7 @@ class Replication:
         if len(self.copies) > COPIES_MAX:
             self._forget(next(iter(self.copies)))
         self._due.set(key, self._ctx.now_ms + HOLD_RETRY_MS)
-        copies.have_blocks = here
+        copies.have_blocks, copies.is_answer = here, is_answer
         if not here:
             copies.fetching = True
             others = self._membership.connected_members(service)
@@ -236,7 +245,7 @@ class Replication:
         """Say whether somebody asked this node to hold a segment."""
         return any(segment == wanted for _, wanted in self._serving.values())
 
-    def on_fetched(self, ticket: str, ok: bool) -> None:
+    def on_fetched(self, ticket: str, ok: bool, no_room: bool = False) -> None:
         """A fetch to this node's disk is over: ours, or one that we were asked to hold."""
         if ticket in self._serving:
             self._answer_hold(ticket, ok)
@@ -245,6 +254,8 @@ class Replication:
         if copies is None:
             return
         copies.fetching, copies.have_blocks = False, ok
+        if not (ok or no_room):
+            self._hooks.not_fetched(copies.service, copies.key, copies.is_answer)
         self._count_me(copies)
         self._ctx.emit(JobChanged(copies.service, copies.job))
         self._advance(copies)

@@ -55,6 +55,7 @@ class Task:
     canceled: bool = False
     gives_way: bool = False
     started_unix_ms: int = 0
+    salt: str = ""
 
     @property
     def resources(self) -> Resources:
@@ -184,6 +185,8 @@ class Worker:
             return _Refusal("the request is not wanted")
         if resolution.job is None or fold.run_of(state, resolution) != award.run:
             return _Refusal("upstream results are not known here")
+        if resolution.lacks:
+            return _Refusal("the content of an input is lost; it is computed again")
         if state.document["app"] not in chain.now.apps:
             return _Refusal("the app was removed from the service's list")
         found = self._processor(state)
@@ -213,6 +216,7 @@ class Worker:
         processor, bundle = found
         task = Task(award, state, resolution, processor, bundle, needed, submitter)
         task.at_ms = self.ctx.now_ms
+        task.salt = fold.salt_of(state, resolution.job)
         return task
 
     def _refuses_guest(self, folded: Folded) -> _Refusal | None:
@@ -433,7 +437,8 @@ class Worker:
         if state is None or not wanted:
             self.ctx.emit(Kill(event.attempt, "nobody wants it any more"))
             return
-        checked = self._check(award, state, fold.resolve(state.job), fold)
+        resolution = replace(fold.resolve(state.job), lacks=())  # it has begun, with what it needs
+        checked = self._check(award, state, resolution, fold)
         if isinstance(checked, _Refusal):
             self.ctx.emit(Kill(event.attempt, checked.reason))
             return
@@ -502,7 +507,7 @@ class Worker:
             service=award.service,
             job=resolution.job,
             run=award.run,
-            salt=task.state.salt(),
+            salt=task.salt,
             attempt=award.attempt,
             status=event.status,
             error=event.error[:4000],
