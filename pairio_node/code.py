@@ -5,7 +5,7 @@ is dead, or on the other side of a cut. So a computing node fetches the bundle o
 services that it computes for, as soon as it is connected to a member that has it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import trio
 
@@ -29,6 +29,10 @@ class CodeKeeper:
         self._connected = connected
         self._here: set[tuple[str, str]] = set()
         self._tried: dict[tuple[str, str], tuple[float, frozenset[str]]] = {}
+
+    def forget(self, cids: Container[str]) -> None:
+        """These blocks are not here any more: bundles among them are fetched again if wanted."""
+        self._here = {(service, b) for service, b in self._here if b not in cids}
 
     @property
     def missing(self) -> list[tuple[str, str]]:

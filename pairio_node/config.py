@@ -48,6 +48,8 @@ class NodeConfig:
     gateway_port: int = 0
     #: Bytes that blocks may take; 0: a fifth of the free disk, at most 100 GB.
     quota_bytes: int = 0
+    #: How long copies that others count on stay here whatever else wants their place.
+    promise_days: float = 30.0
     #: How long an award holds without a sign of life.
     lease_ms: int = 10_000
     #: Copies of a result besides the worker's.
@@ -152,6 +154,7 @@ def _check(config: NodeConfig) -> None:
         ("api_port", 0, 65535),
         ("gateway_port", 0, 65535),
         ("quota_bytes", 0, 2**60),
+        ("promise_days", 0, 36_500),
         ("lease_ms", 1000, 3_600_000),
         ("replicas", 0, 16),
         ("restart_grace_s", 0, 86_400),

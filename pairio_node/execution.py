@@ -5,7 +5,7 @@ that starts again on the home takes the run up (`adoption`), and nothing is run 
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Executions:
         deliver: Callable[[Executed], Awaitable[None]],
         restart_grace_s: int,
         url_rules: UrlRules,
+        used: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
@@ -58,6 +59,7 @@ class Executions:
         self._deliver = deliver
         self._grace_s = restart_grace_s
         self._url_rules = url_rules
+        self._used = used
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
         self._yielding = False
@@ -71,6 +73,10 @@ class Executions:
         if run is not None:
             run.cancel.set()
             run.fetching.cancel()
+
+    def forget(self, cids: Container[str]) -> None:
+        """These blocks are not here any more: bundles among them are fetched again when asked."""
+        self._bundles = {(service, b) for service, b in self._bundles if b not in cids}
 
     @property
     def running(self) -> int:
@@ -96,11 +102,12 @@ class Executions:
         await self._finish(run, effect.attempt, self._execute(effect, run))
 
     async def _finish(self, run: _Run, attempt: str, work: Awaitable[Executed]) -> None:
-        try:
-            executed = await work
-        except (FetchFailed, BlockMissing, UnixfsError, UserError, OSError) as error:
-            executed = _no_result(attempt, "infra", str(error))
-        await self._deliver(executed)
+        with self._contents.store.in_use.working():  # inputs, code and outputs stay meanwhile
+            try:
+                executed = await work
+            except (FetchFailed, BlockMissing, UnixfsError, UserError, OSError) as error:
+                executed = _no_result(attempt, "infra", str(error))
+            await self._deliver(executed)
         await trio.to_thread.run_sync(remove_tree, run.folder)
         del self._runs[attempt]
         self._none_left.set()
@@ -221,6 +228,7 @@ class Executions:
 
     async def _fetch(self, effect: Execute, cid: str) -> None:
         await self._exchange.fetch(effect.service, cid, effect.holders, limit_bytes=_LIMIT_BYTES)
+        self._used(cid)
 
     async def _executed(self, card: JobCard, outcome: RunOutcome) -> Executed:
         """Store what a run made."""

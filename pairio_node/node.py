@@ -16,7 +16,6 @@ from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
 from pairio_node.blocks import (
-    BlockCorrupt,
     DiskBlockStore,
     Exchange,
     FetchFailed,
@@ -24,6 +23,7 @@ from pairio_node.blocks import (
 )
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.unixfs import UnixfsError
+from pairio_node.cache import Cache
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
@@ -63,7 +63,6 @@ from pairio_node.views import (
 )
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
-from pairio_protocol.cid import CidError
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.errors import DefinitionError
@@ -80,6 +79,8 @@ _TOPIC_PREFIX = "/pairio/1/"
 _YIELD_S = 4.0
 #: How long it then goes on, so that those who wait for the jobs hear of it.
 _FAREWELL_S = 0.1
+#: Bytes that a client gave stay so long for the job that is to name them.
+_NAMED_S = 60.0
 #: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
 _SECOND_SIGNAL_S = 1.0
 
@@ -112,6 +113,8 @@ class Node:
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
         self.serving = Serving(self.content, self.exchange, self._content_sources)
         self._runners = runners
+        self.cache = Cache(self, self._find, self._ensure)
+        self.exchange.on_served = self.cache.used
         self.services = Services(self)
         self.joins = Joins(self)
         self.admins = Admins(self)
@@ -128,6 +131,7 @@ class Node:
             lambda executed: self.driver.post_stored(executed),
             config.restart_grace_s,
             UrlRules(config.allow_hosts, config.url_input_bytes_max),
+            self.cache.used,
         )
         self._store = store
         self.writer: Writer | None = None
@@ -190,6 +194,7 @@ class Node:
             self.driver.post(ev.OwnerHours(closed))
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
+        self.cache.start(nursery, snapshot.notes)
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
         nursery.start_soon(self.code.run)
@@ -328,24 +333,26 @@ class Node:
 
     async def _fetch(self, effect: ef.FetchBlocks) -> None:
         try:
-            for cid in effect.cids:
-                await self.exchange.fetch(effect.service, cid, effect.holders)
+            with self.blocks.in_use.working():
+                if not await self.cache.is_here(effect.service, effect.cids):
+                    await self._fetch_copy(effect)
         except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
         except UserError as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error), no_room=True))
         else:
+            self.cache.on_held(effect.ticket, effect.service)
             self.driver.post(ev.Fetched(effect.ticket, True))
+
+    async def _fetch_copy(self, effect: ef.FetchBlocks) -> None:
+        room_bytes = self.cache.room_for_copy(effect.ticket)
+        for cid in effect.cids:
+            await self.exchange.fetch(effect.service, cid, effect.holders, limit_bytes=room_bytes)
 
     async def _locate(self, effect: ef.Locate) -> None:
         """Look whether content is here for a service, whole."""
-        content = self.contents.of(effect.service)
-        here = True
-        try:
-            for cid in effect.cids:
-                here = here and not await content.missing(cid)
-        except (CidError, UnixfsError, BlockCorrupt):
-            here = False
+        with self.blocks.in_use.working():
+            here = await self.cache.is_here(effect.service, effect.cids)
         self.driver.post(ev.Located(effect.ticket, here))
 
     # -- the facade: jobs -----------------------------------------------------------------
@@ -400,7 +407,10 @@ class Node:
                 local_content=local,
             )
         )
-        return self._view(service, self.core.fold(service).requests[answer["request"]])
+        state = self.core.fold(service).requests[answer["request"]]
+        if state.cached and state.answer is not None:
+            self.cache.hit(service, state.answer)
+        return self._view(service, state)
 
     async def _name_inside(self, entry: dict[str, Any], url: str) -> None:
         """Give an input that names something in a folder the CID of what lies there."""
@@ -516,6 +526,7 @@ class Node:
         raise NotFoundError(f"job {state.job} has no output {output!r}", hint=f"outputs: {known}")
 
     async def _ensure(self, cid: str, service: str, state: RequestState) -> None:
+        self.cache.used(cid)
         answer = self.core.fold(service).results.get(state.answer or "")
         worker = [answer.document.worker] if answer else []
         holders = [*worker, *self.core.membership.connected_members(service)]
@@ -523,7 +534,8 @@ class Node:
             holders = [self.core.guests.given_by.get(state.id, "")]
         try:
             others = [h for h in dict.fromkeys(holders) if h != self.peer_id]
-            await self.exchange.fetch(service, cid, others)
+            with self.blocks.in_use.working():
+                await self.exchange.fetch(service, cid, others)
         except FetchFailed as error:
             if answer is not None and state.author == self.peer_id:
                 self.driver.post(ev.ContentUnavailable(service, answer.cid))
@@ -537,6 +549,7 @@ class Node:
 
     def read_content(self, cid: str, start: int, stop: int) -> AsyncIterator[bytes]:
         """Yield bytes of a file, fetched from members as they are read if need be."""
+        self.cache.used(cid)
         return self.serving.read(cid, start, stop)
 
     async def look_content(self, cid: str, path: Sequence[str]) -> Found:
@@ -557,11 +570,13 @@ class Node:
 
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Add bytes; returns (CID, size)."""
-        return await self.content.add_stream(chunks)
+        with self.blocks.in_use.working(_NAMED_S):
+            return await self.content.add_stream(chunks)
 
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
         """Add a folder of files that are here; returns (CID, size)."""
-        return await build_folder(self.content, entries)
+        with self.blocks.in_use.working(_NAMED_S):
+            return await build_folder(self.content, entries)
 
     @property
     def peer_id(self) -> str:
@@ -598,7 +613,7 @@ class Node:
             ),
             "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
-            "blocks": {"usedBytes": self.blocks.used_bytes, **self.exchange.counters},
+            "blocks": {**self.cache.status(), **self.exchange.counters},
             "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
         }
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Services"]
 
+#: A bundle that was added stays so long, until its app is on the list.
+_LISTED_S = 60.0
+
 
 class Services:
     """What the API asks about services; every method may raise `UserError`."""
@@ -83,7 +86,8 @@ class Services:
         directory = find_app(source)
         spec = await load_spec(directory, self._node.strongest)
         content = self._node.contents.of(found)
-        added = await content.add_directory(directory, is_left_out)
+        with self._node.contents.store.in_use.working(_LISTED_S):
+            added = await content.add_directory(directory, is_left_out)
         if image is not None:
             for processor in spec.get("processors", []):
                 processor["image"] = image

@@ -9,6 +9,7 @@ import typer
 
 from pairio_cli import joins, public
 from pairio_cli.admins import add_admin_commands
+from pairio_cli.cache import cache_app
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
 from pairio_cli.proposals import add_proposal_commands
 from pairio_cli.services import app_app, service_app
@@ -34,6 +35,7 @@ app.add_typer(service_app, name="service")
 app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")
 app.add_typer(token_app, name="token")
+app.add_typer(cache_app, name="cache")
 app.command()(joins.join)
 service_app.command("public")(public.service_public)
 add_version(app)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pairio_node.api.admins import admin_routes
 from pairio_node.api.auth import COOKIE, Auth
 from pairio_node.api.batch import BatchBody, submit_all
+from pairio_node.api.cache import cache_routes
 from pairio_node.api.content import output_response
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.joins import join_routes
@@ -56,6 +57,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     join_routes(app, node.joins)
     admin_routes(app, node.admins)
     public_routes(app, node.public)
+    cache_routes(app, node.cache)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+from pairio_node.api.cache import CacheFacade
 from pairio_node.api.joins import JoinsFacade
 from pairio_node.api.public import PublicFacade
 from pairio_node.serving import Found, Item
@@ -33,6 +34,8 @@ class NodeFacade(Protocol):
     async def list_content(self, cid: str) -> list[Item]: ...
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]: ...
+    @property
+    def cache(self) -> CacheFacade: ...
     @property
     def services(self) -> "ServicesFacade": ...
     @property

@@ -66,6 +66,8 @@ class Exchange:
         self.threads = trio.CapacityLimiter(4)
         self.streams = trio.Semaphore(32)
         self.open_stream = transport.open_stream
+        #: Told of each block that is given to somebody.
+        self.on_served: Callable[[str], None] = lambda _: None
         transport.set_stream_handler(BLOCKS, self._serve)
 
     # -- serving --------------------------------------------------------------------------------
@@ -126,6 +128,7 @@ class Exchange:
         except BlockMissing:
             await stream.send(MISSING)
             return
+        self.on_served(cid)
         if not is_member:
             self._guests.on_read(stream.peer, service, cid, data)
         head = FOUND + len(data).to_bytes(4, "big")

@@ -11,6 +11,7 @@ time enough for whoever asked for it to say what it is for (a result that counts
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,26 +39,30 @@ class InUse:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._works: list[_Work] = []
+        self._live: set[_Work] = set()
+        self._ended: deque[_Work] = deque()  # in the order of their ends
         self._collecting = 0
 
     @contextmanager
-    def working(self, linger_s: float = LINGER_S) -> Iterator[None]:
-        """Count on what is put or found here in this block; part of the work that it is in."""
+    def working(self, linger_s: float | None = None) -> Iterator[None]:
+        """Count on what is put or found here in this block, and for `linger_s` (LINGER_S) after it;
+        part of the work that it is in, if any."""
         around = _current.get()
         if around is not None and around.owner is self and around.ends_s is None:
             yield
             return
         work = _Work(self)
         with self.lock:
-            self._works.append(work)
+            self._live.add(work)
         token = _current.set(work)
         try:
             yield
         finally:
             _current.reset(token)
             with self.lock:
-                work.ends_s = time.monotonic() + linger_s
+                work.ends_s = time.monotonic() + (LINGER_S if linger_s is None else linger_s)
+                self._live.discard(work)
+                self._ended.append(work)
                 self._forget_old()
 
     def note(self, cid: str) -> None:
@@ -68,13 +73,13 @@ class InUse:
 
     def covers(self, cid: str) -> bool:
         """Say whether any work counts on a block. Call with `lock`."""
-        return any(cid in work.cids for work in self._works)
+        return any(cid in work.cids for works in (self._live, self._ended) for work in works)
 
     def all(self) -> set[str]:
         """Return every block that work counts on."""
         with self.lock:
             self._forget_old()
-            return set().union(*(work.cids for work in self._works))
+            return set().union(*(work.cids for work in (*self._live, *self._ended)))
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -90,6 +95,6 @@ class InUse:
                 self._forget_old()
 
     def _forget_old(self) -> None:
-        if not self._collecting:
-            now_s = time.monotonic()
-            self._works = [w for w in self._works if w.ends_s is None or w.ends_s > now_s]
+        now_s = time.monotonic()
+        while not self._collecting and self._ended and (self._ended[0].ends_s or 0) <= now_s:
+            self._ended.popleft()

@@ -65,6 +65,8 @@ class Context:
     connected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: services for which the owner's hours are over, as in the rules; "": for all
     closed: frozenset[str] = frozenset()
+    #: what of the block store must be free for a job, and what is; None: there is room
+    no_room: tuple[str, str] | None = None
 
     @property
     def me(self) -> str:

@@ -262,6 +262,9 @@ class NodeCore(
                 self.worker.drain()
             case ev.OwnerHours():
                 self._on_owner_hours(event)
+            case ev.StorageRoom():
+                self.ctx.no_room = (event.need, event.have) if event.need else None
+                self.coordinator.look()
             case ev.Woke():
                 for peer in list(self.ctx.connected):
                     self.greet(peer)

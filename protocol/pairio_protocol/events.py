@@ -49,6 +49,7 @@ __all__ = [
     "SetPublic",
     "SignOver",
     "SignProposal",
+    "StorageRoom",
     "Submit",
     "TimePassed",
     "Uninvite",
@@ -463,6 +464,15 @@ class OwnerHours:
 
 
 @dataclass(frozen=True)
+class StorageRoom:
+    """What of the block store is protected leaves no room for further jobs: what must be free, and
+    what is, in words for people. Both empty: there is room again."""
+
+    need: str = ""
+    have: str = ""
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """Nothing happened but time."""
 
@@ -512,6 +522,7 @@ Event = (
     | SetPublic
     | SignOver
     | SignProposal
+    | StorageRoom
     | Submit
     | TimePassed
     | Uninvite

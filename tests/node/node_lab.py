@@ -106,7 +106,8 @@ async def running(
 ) -> AsyncIterator[LabNode]:
     """Run a node on a home; it dials and trusts the nodes in `bootstrap`."""
     addresses = tuple(node.transport.addresses()[0] for node in bootstrap)
-    config = NodeConfig(bootstrap=addresses, cpus=2, memory_gb=2, quota_bytes=2**24, **settings)
+    settings = {"quota_bytes": 2**24, **settings}
+    config = NodeConfig(bootstrap=addresses, cpus=2, memory_gb=2, **settings)
     opened = Home.open(home)
     opened.lock()
     store, runner = FillingStore(Store.open(home / "node.db")._db), InstantRunner()

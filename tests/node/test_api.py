@@ -61,6 +61,36 @@ class FakeJoins:
         return {"state": "joined"}
 
 
+class FakeCache:
+    """The cache of one node with one pin."""
+
+    def __init__(self, asked: list[tuple[Any, ...]]) -> None:
+        self.asked = asked
+
+    async def stats(self) -> dict[str, Any]:
+        return {"usedBytes": 1}
+
+    async def ls(self, limit: int) -> dict[str, Any]:
+        self.asked.append(("ls", limit))
+        return {"roots": [], "count": 0}
+
+    async def gc(self, *, everything: bool, dry: bool) -> dict[str, Any]:
+        self.asked.append(("gc", everything, dry))
+        return {"freedBytes": 0}
+
+    async def pin(self, name: str, service: str | None) -> dict[str, Any]:
+        self.asked.append(("pin", name, service))
+        return {"name": name}
+
+    def unpin(self, name: str) -> dict[str, Any]:
+        if name != "bafyjob":
+            raise NotFoundError(f"{name!r} is not pinned", hint="see the pins")
+        return {"name": name}
+
+    def all_pins(self) -> dict[str, Any]:
+        return {"pins": [{"name": "bafyjob"}]}
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
@@ -68,6 +98,7 @@ class FakeFacade:
         self.asked: list[tuple[Any, ...]] = []
         self.joins: Any = FakeJoins()
         self.public: Any = None
+        self.cache: Any = FakeCache(self.asked)
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}

@@ -158,7 +158,7 @@ async def test_nothing_vanishes_under_adds_and_fetches_while_collections_go_on(
             data = datas[(number + turn) % len(datas)]
             with lab.store.in_use.working(linger_s=0):
                 cid = await lab.add(data)
-                await trio.sleep(0.001)
+                await trio.to_thread.run_sync(int)  # others have their turn
                 assert await lab.here([cid]) == [True]
                 read = [chunk async for chunk in lab.contents.of(SERVICE).read(cid)]
                 assert b"".join(read) == data
@@ -173,7 +173,7 @@ async def test_nothing_vanishes_under_adds_and_fetches_while_collections_go_on(
                 while missing := await view.missing(cid):
                     for block in missing:
                         await view.store.put(block, await source.store.get(block))
-                await trio.sleep(0.001)
+                await trio.to_thread.run_sync(int)  # others have their turn
                 assert await lab.here([cid]) == [True]
             done += 1
 

@@ -206,6 +206,8 @@ class Worker:
         narrower = self.owner.refusal(award.service, state)
         if narrower is not None:
             return _Refusal(*narrower)
+        if self.ctx.no_room is not None:
+            return _Refusal("block store", *self.ctx.no_room)
         submitter = self._submitter(award.service, state)
         refused = self._refuses_guest(chain.now) if submitter == GUESTS else None
         if refused is not None:
