@@ -3,7 +3,7 @@
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import astuple
 from datetime import datetime
 from functools import partial
@@ -24,6 +24,7 @@ from pairio_node.blocks import (
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.cache import Cache
+from pairio_node.cars import Cars
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
@@ -35,6 +36,7 @@ from pairio_node.home import Home
 from pairio_node.joins import Joins
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
 from pairio_node.public import Public
+from pairio_node.results import Results
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
 from pairio_node.serving import Found, Item, Serving
@@ -119,6 +121,8 @@ class Node:
         self.joins = Joins(self)
         self.admins = Admins(self)
         self.public = Public(self)
+        self.results = Results(self)
+        self.cars = Cars(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         #: Tells the owner something at once (stderr).
@@ -205,6 +209,11 @@ class Node:
             self.transport.keep_connected(peer_in(address), (address,))
         for peer, addresses in snapshot.peers:
             self.transport.keep_connected(peer, addresses)
+
+    def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Let something go on in the background; it must not fail."""
+        assert self._nursery is not None
+        self._nursery.start_soon(run)
 
     @property
     def strongest(self) -> Runner:
@@ -357,7 +366,8 @@ class Node:
 
     # -- the facade: jobs -----------------------------------------------------------------
 
-    def _named_or_all(self, service: str | None) -> list[str]:
+    def named_or_all(self, service: str | None) -> list[str]:
+        """Return the ids of a service, or of all that are taken up here or asked as a guest."""
         if service:
             return [self.services.id_of(service)]
         return sorted(self.core.membership.taken_up) + sorted(self.core.guests.services)
@@ -365,7 +375,7 @@ class Node:
     def _find(self, job_id: str, service: str | None) -> tuple[str, RequestState]:
         """Return a request and its service; where several have the job, the one asked for last."""
         known = self.core.membership.chains
-        names = [name for name in self._named_or_all(service) if name in known]
+        names = [name for name in self.named_or_all(service) if name in known]
         states = [(name, find_request(self.core.fold(name), job_id)) for name in names]
         found = [(name, state) for name, state in states if state is not None]
         if not found:
@@ -444,7 +454,7 @@ class Node:
         self, *, service: str | None, status: str | None, tag: str | None, limit: int
     ) -> list[dict[str, Any]]:
         """Return the newest jobs known here that match."""
-        names = [n for n in self._named_or_all(service) if n in self.core.membership.chains]
+        names = [n for n in self.named_or_all(service) if n in self.core.membership.chains]
         states = [(n, s) for n in names for s in self.core.fold(n).requests.values()]
         states.sort(key=lambda pair: pair[1].record.issued_unix_ms, reverse=True)
         found = []
@@ -555,6 +565,11 @@ class Node:
     async def look_content(self, cid: str, path: Sequence[str]) -> Found:
         """Return what lies at a path below `cid`, here or at members."""
         return await self.serving.look(cid, path)
+
+    async def content_block(self, cid: str) -> bytes:
+        """Return a block of a file or folder."""
+        await self.serving.look(cid)
+        return await self.content.store.get(cid)
 
     async def list_content(self, cid: str) -> list[Item]:
         """Return the entries of a folder."""

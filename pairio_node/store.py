@@ -155,9 +155,10 @@ class Store:
                 db.execute("delete from services where service = ?", (service,))
             db.executemany("insert or replace into services values (?, ?, ?, ?)", rows.services)
             db.executemany("insert or replace into changes values (?, ?, ?, ?)", rows.changes)
-            segment = "insert or ignore into segments values (?, ?, ?, ?, ?, ?, ?, {})"
-            db.executemany(segment.format(0), rows.segments)
-            db.executemany(segment.format(1), rows.kept)
+            segment = "insert into segments values (?, ?, ?, ?, ?, ?, ?, {}) on conflict do {}"
+            # One that stood alone until the rest of its log came stands in the log from now on.
+            db.executemany(segment.format(0, "update set kept = 0"), rows.segments)
+            db.executemany(segment.format(1, "nothing"), rows.kept)
             for note in rows.notes:
                 self._note(note)
             for log, kept in rows.dropped:

@@ -1,13 +1,12 @@
 """`pairio`: asks the node on this machine."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import click
 import typer
 
-from pairio_cli import joins, public
+from pairio_cli import joins, public, results
 from pairio_cli.admins import add_admin_commands
 from pairio_cli.cache import cache_app
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
@@ -37,6 +36,9 @@ app.add_typer(job_app, name="job")
 app.add_typer(token_app, name="token")
 app.add_typer(cache_app, name="cache")
 app.command()(joins.join)
+for command in (results.get, results.verify, results.export):
+    app.command()(command)
+app.command("import")(results.import_)
 service_app.command("public")(public.service_public)
 add_version(app)
 #: How `pairio service --help` lists its commands: what belongs together stands together.
@@ -183,35 +185,6 @@ def job_logs(job_id: JobId, service: ServiceOption = None) -> None:
     for chunk in api().stream(path, {"serviceName": service}):
         sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
-
-
-@app.command()
-def get(
-    job_id: JobId,
-    output: Annotated[str, typer.Argument(help="Name of the output.")],
-    file: Annotated[Path | None, typer.Option("-o", help="File to write.")] = None,
-    service: ServiceOption = None,
-) -> None:
-    """Get an output of a job. Example: pairio get ID output -o greeting.txt"""
-    path = f"/api/v1/jobs/{part(job_id)}/outputs/{part(output)}"
-    chunks = api().stream(path, {"serviceName": service})
-    if file is None:
-        for chunk in chunks:
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-        return
-    partial = file.with_name(f".{file.name}.part")
-    size = 0
-    try:
-        with partial.open("wb") as target:
-            for chunk in chunks:
-                size += target.write(chunk)
-        partial.rename(file)
-    except OSError as error:
-        fail(f"cannot write {file}: {error.strerror}", "name a file that you may write", 1)
-    finally:
-        partial.unlink(missing_ok=True)
-    note(f"Wrote {size} bytes to {file}")
 
 
 @app.command("open")

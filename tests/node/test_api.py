@@ -99,6 +99,8 @@ class FakeFacade:
         self.joins: Any = FakeJoins()
         self.public: Any = None
         self.cache: Any = FakeCache(self.asked)
+        self.results: Any = None
+        self.cars: Any = None
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}
@@ -151,6 +153,9 @@ class FakeFacade:
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
         self.asked.append(("add_folder", entries))
         return CID, 0
+
+    async def content_block(self, cid: str) -> bytes:
+        return CONTENT
 
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         size = 0

@@ -23,6 +23,7 @@ class Asked:
     query: dict[str, str]
     token: str
     body: Any
+    range: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def _handler(node: FakeNode) -> type[BaseHTTPRequestHandler]:
                 {key: values[0] for key, values in parse_qs(parts.query).items()},
                 self.headers.get("Authorization", "").removeprefix("Bearer "),
                 json.loads(data) if data and kind == "application/json" else data or None,
+                self.headers.get("Range", ""),
             )
             node.asked.append(asked)
             raw = node.answer(asked)
