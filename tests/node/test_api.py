@@ -91,6 +91,33 @@ class FakeCache:
         return {"pins": [{"name": "bafyjob"}]}
 
 
+class FakeResults:
+    """Knows one result, and what is in a file."""
+
+    async def one(self, name: str, service: str | None) -> dict[str, Any]:
+        return {"jobId": name}
+
+    async def rests(self, name: str, service: str | None, *, ask: bool) -> Any:
+        if name == "bafygone":
+            raise NotFoundError("no job or result 'bafygone'", hint="pairio job ls")
+        return name
+
+    async def bring(self, rests: Any) -> AsyncIterator[dict[str, Any]]:
+        yield {"progress": {"fetching": True}}
+
+    async def verify(self, rests: Any, *, offline: bool) -> AsyncIterator[dict[str, Any]]:
+        yield {"check": "verified", "ok": True, "offline": offline}
+
+    async def export(self, rests: Any) -> AsyncIterator[bytes]:
+        async def car() -> AsyncIterator[bytes]:
+            yield b"car"
+
+        return car()
+
+    async def import_(self, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+        return {"size": sum([len(chunk) async for chunk in chunks])}
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
@@ -99,8 +126,8 @@ class FakeFacade:
         self.joins: Any = FakeJoins()
         self.public: Any = None
         self.cache: Any = FakeCache(self.asked)
-        self.results: Any = None
-        self.cars: Any = None
+        self.results: Any = FakeResults()
+        self.cars: Any = self.results
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}
@@ -409,6 +436,15 @@ async def test_a_read_only_token_reads_and_does_nothing_else(api: Client) -> Non
             assert (answer.status, answer.error["code"]) == (403, "forbidden"), path
             assert "only reads" in answer.error["message"]
             assert not answer.was_read
+
+
+async def test_results_are_lines_and_files(api: Client) -> None:
+    checked = await api("GET", "/api/v1/results/bafyjob/verify?offline=true")
+    assert (checked.status, json.loads(checked.body)["offline"]) == (200, True)
+    assert checked.header("content-type") == "application/x-ndjson"
+    gone = await api("GET", "/api/v1/results/bafygone/verify")
+    assert (gone.status, gone.error["hint"]) == (404, "pairio job ls")
+    assert (await api("GET", "/api/v1/results/bafyjob/export")).body == b"car"
 
 
 async def test_a_token_ends_when_it_expires(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
