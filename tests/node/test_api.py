@@ -393,7 +393,7 @@ def _routes(app: FastAPI) -> list[tuple[str, str]]:
 
 
 def _filled(path: str) -> str:
-    filled = path.replace("{name:path}", "o").replace("{job_id}", "bafyjob")
+    filled = path.replace("{name:path}", "o").replace("{job_id}", "bafyjob").replace("{cid}", CID)
     filled = filled.replace("{app_name}", "a").replace("{proposal}", "x")
     return filled.replace("{name}", "lab")
 
