@@ -208,8 +208,9 @@ class Proposals:
             if chain.knows(change.cid) or change.cid in self._withdrawn.get(service, ()):
                 return False
             came = chain.weigh(change)
-        except ChangeGap:
-            return False  # it comes again after the hello that follows the changes
+        except ChangeGap:  # it comes again after the hello that follows the changes
+            self._ctx.counters["proposals after a change that is not known"] += 1
+            return False
         except DecodeError:
             self._ctx.refuse(peer, "an invalid proposal")
             return False

@@ -5,15 +5,22 @@ from tests.integration.attacks import (
     doors,
     forged,
     frames,
+    joining,
     lists,
     members,
+    proposals,
     public,
     restarts,
+    sponsors,
 )
 from tests.integration.attacks.table import ROWS as _ROWS
 
 __all__ = ["ROWS"]
 
 #: Importing a module adds its rows.
-_ORDER = [m.__name__ for m in (doors, members, forged, lists, public, frames, api, restarts)]
+_MODULES = (
+    *(doors, members, forged, lists, proposals, joining, public, sponsors),
+    *(frames, api, restarts),
+)
+_ORDER = [module.__name__ for module in _MODULES]
 ROWS = sorted(_ROWS, key=lambda row: _ORDER.index(row.module))
