@@ -17,6 +17,7 @@ from pairio_node.errors import UserError
 from pairio_node.owner_rules import HourRules, parse_rules
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import public_key_of
+from pairio_protocol.limits import BITSWAP_ASKED_MAX
 
 __all__ = ["NodeConfig", "load_config", "peer_in"]
 
@@ -60,6 +61,10 @@ class NodeConfig:
     allow_hosts: tuple[str, ...] = ()
     #: Bytes that one input by URL may have.
     url_input_bytes_max: int = 20 * _GIB
+    #: Whether it speaks Bitswap with IPFS nodes: serves what is public, asks for inputs.
+    bitswap: bool = True
+    #: Multiaddrs ending in /p2p/ID of IPFS nodes to stay connected with.
+    ipfs_peers: tuple[str, ...] = ()
     #: What the owner lets run here: the table [rules] (owner_rules.py).
     rules: tuple[HourRules, ...] = ()
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
@@ -139,6 +144,13 @@ def _check(config: NodeConfig) -> None:
         _check_listen(address)
     for address in config.bootstrap:
         peer_in(address)
+    for address in config.ipfs_peers:
+        peer_in(address, "ipfs_peers")
+    if len(config.ipfs_peers) > BITSWAP_ASKED_MAX:
+        raise UserError(
+            f"setting ipfs_peers names {len(config.ipfs_peers)} peers",
+            hint=f"use at most {BITSWAP_ASKED_MAX}",
+        )
     for peer in config.trust:
         _check_peer(peer, "trust")
     for host in config.allow_hosts:
@@ -189,13 +201,13 @@ def _check_peer(peer: str, where: str) -> None:
         raise UserError(f"{where}: {error}") from None
 
 
-def peer_in(address: str) -> str:
-    """Return the peer id at the end of a bootstrap multiaddr, or raise UserError."""
+def peer_in(address: str, where: str = "bootstrap") -> str:
+    """Return the peer id at the end of a multiaddr of a setting, or raise UserError."""
     prefix, found, peer = address.rpartition("/p2p/")
     if not found or not prefix.startswith("/"):
         raise UserError(
-            f"bootstrap address {address!r} names no peer",
+            f"{where} address {address!r} names no peer",
             hint="use one that the other node prints: /ip4/.../tcp/.../p2p/12D3Koo...",
         )
-    _check_peer(peer, "bootstrap")
+    _check_peer(peer, where)
     return peer

@@ -15,6 +15,7 @@ from pairio_node.adoption import JobCard, find_jobs
 from pairio_node.blocks import BlockMissing, Exchange, FetchFailed, ScopedContent
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
+from pairio_node.outside import Outside
 from pairio_node.runner import RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.supervisor.processes import remove_tree
 from pairio_node.urls import UrlError, UrlRules, fetch_url
@@ -39,7 +40,8 @@ class _Run:
 
 class Executions:
     """The runs of this node. `runner_for(isolation)` gives the runner or None; `deliver` hands an
-    `Executed` to the core and returns when what follows from it is on disk."""
+    `Executed` to the core and returns when what follows from it is on disk. Inputs that no member
+    gives are taken from `outside`."""
 
     def __init__(
         self,
@@ -51,9 +53,11 @@ class Executions:
         restart_grace_s: int,
         url_rules: UrlRules,
         used: Callable[[str], None] = lambda _: None,
+        outside: Outside | None = None,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
+        self._inputs = outside or exchange
         self._jobs = jobs
         self._runner_for = runner_for
         self._deliver = deliver
@@ -187,7 +191,8 @@ class Executions:
                     reason = f"input {entry['name']!r}: {said}"
                     return _no_result(effect.attempt, "infra", reason)
             else:
-                await self._fetch(effect, source["cid"])
+                cid, most = source["cid"], _LIMIT_BYTES
+                await self._inputs.fetch(effect.service, cid, effect.holders, limit_bytes=most)
                 await content.export(source["cid"], path)
             inputs.append(RunInput(entry["name"], entry["base_name"], path))
         return RunSpec(

@@ -15,6 +15,7 @@ from pairio_node.admins import Admins
 from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
+from pairio_node.bitswap import Bitswap
 from pairio_node.blocks import (
     DiskBlockStore,
     Exchange,
@@ -34,8 +35,10 @@ from pairio_node.execution import Executions
 from pairio_node.folders import build_folder
 from pairio_node.home import Home
 from pairio_node.joins import Joins
+from pairio_node.outside import Outside
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
 from pairio_node.public import Public
+from pairio_node.publishing import Publishing
 from pairio_node.results import Results
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
@@ -83,6 +86,8 @@ _YIELD_S = 4.0
 _FAREWELL_S = 0.1
 #: Bytes that a client gave stay so long for the job that is to name them.
 _NAMED_S = 60.0
+#: A submit waits so long for an input by CID that only Bitswap peers have; what came is kept.
+_SUBMIT_FETCH_S = 60.0
 #: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
 _SECOND_SIGNAL_S = 1.0
 
@@ -114,6 +119,11 @@ class Node:
         self._pace = Pace()
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
         self.serving = Serving(self.content, self.exchange, self._content_sources)
+        self.publishing = Publishing(self)
+        self.bitswap: Bitswap | None = None
+        if config.bitswap:
+            self.bitswap = Bitswap(self.publishing.blocks, transport, config.ipfs_peers)
+        self.outside = Outside(self.contents, self.exchange, lambda: self.bitswap)
         self._runners = runners
         self.cache = Cache(self, self._find, self._ensure)
         self.exchange.on_served = self.cache.used
@@ -136,6 +146,7 @@ class Node:
             config.restart_grace_s,
             UrlRules(config.allow_hosts, config.url_input_bytes_max),
             self.cache.used,
+            self.outside,
         )
         self._store = store
         self.writer: Writer | None = None
@@ -202,6 +213,9 @@ class Node:
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
         nursery.start_soon(self.code.run)
+        nursery.start_soon(self.publishing.run)
+        if self.bitswap is not None:
+            nursery.start_soon(self.bitswap.run)
         nursery.start_soon(
             watch_hours, self.config.rules, lambda now: self.driver.post(ev.OwnerHours(now))
         )
@@ -384,6 +398,10 @@ class Node:
             )
         return max(found, key=lambda pair: pair[1].record.issued_unix_ms)
 
+    def find_job(self, job_id: str, service: str | None) -> tuple[str, RequestState]:
+        """Return (service, request) of a job known here."""
+        return self._find(job_id, service)
+
     def _view(self, service: str, state: RequestState) -> dict[str, Any]:
         assert self.links is not None
         return job_view(self.core, service, state, self.links)
@@ -440,11 +458,30 @@ class Node:
         for entry in definition.get("inputFiles", []):
             try:
                 cid = parse_source(str(entry.get("url", ""))).get("cid")
-                if cid is not None and await self.contents.share(service, cid):
+                if cid is not None and await self._have_input(service, cid):
                     found.append(cid)
             except (DefinitionError, UnixfsError):
                 continue  # the core will say what is wrong with it
         return tuple(found)
+
+    async def _have_input(self, service: str, cid: str) -> bool:
+        """Let the service have an input, if it is here whole, or Bitswap peers give it soon."""
+        if await self.contents.share(service, cid):
+            return True
+        if self.bitswap is None or not self.bitswap.peers():
+            return False
+        with trio.move_on_after(_SUBMIT_FETCH_S):
+            try:
+                await self.outside.fetch_outside(service, cid)
+            except FetchFailed:
+                return False  # a member may have it
+            return True
+        return False
+
+    def on_more_public(self) -> None:
+        """More may be read by anybody than before."""
+        if self.bitswap is not None:
+            self.bitswap.on_more_public()
 
     def job(self, job_id: str, service: str | None) -> dict[str, Any]:
         """Return a job by job id, unique prefix, or request id."""
@@ -535,6 +572,10 @@ class Node:
         known = ", ".join(r["name"] for r in results) or "none"
         raise NotFoundError(f"job {state.job} has no output {output!r}", hint=f"outputs: {known}")
 
+    async def ensure_content(self, cid: str, service: str, state: RequestState) -> None:
+        """Fetch what belongs to a job's result, if it is not here; UnavailableError."""
+        await self._ensure(cid, service, state)
+
     async def _ensure(self, cid: str, service: str, state: RequestState) -> None:
         self.cache.used(cid)
         answer = self.core.fold(service).results.get(state.answer or "")
@@ -544,8 +585,10 @@ class Node:
             holders = [self.core.guests.given_by.get(state.id, "")]
         try:
             others = [h for h in dict.fromkeys(holders) if h != self.peer_id]
+            is_public = self.core.membership.folded(service).has_public_results
+            source = self.outside if is_public else self.exchange
             with self.blocks.in_use.working():
-                await self.exchange.fetch(service, cid, others)
+                await source.fetch(service, cid, others)
         except FetchFailed as error:
             if answer is not None and state.author == self.peer_id:
                 self.driver.post(ev.ContentUnavailable(service, answer.cid))
@@ -598,6 +641,12 @@ class Node:
         """This node's id."""
         return self.transport.peer_id
 
+    def _bitswap_status(self) -> dict[str, Any] | None:
+        """Return how much went over Bitswap, and whom it goes with; None when it is off."""
+        if self.bitswap is None:
+            return None
+        return {"peers": self.bitswap.peers(), **self.bitswap.counters}
+
     def status(self) -> dict[str, Any]:
         """Return what `pairio-node status` shows."""
         core = self.core
@@ -629,6 +678,7 @@ class Node:
             "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
             "blocks": {**self.cache.status(), **self.exchange.counters},
+            "bitswap": self._bitswap_status(),
             "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
         }
 

@@ -339,6 +339,7 @@ def service_view(core: NodeCore, service: str) -> dict[str, Any]:
         if service in core.guests.services
         else list(folded.roles_of(core.ctx.me)),
         "public": allowed.document() if allowed is not None else None,
+        "results": "public" if folded.has_public_results else "members",
         "members": [
             {
                 "name": name,

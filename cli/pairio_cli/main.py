@@ -6,7 +6,7 @@ from typing import Annotated
 import click
 import typer
 
-from pairio_cli import joins, public, results
+from pairio_cli import joins, public, publish, results
 from pairio_cli.admins import add_admin_commands
 from pairio_cli.cache import cache_app
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
@@ -39,11 +39,15 @@ app.command()(joins.join)
 for command in (results.get, results.verify, results.export):
     app.command()(command)
 app.command("import")(results.import_)
+app.command()(publish.publish)
+app.command()(publish.unpublish)
+app.command()(publish.published)
 service_app.command("public")(public.service_public)
+service_app.command("policy")(publish.service_policy)
 add_version(app)
 #: How `pairio service --help` lists its commands: what belongs together stands together.
 _ORDER = (
-    *("create", "ls", "show", "public", "delete"),
+    *("create", "ls", "show", "public", "policy", "delete"),
     *("invite", "invitations", "uninvite", "requests", "approve", "deny", "link-device"),
     *("offers", "accept", "decline", "leave"),
     *("members", "grant", "add-member", "revoke", "rename", "admins"),

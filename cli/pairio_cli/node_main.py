@@ -54,6 +54,9 @@ def run(
         list[str] | None,
         typer.Option(help="Service or app that may run here without a sandbox."),
     ] = None,
+    ipfs_peer: Annotated[
+        list[str] | None, typer.Option(help="Multiaddr of an IPFS node, with /p2p/ID.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The ready line as JSON.")] = False,
     yield_jobs: Annotated[
         bool, typer.Option("--yield-jobs", help="Jobs end with the node; nothing is left behind.")
@@ -77,6 +80,7 @@ def run(
         "gpus": gpus,
         "api_port": api_port,
         "allow_process": allow_process,
+        "ipfs_peers": ipfs_peer,
         "restart_grace_s": 0 if yield_jobs else None,
     }
     _run_here(settings, json, crashes)

@@ -40,6 +40,8 @@ def _show_service(service: dict[str, Any]) -> None:
         data(f"changes that wait for signatures: {service['proposals']}")
     if service["losingBranches"]:
         data(f"branches of changes that lost: {service['losingBranches']}; see its log")
+    if service.get("results") == "public":
+        data("results: anybody may read them")
     if service["public"]:
         data(f"public: {limits_text(service['public'])}")
         data(f"link for guests: {service['link']}")

@@ -27,6 +27,7 @@ from pairio_node.api.models import (
 )
 from pairio_node.api.pages import home_page, job_page, login_page
 from pairio_node.api.public import public_routes
+from pairio_node.api.publishing import publishing_routes
 from pairio_node.api.results import result_routes
 from pairio_node.api.services import service_routes
 from pairio_node.errors import UserError
@@ -62,6 +63,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     public_routes(app, node.public)
     cache_routes(app, node.cache)
     result_routes(app, node)
+    publishing_routes(app, node.publishing)
     _other_routes(app, node, auth)
     _page_routes(app, node, auth)
     return app

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from pairio_node.api.cache import CacheFacade
 from pairio_node.api.joins import JoinsFacade
 from pairio_node.api.public import PublicFacade
+from pairio_node.api.publishing import PublishingFacade
 from pairio_node.results import Rests
 from pairio_node.serving import Found, Item
 
@@ -50,6 +51,8 @@ class NodeFacade(Protocol):
     def results(self) -> "ResultsFacade": ...
     @property
     def cars(self) -> "CarsFacade": ...
+    @property
+    def publishing(self) -> PublishingFacade: ...
 
 
 class ServicesFacade(Protocol):

@@ -25,8 +25,10 @@ from pairio_protocol.proofs import (
 )
 from pairio_protocol.records import ISOLATIONS
 
-__all__ = ["ROLES", "Folded", "apply_ops", "is_count", "parse_roles"]
+__all__ = ["PUBLIC_RESULTS", "ROLES", "Folded", "apply_ops", "is_count", "parse_roles"]
 
+#: The policy `results`: anybody may read what jobs made. Left out: members only.
+PUBLIC_RESULTS = "public"
 #: Any role implies read.
 ROLES = ("admin", "submit", "compute", "read")
 _ORIGINAL_ROLES = {"createJobs": "submit", "processJobs": "compute"}
@@ -84,6 +86,11 @@ class Folded:
         if self.invitations:
             found["invitations"] = self.invitations
         return found
+
+    @property
+    def has_public_results(self) -> bool:
+        """Say whether anybody may read what jobs made; nobody new once the service has ended."""
+        return self.policy.get("results") == PUBLIC_RESULTS and not self.ended
 
     def member_of(self, peer: str) -> str | None:
         """Return the name of the member one of whose keys `peer` is."""
@@ -273,6 +280,8 @@ def _applied(folded: Folded, op: dict[str, Any], place: Place, index: _Index) ->
                 raise DecodeError("policy is not a map")
             if policy.get("isolation_min", "medium") not in ISOLATIONS:
                 raise DecodeError(f"isolation_min is not one of {', '.join(ISOLATIONS)}")
+            if policy.get("results", PUBLIC_RESULTS) != PUBLIC_RESULTS:
+                raise DecodeError(f"results is not {PUBLIC_RESULTS!r}; left out: members' only")
             if "open_submit" in policy:
                 OpenSubmit.parse(policy["open_submit"])
             return replace(folded, policy=policy)

@@ -47,6 +47,7 @@ __all__ = [
     "Revoke",
     "SetAdmins",
     "SetPublic",
+    "SetResults",
     "SignOver",
     "SignProposal",
     "StorageRoom",
@@ -352,6 +353,15 @@ class SetPublic:
 
 
 @dataclass(frozen=True)
+class SetResults:
+    """An admin's owner lets anybody read what the jobs of a service made, or members only."""
+
+    call: int
+    service: str
+    is_public: bool
+
+
+@dataclass(frozen=True)
 class LeaveService:
     """The owner takes part in a service no more: its runs here end, its requests are withdrawn,
     and the admins are asked to take this node off the list."""
@@ -520,6 +530,7 @@ Event = (
     | Revoke
     | SetAdmins
     | SetPublic
+    | SetResults
     | SignOver
     | SignProposal
     | StorageRoom

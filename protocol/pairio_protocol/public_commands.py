@@ -1,10 +1,13 @@
-"""What the local owner asks for about public services: to make one public, or as a guest of one."""
+"""What the local owner asks for about public services: to let strangers submit, to let anybody
+read results, or as a guest of one."""
 
 from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
+from pairio_protocol.allowlist import PUBLIC_RESULTS
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.open_submit import OpenSubmit
+from pairio_protocol.service import Chain
 
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
@@ -26,6 +29,8 @@ class PublicCommands:
         match event:
             case ev.SetPublic():
                 self._set_public(event)
+            case ev.SetResults():
+                self._set_results(event)
             case ev.JoinService() if event.link.kind == "public":
                 guests.join(event)
             case ev.Submit() if (service := guests.find(event.service)) is not None:
@@ -39,6 +44,26 @@ class PublicCommands:
                 return False
         return True
 
+    def _set_results(self, event: ev.SetResults) -> None:
+        """Change that part of the policy; the rest stays."""
+        service, chain = self._services.find(event.service)
+        policy = {key: value for key, value in chain.now.policy.items() if key != "results"}
+        if event.is_public:
+            policy["results"] = PUBLIC_RESULTS
+        self._set_policy(event.call, service, chain, policy)
+
+    def _set_policy(self, call: int, service: str, chain: Chain, policy: dict[str, Any]) -> None:
+        is_new = policy != chain.now.policy
+        proposal = ""
+        if is_new:
+            proposal = self._core.membership.change(service, [{"op": "policy", "policy": policy}])
+            self._core.intake.on_service_changed(service)
+        else:
+            self._core.membership.check_admin(service)
+        changed = is_new and not proposal
+        answer = {"service": service, "proposal": proposal, "changed": changed}
+        self._services.reply(call, answer)
+
     def _set_public(self, event: ev.SetPublic) -> None:
         """Change that part of the policy; the rest stays."""
         service, chain = self._services.find(event.service)
@@ -48,8 +73,4 @@ class PublicCommands:
                 policy["open_submit"] = OpenSubmit.parse(event.open_submit).document()
             except DecodeError as error:
                 raise DefinitionError(str(error), "see pairio service public --help") from None
-        proposal = ""
-        if policy != chain.now.policy:
-            proposal = self._core.membership.change(service, [{"op": "policy", "policy": policy}])
-            self._core.intake.on_service_changed(service)
-        self._services.reply(event.call, {"service": service, "proposal": proposal})
+        self._set_policy(event.call, service, chain, policy)

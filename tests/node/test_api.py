@@ -118,6 +118,16 @@ class FakeResults:
         return {"size": sum([len(chunk) async for chunk in chunks])}
 
 
+class FakePublishing:
+    """What may be read of public content; the rest is in tests/node/test_publishing.py."""
+
+    def published(self) -> dict[str, Any]:
+        return {"published": [], "services": []}
+
+    def policy(self, service: str) -> dict[str, Any]:
+        return {"results": "members"}
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
@@ -128,6 +138,7 @@ class FakeFacade:
         self.cache: Any = FakeCache(self.asked)
         self.results: Any = FakeResults()
         self.cars: Any = self.results
+        self.publishing: Any = FakePublishing()
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}
