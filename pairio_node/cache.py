@@ -173,7 +173,8 @@ class Cache:
             raise Stopped from None
 
     async def _find_roots(self) -> Needs:
-        pins = {pin.name: pin.cids for pin in self.pins.values()}
+        pins: dict[str, Iterable[str]] = {pin.name: pin.cids for pin in self.pins.values()}
+        pins["published"] = self._node.publishing.roots()
         promise_ms = round(self._node.config.promise_days * _DAY_MS)
         self._roots = await roots(self._node.core, pins, self.promises, promise_ms)
         return self._roots.needs()

@@ -1,6 +1,7 @@
 """`pairio submit`: from arguments to a job definition, and waiting for its end."""
 
 import json as json_module
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,12 @@ def _pairs(given: list[str], flag: str) -> list[tuple[str, str]]:
     return pairs
 
 
+#: A CID of version 0.
+_V0 = re.compile("Qm[1-9A-HJ-NP-Za-km-z]{44}")
+
+
 def _input(api: Api, name: str, value: str) -> dict[str, Any]:
-    if "://" in value or value.startswith(("job:", "bafk", "bafy")):
+    if "://" in value or value.startswith(("job:", "bafk", "bafy")) or _V0.fullmatch(value):
         return {"name": name, "url": value}
     path = Path(value).expanduser()
     if not path.exists():

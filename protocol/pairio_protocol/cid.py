@@ -9,12 +9,15 @@ import binascii
 import hashlib
 from typing import Final, NamedTuple
 
+import base58
+
 __all__ = [
     "DAG_CBOR",
     "DAG_PB",
     "RAW",
     "Cid",
     "CidError",
+    "as_v1",
     "cid_bytes",
     "cid_of",
     "cid_text",
@@ -73,6 +76,18 @@ def cid_text_of_any(raw: bytes) -> str:
     if len(raw) == 34 and raw[:2] == _SHA2_256:
         raw = bytes([1, DAG_PB]) + raw
     text = cid_text(raw)
+    cid_bytes(text)
+    return text
+
+
+def as_v1(text: str) -> str:
+    """Return a CID as pairio writes it: version 0 (`Qm...`, what Kubo prints by default) as the
+    version 1 that names the same block; CidError when it is neither."""
+    if text.startswith("Qm") and len(text) == 46:
+        try:
+            return cid_text_of_any(base58.b58decode(text))
+        except ValueError as error:
+            raise CidError(f"{text!r} is no CID: {error}") from None
     cid_bytes(text)
     return text
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pairio_protocol.apps import code_of, find_processor
-from pairio_protocol.cid import CidError, parse_cid
+from pairio_protocol.cid import CidError, as_v1, parse_cid
 from pairio_protocol.documents import document_cid, encode
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.limits import (
@@ -122,8 +122,9 @@ def job_id_of(document: dict[str, Any]) -> str:
 def parse_source(text: str) -> dict[str, Any]:
     """Return the source that `text` names: `{cid}`, `{url}` or `{job, output}`.
 
-    Understands a CID, `ipfs://CID`, `job:ID/OUTPUT`, http(s) URLs, and gateway URLs: those of a
-    node on this machine (any port) and whole-CID URLs of public gateways become the CID.
+    Understands a CID (of version 0 too), `ipfs://CID`, `job:ID/OUTPUT`, http(s) URLs, and gateway
+    URLs: those of a node on this machine (any port) and whole-CID URLs of public gateways become
+    the CID.
 
     Raises:
         DefinitionError: none of these.
@@ -198,15 +199,14 @@ def _gateway_cid(host: str, path: str) -> str | None:
 
 def _cid(text: str, whole: str) -> str:
     try:
-        parse_cid(text)
+        return as_v1(text)
     except CidError as error:
         raise DefinitionError(f"{whole[:200]!r}: {error}") from None
-    return text
 
 
 def _cid_or_none(text: str) -> str | None:
     try:
-        parse_cid(text)
+        parse_cid(text)  # of version 1: URLs with others are URLs, as they always were
     except CidError:
         return None
     return text

@@ -151,6 +151,17 @@ async def test_what_is_published_is_so_after_a_restart(tmp_path: Path) -> None:
         assert await stranger.content.size(cid) == 3_000_000
 
 
+async def test_what_is_published_does_not_go_when_the_store_is_emptied(tmp_path: Path) -> None:
+    async with running(MemoryNetwork(), tmp_path / "node") as node:
+        kept = await node.content.add_bytes(b"published" * 300_000)
+        other = await node.content.add_bytes(b"not published")
+        await node.publishing.publish(kept.cid, None)
+        await until(lambda: not node.blocks.in_use.all(), "nothing works with them any more")
+        await node.cache.gc(everything=True, dry=False)
+        assert not await node.content.missing(kept.cid)
+        assert await node.content.missing(other.cid)
+
+
 async def test_what_is_not_here_or_has_no_result_is_not_published(tmp_path: Path) -> None:
     async with lab(tmp_path) as here:
         with pytest.raises(NotFoundError, match="not here whole"):

@@ -75,3 +75,16 @@ def test_what_lies_in_a_folder_is_named_by_its_own_cid_and_never_by_the_folders(
         "http://127.0.0.1/other/a/b/c",
     ):
         assert path_in_folder(text) is None
+
+
+def test_a_cid_of_version_0_is_the_version_1_that_names_the_same_block() -> None:
+    old = "QmPTvXqWBZeCAsu6nu5QbHaXR2jpkWbrQ5ynUXR2VJq6yQ"  # vector A of pat3m
+    new = parse_source(old)
+    assert new["cid"].startswith("bafybei")
+    assert parse_source(f"ipfs://{old}") == new
+    assert parse_source(new["cid"]) == new
+    for text in (old[:-1] + "0", old[:-1] + "l", "Qm" + "1" * 44, old[:-1]):
+        with pytest.raises(DefinitionError):
+            parse_source(text)
+    url = f"https://ipfs.io/ipfs/{old}"
+    assert parse_source(url) == {"url": url}  # as it always was: job ids stay
