@@ -11,13 +11,14 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from pairio_node.blocks import DiskBlockStore
+from pairio_node.blocks import StoreUnavailable
 from pairio_node.blocks.collection import Collection, Looked, Needs, Report
 from pairio_node.blocks.collector import Stopped
 from pairio_node.cache_needs import PROMISED, Name, Promises, Roots, roots
@@ -76,8 +77,7 @@ class Cache:
         self._store = node.contents.store
         quota_bytes = node.config.quota_for(node.home.path)
         self.collection = Collection(node.contents, quota_bytes, self._needs, self._on_gone)
-        if isinstance(self._store, DiskBlockStore):
-            self._store.make_room = self.collection.make_room
+        self._store.make_room = self.collection.make_room
         self.pins: dict[str, Pin] = {}
         self.promises = Promises(self._write)
         self.counters = {"hits": 0, "reads": 0, "holds_refused": 0}
@@ -121,7 +121,8 @@ class Cache:
         if touched:
             await trio.to_thread.run_sync(self._touch_sync, touched)
         if self.collection.is_high and trio.current_time() >= self._next_s:
-            await self._collect()
+            with suppress(StoreUnavailable):  # who keeps the blocks says so himself
+                await self._collect()
             if self.collection.is_high:
                 self._next_s = trio.current_time() + AGAIN_S
             self._say_room()
@@ -202,8 +203,8 @@ class Cache:
     def _is_here(self, cid: str) -> bool:
         try:
             return self._store.has(cid)
-        except CidError:
-            return True  # not ours
+        except (CidError, StoreUnavailable):
+            return True  # not ours; or not known
 
     def _tell_core(self, cids: set[str], results: dict[str, list[str]]) -> None:
         self._node.code.forget(cids)

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from pairio_node.errors import UserError
+from pairio_node.ipfs_settings import IpfsSettings, parse_ipfs
 from pairio_node.owner_rules import HourRules, parse_rules
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import public_key_of
@@ -67,6 +68,9 @@ class NodeConfig:
     ipfs_peers: tuple[str, ...] = ()
     #: What the owner lets run here: the table [rules] (owner_rules.py).
     rules: tuple[HourRules, ...] = ()
+    #: The Kubo daemon that keeps the blocks: the table [ipfs] (ipfs_settings.py); None: they are
+    #: kept in the home.
+    ipfs: IpfsSettings | None = None
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
     gossip_loss_percent: int = 0
 
@@ -108,6 +112,8 @@ def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:
             f"unknown setting {unknown[0]!r} in {path}", hint=f"settings: {', '.join(known)}"
         )
     merged = {**raw, **{k: v for k, v in overrides.items() if v is not None}}
+    if isinstance(merged.get("ipfs"), str) and isinstance(raw.get("ipfs"), dict):
+        merged["ipfs"] = {**raw["ipfs"], "api": merged["ipfs"]}  # the rest holds for any daemon
     values = {name: _typed(name, value, known[name]) for name, value in merged.items()}
     config = replace(NodeConfig(), **values)
     _check(config)
@@ -117,6 +123,8 @@ def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if name == "rules":
         return parse_rules(value)
+    if name == "ipfs":
+        return parse_ipfs(value)
     if "tuple" in str(kind):
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)

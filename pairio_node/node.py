@@ -16,12 +16,7 @@ from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
 from pairio_node.api.server import serve_api
 from pairio_node.bitswap import Bitswap
-from pairio_node.blocks import (
-    DiskBlockStore,
-    Exchange,
-    FetchFailed,
-    ScopedContent,
-)
+from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, LocalStore, ScopedContent
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.cache import Cache
@@ -34,6 +29,7 @@ from pairio_node.errors import NotFoundError, UnavailableError, UserError, as_us
 from pairio_node.execution import Executions
 from pairio_node.folders import build_folder
 from pairio_node.home import Home
+from pairio_node.ipfs import Kubo, open_kubo
 from pairio_node.joins import Joins
 from pairio_node.outside import Outside
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
@@ -106,13 +102,18 @@ class Node:
         store: Store,
         runners: list[Runner],
         transport: Transport,
+        kubo: Kubo | None = None,
     ) -> None:
         self.home = home
         self.config = config
         self.clock = Clock()
         self.transport = transport
-        quota = config.quota_for(home.path)
-        self.blocks = DiskBlockStore(home.path / "blocks", quota)
+        self.kubo = kubo
+        self.blocks: LocalStore = (
+            kubo.blocks
+            if kubo
+            else DiskBlockStore(home.path / "blocks", config.quota_for(home.path))
+        )
         self.contents = ScopedContent(self.blocks, home.path / "held")
         self.content = self.contents.everything
         self.guest_blocks = GuestBlocks()
@@ -216,6 +217,8 @@ class Node:
         nursery.start_soon(self.publishing.run)
         if self.bitswap is not None:
             nursery.start_soon(self.bitswap.run)
+        if self.kubo is not None:
+            nursery.start_soon(self.kubo.run, self.say)
         nursery.start_soon(
             watch_hours, self.config.rules, lambda now: self.driver.post(ev.OwnerHours(now))
         )
@@ -677,6 +680,7 @@ class Node:
             ),
             "twins": [twin_view(twin) for twin in core.twins.live],
             "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
+            "ipfs": self.kubo.status() if self.kubo else None,
             "blocks": {**self.cache.status(), **self.exchange.counters},
             "bitswap": self._bitswap_status(),
             "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
@@ -761,6 +765,7 @@ async def run_node(
         with Launcher(home.path / "node.alive") as launcher:
             async with trio.open_nursery() as top:
                 await top.start(_watch_signals, stop)
+                kubo = await open_kubo(home, config)
                 runners, note = await _choose_runners(config, launcher)
                 if note and config.compute:
                     say(note)
@@ -770,6 +775,7 @@ async def run_node(
                     store,
                     runners,
                     _libp2p(home, config, bool(crashes and crashes["restarts"])),
+                    kubo,
                 )
                 node.crashes |= crashes or {}
                 node.say = say

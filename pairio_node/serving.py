@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from pairio_node.blocks import BlockMissing, Content, Exchange, FetchFailed
+from pairio_node.blocks import BlockMissing, Content, Exchange, FetchFailed, StoreUnavailable
 from pairio_node.blocks.content import DEPTH_MAX
 from pairio_node.blocks.unixfs import Entry, Node, UnixfsError
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
@@ -85,7 +85,7 @@ class Serving:
 
     async def _item(self, entry: Entry) -> Item:
         """Look at an entry if it is here; a folder of many is not fetched to be listed."""
-        if parse_cid(entry.cid).codec == RAW or not self._content.store.has(entry.cid):
+        if parse_cid(entry.cid).codec == RAW or not await self._content.has(entry.cid):
             return Item(entry.name, entry.cid, entry.total_bytes, False)
         try:
             node = await self._content.node(entry.cid)
@@ -129,12 +129,16 @@ class Serving:
         try:
             try:
                 return await self._content.node(cid)
+            except StoreUnavailable:
+                raise  # it says more than that nobody has it
             except BlockMissing:
-                wanted = [cid, *(c for c in ahead if c != cid and not self._content.store.has(c))]
-                await self._fetch(cid, wanted)
+                others = [c for c in ahead if c != cid and not await self._content.has(c)]
+                await self._fetch(cid, [cid, *others])
                 return await self._content.node(cid)
         except (UnixfsError, CidError) as error:
             raise UserError(f"{cid[:80]} cannot be shown: {error}") from None
+        except StoreUnavailable:
+            raise
         except BlockMissing:
             raise UnavailableError(f"block {cid} is not here any more") from None
 
@@ -148,7 +152,7 @@ class Serving:
                         await self._exchange.fetch_blocks(service, wanted, holder)
                     except FetchFailed as error:
                         reasons.append(str(error))
-                    if self._content.store.has(cid):
+                    if await self._content.has(cid):
                         self._last = (service, holder)
                         return
         said = "; ".join(reasons[-3:]) or "no connected member has it"

@@ -57,6 +57,10 @@ def run(
     ipfs_peer: Annotated[
         list[str] | None, typer.Option(help="Multiaddr of an IPFS node, with /p2p/ID.")
     ] = None,
+    ipfs: Annotated[
+        str | None,
+        typer.Option(help="RPC address of a Kubo daemon that keeps the content: URL or multiaddr."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The ready line as JSON.")] = False,
     yield_jobs: Annotated[
         bool, typer.Option("--yield-jobs", help="Jobs end with the node; nothing is left behind.")
@@ -82,6 +86,7 @@ def run(
         "allow_process": allow_process,
         "ipfs_peers": ipfs_peer,
         "restart_grace_s": 0 if yield_jobs else None,
+        "ipfs": ipfs,
     }
     _run_here(settings, json, crashes)
 
@@ -146,6 +151,9 @@ def status(
         f" {capacity['numGpus']} GPUs; isolation {found['isolation']}"
     )
     data(f"running    {found['running']}")
+    if ipfs := found.get("ipfs"):
+        state = ipfs["error"] or f"answers, publishes {ipfs['publish']}"
+        data(f"ipfs       Kubo {ipfs['version']} at {ipfs['api']}: {state}")
     crash = found["lastCrash"]
     told = f"; the last crash was at {crash['time']}: {crash['reason']}" if crash else ""
     data(f"restarts   {found['restarts']}{told}")

@@ -1,6 +1,6 @@
 """What a block store is. Blocks are at most BLOCK_SIZE_BYTES_MAX and named by their CID."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -80,6 +80,9 @@ class BlockStore(Protocol):
     def put_sync(self, cid: str, data: bytes) -> None:
         """`put` for code that runs in a thread."""
 
+    def settle_sync(self) -> None:
+        """Return when all that was put is kept for good, in a thread: the end of an add."""
+
 
 class LocalStore(BlockStore, Protocol):
     """This node's own store, which services see parts of (`scoped`) and the cache collects from.
@@ -90,6 +93,10 @@ class LocalStore(BlockStore, Protocol):
     """
 
     in_use: InUse
+    #: What the blocks may take.
+    quota_bytes: int
+    #: Called in a thread when a block does not fit: makes room for it, or says False.
+    make_room: Callable[[int], bool]
 
     @property
     def used_bytes(self) -> int:

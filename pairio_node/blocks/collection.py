@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from pairio_node.blocks.base import StoreUnavailable
 from pairio_node.blocks.collector import (
     Gone,
     Pace,
@@ -136,7 +137,7 @@ class Collection:
                 return False
             try:
                 self._collect(min(self._low_bytes, self.quota_bytes - size_bytes), dry=False)
-            except Stopped:
+            except (Stopped, StoreUnavailable):
                 return False
             if size_bytes <= self.room_bytes:
                 return True

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockMissing, LocalStore
+from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockMissing, LocalStore, StoreUnavailable
 from pairio_node.blocks.unixfs import UnixfsError, parse_node
 from pairio_protocol.cid import DAG_CBOR, DAG_PB, parse_cid
 from pairio_protocol.documents import Link, decode
@@ -127,7 +127,8 @@ def _links_of(value: Any) -> Iterator[str]:
 
 
 def survey(store: LocalStore, pace: Callable[[], None] = lambda: None) -> Survey:
-    """Look at a whole store, in a thread. What comes meanwhile may be seen or not."""
+    """Look at a whole store, in a thread. What comes meanwhile may be seen or not. Raises
+    StoreUnavailable."""
     found = Survey()
     for cid, size_bytes, used_unix_s in store.stored_sync():
         pace()
@@ -137,6 +138,8 @@ def survey(store: LocalStore, pace: Callable[[], None] = lambda: None) -> Survey
             pace()
             try:
                 links = links_in(cid, store.read_sync(cid))
+            except StoreUnavailable:  # what a kept root needs would be taken for unneeded
+                raise
             except (
                 BlockMissing,
                 OSError,

@@ -66,15 +66,19 @@ class Content:
             await trio.to_thread.run_sync(
                 builder.add_chunk, bytes(buffer), limiter=self.store.limiter
             )
-        root = await trio.to_thread.run_sync(builder.finish, limiter=self.store.limiter)
+        return await trio.to_thread.run_sync(
+            lambda: self._added(builder.finish()), limiter=self.store.limiter
+        )
+
+    def _added(self, root: Entry) -> Added:
+        self.store.settle_sync()
         return Added(root.cid, root.size_bytes)
 
     def _add_chunks(self, chunks: Iterator[bytes]) -> Added:
         builder = FileBuilder(self.store.put_sync)
         for chunk in chunks:
             builder.add_chunk(chunk)
-        root = builder.finish()
-        return Added(root.cid, root.size_bytes)
+        return self._added(builder.finish())
 
     def _file_entry(self, path: Path) -> Entry:
         try:
@@ -90,13 +94,11 @@ class Content:
             return builder.finish()
 
     def _add_file(self, path: Path) -> Added:
-        root = self._file_entry(path)
-        return Added(root.cid, root.size_bytes)
+        return self._added(self._file_entry(path))
 
     def _add_directory(self, top: Path, path: Path, skip: Callable[[str], bool]) -> Added:
         count = [0]
-        root = self._directory_entry(top, path, skip, 0, count)
-        return Added(root.cid, root.size_bytes)
+        return self._added(self._directory_entry(top, path, skip, 0, count))
 
     def _directory_entry(
         self, top: Path, path: Path, skip: Callable[[str], bool], depth: int, count: list[int]
@@ -128,6 +130,10 @@ class Content:
         return Entry(cid, sum(e.size_bytes for e in entries), total)
 
     # -- reading ------------------------------------------------------------------------
+
+    async def has(self, cid: str) -> bool:
+        """Say whether a block is here."""
+        return await trio.to_thread.run_sync(self.store.has, cid, limiter=self.store.limiter)
 
     async def node(self, cid: str) -> Node:
         """Return a parsed block; raises BlockMissing or UnixfsError."""

@@ -125,6 +125,9 @@ class DiskBlockStore:
             temporary.unlink(missing_ok=True)
             raise StorageFullError(f"cannot store a block: {error.strerror}") from None
 
+    def settle_sync(self) -> None:
+        """Each block is on the disk when it is put."""
+
     def _check_room(self, size_bytes: int) -> None:
         """Raise StorageFullError when a block does not fit, also after what may go has gone."""
         if self._used_bytes + size_bytes <= self.quota_bytes or self.make_room(size_bytes):

@@ -63,6 +63,10 @@ class ServiceBlocks:
             self._store.put_checked(cid, data)
             self.share_sync(cid)
 
+    def settle_sync(self) -> None:
+        """Return when all that was put is kept for good, in a thread."""
+        self._store.settle_sync()
+
     def share_sync(self, cid: str) -> None:
         """Let the service have a block that is here."""
         mark = self._mark(cid)

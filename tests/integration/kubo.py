@@ -41,6 +41,7 @@ class Kubo:
         self.folder = folder
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
+        self._auth: list[str] = []
         self.cli("init", "--profile=test")
         config = json.loads((folder / "config").read_text())
         config["Addresses"]["Swarm"] = ["/ip4/127.0.0.1/tcp/0"]
@@ -54,6 +55,8 @@ class Kubo:
             "Network": {"QUIC": False, "WebTransport": False, "WebRTCDirect": False}
         }
         config |= settings or {}
+        rules = config.get("API", {}).get("Authorizations") or {}
+        self._auth = [f"--api-auth={rule['AuthSecret']}" for rule in rules.values()][:1]
         (folder / "config").write_text(json.dumps(config))
 
     def start(self) -> None:
@@ -108,7 +111,7 @@ class Kubo:
     def cli(self, *arguments: str, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         """Run `ipfs ARGUMENTS` against this daemon; raises when it fails."""
         done = subprocess.run(
-            [self._program, *arguments],
+            [self._program, *self._auth, *arguments],
             env=self._environment,
             input=input,
             capture_output=True,
