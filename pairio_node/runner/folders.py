@@ -41,7 +41,7 @@ def measure_folder(top: Path) -> int:
                 raise FolderError(f"it holds more than {FILES_MAX} files")
             if names_size > _NAMES_SIZE_BYTES_MAX:
                 raise FolderError(f"{where!r} holds too many entries for one folder")
-            if not _is_utf8(entry.name):
+            if not is_utf8(entry.name):
                 raise FolderError(f"{inside!r} is not named in UTF-8")
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((Path(entry.path), depth + 1))
@@ -54,7 +54,8 @@ def measure_folder(top: Path) -> int:
     return size
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Say whether a name on disk can stand in a document."""
     try:
         name.encode()
     except UnicodeEncodeError:

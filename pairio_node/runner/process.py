@@ -15,7 +15,7 @@ from typing import Literal
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
-from pairio_node.runner.folders import FolderError, measure_folder
+from pairio_node.runner.folders import FolderError, is_utf8, measure_folder
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervise import Ended, Plan, SupervisorLost, attach, supervise
 
@@ -173,15 +173,15 @@ class ProcessRunner:
         outputs: dict[str, Path] = {}
         for number, output in enumerate(spec.outputs):
             path = tmp / "out" / str(number)
-            if not _is_plain(path) and not _is_folder(path):
+            # `out` is the job's to change, too: a link in its place would lead out of the sandbox.
+            if not _is_folder(tmp / "out") or not (_is_plain(path) or _is_folder(path)):
                 return failed(f"output {output.name!r} was not made, or is neither file nor folder")
             outputs[output.name] = path
-        others = sorted((tmp / "other").rglob("*"))
-        for path in others[:_OTHER_FILES_MAX]:
-            if _is_plain(path):
-                outputs[f"other/{path.relative_to(tmp / 'other').as_posix()}"] = path
+        outputs |= _others(tmp / "other")
         size = 0
         for name, path in outputs.items():
+            if not is_utf8(name):
+                return failed(f"output {name!r} is not named in UTF-8")
             try:
                 size += path.stat().st_size if _is_plain(path) else measure_folder(path)
             except FolderError as error:
@@ -197,6 +197,16 @@ def sdk_root() -> Path:
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the pairio SDK is not installed beside the node")
     return Path(spec.origin).parent.parent
+
+
+def _others(top: Path) -> dict[str, Path]:
+    """Return the additional outputs by name. The job may have put links anywhere, also in the place
+    of the folder itself: none is followed."""
+    if not _is_folder(top):
+        return {}
+    found = (Path(folder) / name for folder, _, names in os.walk(top) for name in names)
+    plain = sorted(path for path in found if _is_plain(path))
+    return {f"other/{p.relative_to(top).as_posix()}": p for p in plain[:_OTHER_FILES_MAX]}
 
 
 def _is_folder(path: Path) -> bool:

@@ -119,6 +119,34 @@ async def test_a_link_as_output_is_refused(runner: ProcessRunner, tmp_path: Path
     assert "neither file nor folder" in outcome.error
 
 
+@pytest.mark.parametrize("instead", ["out", "other"])
+async def test_a_link_in_the_place_of_the_outputs_folder_leads_nowhere(
+    instead: str, runner: ProcessRunner, tmp_path: Path
+) -> None:
+    others = tmp_path / "others"  # of this user, and none of the job's business
+    (others / "0").mkdir(parents=True)
+    (others / "node.key").write_text("secret")
+    script = f'cd "$PAIRIO_JOB_WORKING_DIR/.."; mkdir -p out/0; rm -r {instead}'
+    script += f"; ln -s {others} {instead}"
+    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    if instead == "out":
+        assert outcome.status == "failed"
+        assert "neither file nor folder" in outcome.error
+    assert [name for name in outcome.outputs if name != "o"] == []
+    assert not any(path.resolve().is_relative_to(others) for path in outcome.outputs.values())
+
+
+async def test_further_outputs_are_plain_files_named_in_utf8(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    script = 'cd "$PAIRIO_JOB_WORKING_DIR/../other"; mkdir sub; echo a > sub/a; ln -s /etc etc'
+    outcome = await _run(runner, _spec(tmp_path, script + "; ln -s /etc/passwd passwd"))
+    assert list(outcome.outputs) == ["other/sub/a"]
+    outcome = await _run(runner, _spec(tmp_path, script + "; touch $(printf '\\377')"))
+    assert outcome.status == "failed"
+    assert "is not named in UTF-8" in outcome.error
+
+
 async def test_an_output_may_be_a_folder(runner: ProcessRunner, tmp_path: Path) -> None:
     script = 'cd "$PAIRIO_JOB_WORKING_DIR/../out"; mkdir -p 0/sub/empty; printf abc > 0/sub/x'
     outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
