@@ -75,6 +75,11 @@ def run_id(resolved_job_id: str, salt: str = "") -> str:
     return _hash(b"run", resolved_job_id.encode(), salt.encode())
 
 
+def is_attempt(attempt: str) -> bool:
+    """Say whether some coordinator may have given this attempt id."""
+    return _ATTEMPT.fullmatch(attempt) is not None
+
+
 def is_attempt_of(attempt: str, coordinator: str) -> bool:
     """Say whether an attempt id is one that this coordinator may give: it stands in records."""
     return attempt.startswith(f"{coordinator}/") and _ATTEMPT.fullmatch(attempt) is not None

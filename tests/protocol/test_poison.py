@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,26 @@ from pairio_protocol import events as ev
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.core import NodeCore
 from pairio_protocol.documents import decode
-from pairio_protocol.effects import Fail, Send
+from pairio_protocol.effects import Effect, Execute, Fail, FetchBlocks, Send
 from pairio_protocol.ids import request_id, run_id
-from pairio_protocol.limits import DEPENDENCY_DEPTH_MAX, FRAME_SIZE_BYTES_MAX
-from pairio_protocol.messages import MESSAGES, Award, Presence, PresenceUpdate, Push
+from pairio_protocol.limits import (
+    DEPENDENCY_DEPTH_MAX,
+    FRAME_SIZE_BYTES_MAX,
+    HOLDS_SERVED_MAX,
+    LEASE_MS,
+)
+from pairio_protocol.machines.coordinator import Attempt
+from pairio_protocol.messages import (
+    MESSAGES,
+    Award,
+    Beat,
+    Decline,
+    Have,
+    Hold,
+    Presence,
+    PresenceUpdate,
+    Push,
+)
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.records import Request, Resources, Result, ResultDocument
 from pairio_protocol.segment import GENESIS, Segment
@@ -74,6 +91,133 @@ def test_an_award_whose_attempt_has_a_very_long_name() -> None:
     award = Award(service, name, run_id(state.job, name), attempt, (), 10_000)
     world.do(VICTIM.peer, ev.FrameReceived(MEMBER.peer, MESSAGES.encode(award)))
     world.pass_time(1000)
+
+
+class Slow(World):
+    """Nothing that is executed ends."""
+
+    def _carry_out(self, peer: str, effects: list[Effect]) -> None:
+        super()._carry_out(peer, [e for e in effects if not isinstance(e, Execute)])
+
+    def held(self, peer: str, run: str, attempt: str, state: str = "executing") -> None:
+        """A worker says to the first node how it holds a run."""
+        service = next(iter(self.cores[self.peers[0]].membership.taken_up))
+        frame = MESSAGES.encode(Have(service, run, attempt, state))
+        self.do(self.peers[0], ev.FrameReceived(peer, frame))
+        self.settle()
+
+    def submitted(self, number: int) -> Attempt:
+        """Let the first node submit; return the attempt that it gave away."""
+        core = self.cores[self.peers[0]]
+        wish = {**definition("write"), "cacheBust": str(number)}
+        made = self.call(self.peers[0], ev.Submit(100 + number, "lab", wish, RESOURCES))
+        errand = core.coordinator.errand_of(made["request"])
+        assert errand is not None and errand.attempt is not None
+        return errand.attempt
+
+
+def test_a_run_that_is_held_under_a_very_long_name() -> None:
+    world = Slow(2)
+    world.with_service()
+    coordinator, worker = world.peers
+    attempt = world.submitted(1)
+    core = world.cores[coordinator]
+    run = next(iter(core.coordinator.errands))[1]
+    name = attempt.id
+    for held in (f"{coordinator}/" + "\U0001f4a5" * 14_000, "", f"{coordinator}/{'0' * 16}/x"):
+        world.held(worker, run, held)
+    world.held(worker, run, name, "\U0001f4a5" * 14_000)
+    assert attempt.id == name
+    assert attempt.state == "executing"
+    assert core.ctx.counters["refused: a run that is held in no way that there is"] == 4
+    world.do(coordinator, ev.PeerDown(worker))
+    world.pass_time(LEASE_MS + 1)  # it is written down as lost
+    assert core.ctx.counters["leases lost"] == 1
+
+
+def test_a_worker_that_claims_the_next_attempts_name_takes_nobodys_lease() -> None:
+    world = Slow(3)
+    world.with_service()
+    coordinator = world.peers[0]
+    core = world.cores[coordinator]
+    first = world.submitted(1)
+    run = next(iter(core.coordinator.errands))[1]
+    prefix, _, count = first.id.rpartition("/")
+    world.held(first.worker, run, f"{prefix}/{int(count) + 1}")
+    second = world.submitted(2)
+    assert second.id == f"{prefix}/{int(count) + 1}"
+    world.held(first.worker, run, f"{prefix}/{int(count) + 100}")
+    beat = MESSAGES.encode(Beat(next(iter(core.membership.taken_up)), (second.id,)))
+    before = second.deadline_ms
+    world.now_ms += 1000
+    world.do(coordinator, ev.FrameReceived(second.worker, beat))
+    assert second.deadline_ms == before + 1000
+
+
+def test_of_a_decline_only_words_are_kept() -> None:
+    world = Slow(2)
+    world.with_service()
+    coordinator, worker = world.peers
+    attempt = world.submitted(1)
+    core = world.cores[coordinator]
+    (key,) = core.coordinator.errands
+    decline = Decline(key[0], key[1], attempt.id, *("x" * 16_000,) * 3)
+    world.do(coordinator, ev.FrameReceived(worker, MESSAGES.encode(decline)))
+    _, kept = core.coordinator.errands[key].declined[worker]
+    assert (len(kept.reason), len(kept.needs), len(kept.has)) == (500, 500, 500)
+
+
+def test_holds_are_bounded_for_one_member_and_name_members_only() -> None:
+    world, core, service = _world()
+    fetches: list[FetchBlocks] = []
+    for number in range(HOLDS_SERVED_MAX // 2 + 10):
+        hold = Hold(
+            service, f"{number}", (service,), (ADMIN.peer, "x", SigningKey(bytes(32)).peer), b""
+        )
+        frame = ev.FrameReceived(MEMBER.peer, MESSAGES.encode(hold))
+        effects = core.handle(frame, world.now_ms, world.now_ms)
+        fetches += [effect for effect in effects if isinstance(effect, FetchBlocks)]
+    assert len(fetches) == HOLDS_SERVED_MAX // 2
+    assert {fetch.holders for fetch in fetches} == {(MEMBER.peer, ADMIN.peer)}
+    assert core.ctx.counters["holds beyond what is served at once"] == 10
+    long = Hold(service, "x" * 1000, (service,), (), b"")
+    core.handle(ev.FrameReceived(ADMIN.peer, MESSAGES.encode(long)), world.now_ms, world.now_ms)
+    assert core.ctx.counters["refused: a hold with a long name"] == 1
+
+
+class Writing(World):
+    """Jobs leave further outputs."""
+
+    others: Sequence[str] = ()
+    says = ""
+
+    def _executed(self, effect: Execute) -> ev.Executed:  # type: ignore[override]
+        done = World._executed(effect)
+        more = {f"other/{name}": (cid_of(RAW, b"x"), 1, name) for name in self.others}
+        return replace(done, outputs={**done.outputs, **more}, error=self.says)
+
+
+@pytest.mark.parametrize(
+    ("others", "status", "error"),
+    [
+        ([f"{n}" for n in range(100)], "completed", ""),
+        ([f"{n}" + "x" * 180 for n in range(300)], "failed", "make fewer, or a folder of them"),
+        (["\udcff"], "failed", "a lone surrogate"),
+    ],
+)
+def test_a_job_whose_outputs_no_record_could_name(
+    others: list[str], status: str, error: str
+) -> None:
+    world = Writing(2)
+    world.with_service()
+    world.others, world.says = others, "" if status == "completed" else "\udcff"
+    wish = {**definition("write"), "cacheBust": "x"}
+    made = world.call(world.peers[0], ev.Submit(100, "lab", wish, RESOURCES))
+    (fold,) = world.cores[world.peers[0]].folds.values()
+    result = fold.result_of(fold.requests[made["request"]])
+    assert result is not None
+    assert result.document.status == status
+    assert error in result.document.error
 
 
 def test_presence_as_large_as_a_frame_is_not_passed_on_in_a_larger_one() -> None:

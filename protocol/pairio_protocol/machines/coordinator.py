@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pairio_protocol.context import Context
 from pairio_protocol.effects import JobChanged
 from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
+from pairio_protocol.ids import is_attempt
 from pairio_protocol.limits import (
     ATTEMPTS_MAX,
     AWARD_ANSWER_MS,
@@ -26,6 +27,7 @@ from pairio_protocol.limits import (
     BIDS_PER_SCAN,
     DECLINE_PAUSE_MS,
     LOOK_INTERVAL_MS,
+    NAME_LENGTH_MAX,
     PROBE_MS,
     STRIKES_MAX,
     WANT_DELAY_MS,
@@ -40,6 +42,8 @@ __all__ = ["Attempt", "Coordinator", "Errand", "Hooks", "Wish"]
 
 _Key = tuple[str, str]  # (service, run)
 _NESTED_MAX = 16
+_HELD_STATES = ("queued", "executing", "done")
+_WORDS_MAX = 500  # of each text of a decline that is kept
 
 
 @dataclass
@@ -560,8 +564,11 @@ class Coordinator:
         errand = self._errand_at(peer, message.service, message.run, message.attempt)
         if errand is None or errand.attempt is None:
             return
+        if not is_attempt(message.attempt) or message.state not in _HELD_STATES:
+            self._ctx.refuse(peer, "a run that is held in no way that there is")
+            return
         attempt = errand.attempt
-        self._by_attempt.pop(attempt.id, None)
+        self._forget_attempt(errand)
         attempt.id = message.attempt
         self._by_attempt[message.attempt] = (errand.service, errand.run)
         attempt.held = True
@@ -598,7 +605,7 @@ class Coordinator:
         errand = self._errand_at(peer, message.service, message.run, message.attempt)
         if errand is None:
             return
-        errand.declined[peer] = (self._ctx.now_ms, message)
+        errand.declined[peer] = (self._ctx.now_ms, _shortened(message))
         if errand.attempt is not None and errand.attempt.for_guests:
             self._guests_rest_ms[peer] = self._ctx.now_ms + DECLINE_PAUSE_MS
         else:
@@ -736,11 +743,18 @@ class Coordinator:
         attempt = errand.attempt
         if attempt is None:
             return
-        self._by_attempt.pop(attempt.id, None)
+        self._forget_attempt(errand)
         self._due.drop((errand.service, errand.run))
         self._count_out(attempt, -1)
         errand.attempt = None
         self._look = True
+
+    def _forget_attempt(self, errand: Errand) -> None:
+        """The id of an errand's attempt names it no more; a worker may have said that it holds it
+        under one that was given to somebody else since."""
+        key = (errand.service, errand.run)
+        if errand.attempt is not None and self._by_attempt.get(errand.attempt.id) == key:
+            del self._by_attempt[errand.attempt.id]
 
     def _count_out(self, attempt: Attempt, more: int) -> None:
         """Count what a worker was awarded; guests' runs do not keep members' from it."""
@@ -783,6 +797,12 @@ def _take_out(by_service: dict[str, dict[str, None]], errand: Errand) -> None:
         runs.pop(errand.run, None)
         if not runs:
             del by_service[errand.service]
+
+
+def _shortened(message: Decline) -> Decline:
+    """Return what is kept of a decline: it is for people."""
+    words = (text[:_WORDS_MAX] for text in (message.reason, message.needs, message.has))
+    return Decline(message.service, message.run, message.attempt[:NAME_LENGTH_MAX], *words)
 
 
 def _discard(index: dict[str, set[str]], key: str, name: str) -> None:

@@ -26,6 +26,7 @@ from pairio_protocol.limits import (
     FILES_PER_JOB_MAX,
     HOLD_RETRY_MS,
     HOLDS_SERVED_MAX,
+    NAME_LENGTH_MAX,
     REPAIR_BATCH,
     REPAIR_INTERVAL_MS,
     SAFE_KNOWN_MAX,
@@ -231,13 +232,19 @@ class Replication:
         if message.service not in self._membership.shared_with(peer):
             self._ctx.refuse(peer, "hold of a stranger")
             return
-        if len(self._serving) >= HOLDS_SERVED_MAX:
+        if len(message.ticket) > NAME_LENGTH_MAX:
+            self._ctx.refuse(peer, "a hold with a long name")
+            return
+        mine = sum(asked_by == peer for asked_by, _ in self._serving.values())
+        if len(self._serving) >= HOLDS_SERVED_MAX or mine >= HOLDS_SERVED_MAX // 2:
             self._ctx.counters["holds beyond what is served at once"] += 1
             self._ctx.send(peer, Held(message.ticket, False))
             return
         ticket = f"{peer}|{message.ticket}"
         self._serving[ticket] = (peer, message.segment)
-        holders = tuple(p for p in dict.fromkeys([peer, *message.holders]) if p != self._ctx.me)
+        roles_of = self._membership.folded(message.service).roles_of
+        named = (p for p in message.holders if roles_of(p))  # others have nothing, and learn of it
+        holders = tuple(p for p in dict.fromkeys([peer, *named]) if p != self._ctx.me)
         cids = message.cids[: FILES_PER_JOB_MAX + 1]
         self._ctx.emit(FetchBlocks(message.service, ticket, cids, holders))
 

@@ -25,6 +25,7 @@ from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFo
 from pairio_protocol.ids import is_attempt_of
 from pairio_protocol.limits import (
     BACKLOG_PER_SLOT_MAX,
+    RECORD_SIZE_BYTES_MAX,
     TASKS_MAX,
 )
 from pairio_protocol.machines.fair_share import FairShare
@@ -34,6 +35,7 @@ from pairio_protocol.messages import Award, Beat, Decline, Have
 from pairio_protocol.open_submit import GUESTS, OpenSubmit
 from pairio_protocol.policy import ISOLATIONS, isolation_needed
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
+from pairio_protocol.segment import record_size
 
 __all__ = ["Task", "Worker"]
 
@@ -105,6 +107,11 @@ class _Refusal:
 
 _GAVE_WAY = "a member's run needed its place"
 _Needs = tuple[int, int, int] | list[int]
+
+
+def _words(text: str, length_max: int) -> str:
+    """Return what a run's end says as a record may hold it."""
+    return text[:length_max].encode("utf-8", "replace").decode()
 
 
 def _less(free: _Needs, needs: _Needs) -> list[int]:
@@ -492,7 +499,7 @@ class Worker:
                     award.run,
                     award.attempt,
                     kind,
-                    reason[:2000],
+                    _words(reason, 2000),
                     self.ctx.unix_ms,
                 ),
             )
@@ -512,7 +519,7 @@ class Worker:
             salt=task.salt,
             attempt=award.attempt,
             status=event.status,
-            error=event.error[:4000],
+            error=_words(event.error, 4000),
             outputs=event.outputs,
             console=event.console,
             usage=event.usage,
@@ -524,9 +531,23 @@ class Worker:
             finished_unix_ms=self.ctx.unix_ms,
             limit=event.limit,
         )
-        data = document.sign(self.ctx.key)
+        data = self._signed(document)
         self.hooks.append(award.service, Result(data))
         self._results_to_push.append((award.service, award.run, task.coordinators))
+
+    def _signed(self, document: ResultDocument) -> bytes:
+        """Sign a result; one whose outputs are more than a record can name has failed."""
+        try:
+            data = document.sign(self.ctx.key)
+            size = record_size(Result(data))
+            why = f"the result takes {size} bytes; at most {RECORD_SIZE_BYTES_MAX}"
+        except DefinitionError as error:
+            size, why = RECORD_SIZE_BYTES_MAX + 1, str(error)
+        if size <= RECORD_SIZE_BYTES_MAX:
+            return data
+        told = f"its outputs cannot be named ({why}): make fewer, or a folder of them"
+        failed = replace(document, status="failed", outputs={}, error=_words(told, 4000), limit="")
+        return failed.sign(self.ctx.key)
 
     def on_sealed(self) -> None:
         """Send the segments of new results to those who wait for them, and to the home nodes of
