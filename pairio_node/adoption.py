@@ -40,9 +40,11 @@ class JobCard:
     runner: str
     #: After a crash of the machine an outcome may be there whose outputs never reached the disk.
     machine_boot: str
+    #: CIDs of inputs that it reads from files of the owner, not from copies.
+    bound: tuple[str, ...] = ()
 
     @staticmethod
-    def of(effect: Execute, runner: str) -> "JobCard":
+    def of(effect: Execute, runner: str, bound: tuple[str, ...] = ()) -> "JobCard":
         """Return the card of a run that is about to begin."""
         return JobCard(
             service=effect.service,
@@ -58,6 +60,7 @@ class JobCard:
             time_ms=effect.resources.time_ms,
             runner=runner,
             machine_boot=_machine_boot(),
+            bound=bound,
         )
 
     @property
@@ -85,8 +88,8 @@ class JobCard:
         """Return the card of a folder; None when there is none that can be read."""
         try:
             raw: dict[str, Any] = json.loads((folder / _CARD_FILE).read_text())
-            for name in ("upstream", "coordinators"):
-                raw[name] = tuple(raw[name])
+            for name in ("upstream", "coordinators", "bound"):
+                raw[name] = tuple(raw.get(name, ()))
             raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
             return JobCard(**raw)
         except (OSError, ValueError, KeyError, TypeError):

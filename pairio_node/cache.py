@@ -21,7 +21,7 @@ import trio
 from pairio_node.blocks import StoreUnavailable
 from pairio_node.blocks.collection import Collection, Looked, Needs, Report
 from pairio_node.blocks.collector import Stopped
-from pairio_node.cache_needs import PROMISED, Name, Promises, Roots, roots
+from pairio_node.cache_needs import PROMISED, REFERENCED, Name, Promises, Roots, roots
 from pairio_node.cache_view import gc_view, row_view, rows_of
 from pairio_node.errors import NotFoundError, StorageFullError, UnavailableError, UserError
 from pairio_node.store import CommitRows
@@ -178,6 +178,7 @@ class Cache:
         pins["published"] = self._node.publishing.roots()
         promise_ms = round(self._node.config.promise_days * _DAY_MS)
         self._roots = await roots(self._node.core, pins, self.promises, promise_ms)
+        self._roots.keep(REFERENCED, self._node.references.roots())
         return self._roots.needs()
 
     def _on_gone(self, cids: set[str]) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "PINNED",
     "PROMISED",
     "PROMISE_NOTE",
+    "REFERENCED",
     "Name",
     "Promises",
     "Roots",
@@ -37,6 +38,7 @@ PINNED: Final = "pinned"
 LIVE: Final = "live job"
 PROMISED: Final = "promised"
 APPS: Final = "app"
+REFERENCED: Final = "referenced"
 #: The note (`store.CommitRows.notes`) of a promise.
 PROMISE_NOTE: Final = "promise"
 _INPUTS: Final = "/inputs"
@@ -61,7 +63,7 @@ class Roots:
     """Roots by the reason why they must stay, and names of all that are known."""
 
     reasons: dict[str, set[str]] = field(
-        default_factory=lambda: {PINNED: set(), LIVE: set(), PROMISED: set(), APPS: set()}
+        default_factory=lambda: {r: set() for r in (PINNED, LIVE, PROMISED, APPS, REFERENCED)}
     )
     names: dict[str, list[Name]] = field(default_factory=dict)
 

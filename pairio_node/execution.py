@@ -34,6 +34,7 @@ class _Run:
     """A run that goes on. `fetching` is left when the job starts."""
 
     folder: Path
+    bound: list[str] = field(default_factory=list)  # inputs read from the owner's own files
     cancel: trio.Event = field(default_factory=trio.Event)
     fetching: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -41,7 +42,8 @@ class _Run:
 class Executions:
     """The runs of this node. `runner_for(isolation)` gives the runner or None; `deliver` hands an
     `Executed` to the core and returns when what follows from it is on disk. Inputs that no member
-    gives are taken from `outside`."""
+    gives are taken from `outside`. `bindable` gives, in a thread, where a file or folder lies that
+    the owner has here and that is as it was."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Executions:
         url_rules: UrlRules,
         used: Callable[[str], None] = lambda _: None,
         outside: Outside | None = None,
+        bindable: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
@@ -64,6 +67,7 @@ class Executions:
         self._grace_s = restart_grace_s
         self._url_rules = url_rules
         self._used = used
+        self._bindable = bindable
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
         self._yielding = False
@@ -155,12 +159,12 @@ class Executions:
             return _no_result(effect.attempt, "infra", reason)
         spec: RunSpec | Executed | None = None
         with run.fetching:
-            spec = await self._prepare(effect, run.folder)
+            spec = await self._prepare(effect, run, runner.isolation != "none")
         if spec is None or run.cancel.is_set():
             return _no_result(effect.attempt, *self._given_up)
         if isinstance(spec, Executed):
             return spec
-        card = JobCard.of(effect, runner.name)
+        card = JobCard.of(effect, runner.name, tuple(run.bound))
         card.write(run.folder)
         return await self._executed(card, await runner.run(spec, run.cancel))
 
@@ -169,11 +173,11 @@ class Executions:
         """Kind and reason of the end of a run that was told to end."""
         return ("yield", "its node stops") if self._yielding else ("canceled", "canceled")
 
-    async def _prepare(self, effect: Execute, folder: Path) -> RunSpec | Executed:
+    async def _prepare(self, effect: Execute, run: _Run, may_bind: bool) -> RunSpec | Executed:
         """Fetch code and inputs."""
         bundle = await self._bundle(effect)
+        folder = run.folder
         folder.mkdir(mode=0o700)
-        content = self._contents.of(effect.service)
         rules = self._url_rules  # strangers do not reach what the owner lets members reach
         if effect.for_guest:
             rules = replace(rules, allow_hosts=())
@@ -191,9 +195,7 @@ class Executions:
                     reason = f"input {entry['name']!r}: {said}"
                     return _no_result(effect.attempt, "infra", reason)
             else:
-                cid, most = source["cid"], _LIMIT_BYTES
-                await self._inputs.fetch(effect.service, cid, effect.holders, limit_bytes=most)
-                await content.export(source["cid"], path)
+                path = await self._input(effect, run, source["cid"], path, may_bind)
             inputs.append(RunInput(entry["name"], entry["base_name"], path))
         return RunSpec(
             attempt=effect.attempt,
@@ -216,6 +218,20 @@ class Executions:
             nice=_GUESTS_NICE if effect.for_guest else 0,
         )
 
+    async def _input(
+        self, effect: Execute, run: _Run, cid: str, path: Path, may_bind: bool
+    ) -> Path:
+        """Return where an input by CID lies: in the owner's own file or folder, if there is one as
+        it was and the job cannot write to it, else in a copy at `path`."""
+        most = _LIMIT_BYTES
+        await self._inputs.fetch(effect.service, cid, effect.holders, limit_bytes=most)
+        own = await trio.to_thread.run_sync(self._bindable, cid) if may_bind else None
+        if own is not None:
+            run.bound.append(cid)
+            return own
+        await self._contents.of(effect.service).export(cid, path)
+        return path
+
     async def _bundle(self, effect: Execute) -> Path:
         """Return the app's folder, exported once and kept; not that of another service's app."""
         path = self._jobs.parent / "apps" / effect.bundle
@@ -237,6 +253,10 @@ class Executions:
 
     async def _executed(self, card: JobCard, outcome: RunOutcome) -> Executed:
         """Store what a run made."""
+        for cid in card.bound:
+            if await trio.to_thread.run_sync(self._bindable, cid) is None:
+                reason = f"input {cid} is a file of this node's owner that changed meanwhile"
+                return _no_result(card.attempt, "infra", reason)
         base_names = dict(card.outputs)
         content = self._contents.of(card.service)
         outputs: dict[str, tuple[str, int, str]] = {}

@@ -5,6 +5,8 @@ or another user on it, adds one. Names are checked as those of a folder on disk 
 from collections.abc import Sequence
 from typing import Final
 
+import trio
+
 from pairio_node.blocks import BlockMissing, Content
 from pairio_node.blocks.base import Added
 from pairio_node.blocks.content import DEPTH_MAX, FILES_MAX
@@ -31,6 +33,7 @@ async def build_folder(content: Content, entries: Sequence[tuple[str, str | None
     for path, cid in entries:
         _put(tree, path, cid)
     entry = await _build(content, tree)
+    await trio.to_thread.run_sync(content.store.settle_sync, limiter=content.store.limiter)
     return Added(entry.cid, entry.size_bytes)
 
 

@@ -18,6 +18,8 @@ from pairio_node.api.server import serve_api
 from pairio_node.bitswap import Bitswap
 from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, LocalStore, ScopedContent
 from pairio_node.blocks.guests import GuestBlocks
+from pairio_node.blocks.references import References
+from pairio_node.blocks.referencing import ReferencingStore
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.cache import Cache
 from pairio_node.cars import Cars
@@ -35,6 +37,7 @@ from pairio_node.outside import Outside
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
 from pairio_node.public import Public
 from pairio_node.publishing import Publishing
+from pairio_node.referenced import ReferencedData
 from pairio_node.results import Results
 from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
 from pairio_node.services import Services
@@ -114,7 +117,10 @@ class Node:
             if kubo
             else DiskBlockStore(home.path / "blocks", config.quota_for(home.path))
         )
-        self.contents = ScopedContent(self.blocks, home.path / "held")
+        self.references = References(home.path / "references.db", self.blocks, home.path)
+        store_here = ReferencingStore(self.blocks, self.references)
+        self.contents = ScopedContent(store_here, home.path / "held")
+        self.referenced = ReferencedData(self, self.references)
         self.content = self.contents.everything
         self.guest_blocks = GuestBlocks()
         self._pace = Pace()
@@ -148,6 +154,7 @@ class Node:
             UrlRules(config.allow_hosts, config.url_input_bytes_max),
             self.cache.used,
             self.outside,
+            self.references.unchanged_path,
         )
         self._store = store
         self.writer: Writer | None = None
@@ -208,6 +215,7 @@ class Node:
             self.say(_no_service(name))
         if closed := closed_rules(self.config.rules, datetime.now()):
             self.driver.post(ev.OwnerHours(closed))
+        self.referenced.begin(nursery)
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
         self.cache.start(nursery, snapshot.notes)
@@ -814,6 +822,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                 await node.leave_jobs()
                 nursery.cancel_scope.cancel()
         finally:
+            node.references.close()
             if node.writer is not None:
                 node.writer.stop()
 

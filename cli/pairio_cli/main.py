@@ -9,6 +9,7 @@ import typer
 from pairio_cli import joins, public, publish, results
 from pairio_cli.admins import add_admin_commands
 from pairio_cli.cache import cache_app
+from pairio_cli.content import content_app
 from pairio_cli.output import as_json, data, fail, guarded, note, short, table
 from pairio_cli.proposals import add_proposal_commands
 from pairio_cli.services import app_app, service_app
@@ -33,6 +34,7 @@ add_proposal_commands(service_app)
 app.add_typer(service_app, name="service")
 app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")
+app.add_typer(content_app, name="content")
 app.add_typer(token_app, name="token")
 app.add_typer(cache_app, name="cache")
 app.command()(joins.join)
@@ -66,6 +68,9 @@ def submit(
     input_: Annotated[
         list[str] | None, typer.Option("-i", help="name=PATH, URL, CID or job:ID/OUTPUT")
     ] = None,
+    nocopy: Annotated[
+        bool, typer.Option("--nocopy", help="Hash input files where they lie; copy nothing.")
+    ] = False,
     output: Annotated[list[str] | None, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
     cpus: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="None by default.")] = None,
@@ -105,6 +110,7 @@ def submit(
         tags=tag or [],
         skip_cache=skip_cache,
         rerun_failing=rerun_failing,
+        nocopy=nocopy,
     )
     sys.exit(submit_wish(api(), wish, wait=wait, timeout_s=timeout, json=json))
 

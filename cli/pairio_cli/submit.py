@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pairio._http import Api, part
-from pairio._upload import add_path
 from pairio.errors import PairioError
+from pairio_cli.content import add_input
 from pairio_cli.output import INTERRUPTED, as_json, data, note, short
 
 __all__ = ["Wish", "show_job", "submit_wish"]
@@ -30,6 +30,7 @@ class Wish:
     tags: list[str]
     skip_cache: bool
     rerun_failing: bool
+    nocopy: bool = False
 
 
 def submit_wish(api: Api, wish: Wish, *, wait: bool, timeout_s: float | None, json: bool) -> int:
@@ -127,7 +128,7 @@ def _definition(api: Api, wish: Wish, processor: dict[str, Any]) -> dict[str, An
     return {
         "appName": processor["app"],
         "processorName": processor["name"],
-        "inputFiles": [_input(api, n, v) for n, v in _pairs(wish.inputs, "-i")],
+        "inputFiles": [_input(api, n, v, wish.nocopy) for n, v in _pairs(wish.inputs, "-i")],
         "outputFiles": [{"name": name, "fileBaseName": bases.get(name)} for name in outputs],
         "parameters": [
             {"name": n, "value": _value(n, v, types.get(n, "str"))}
@@ -150,7 +151,7 @@ def _pairs(given: list[str], flag: str) -> list[tuple[str, str]]:
 _V0 = re.compile("Qm[1-9A-HJ-NP-Za-km-z]{44}")
 
 
-def _input(api: Api, name: str, value: str) -> dict[str, Any]:
+def _input(api: Api, name: str, value: str, nocopy: bool) -> dict[str, Any]:
     if "://" in value or value.startswith(("job:", "bafk", "bafy")) or _V0.fullmatch(value):
         return {"name": name, "url": value}
     path = Path(value).expanduser()
@@ -159,7 +160,7 @@ def _input(api: Api, name: str, value: str) -> dict[str, Any]:
             f"input {name!r}: there is no file {value!r}",
             "give a file or folder, an http(s) URL, a CID, or job:ID/OUTPUT",
         )
-    added = add_path(api, path)
+    added = add_input(api, path, nocopy)
     base_name = path.name or path.resolve().name or name
     return {"name": name, "url": f"ipfs://{added['cid']}", "fileBaseName": base_name}
 

@@ -28,6 +28,7 @@ from pairio_node.api.models import (
 from pairio_node.api.pages import home_page, job_page, login_page
 from pairio_node.api.public import public_routes
 from pairio_node.api.publishing import publishing_routes
+from pairio_node.api.references import reference_routes
 from pairio_node.api.results import result_routes
 from pairio_node.api.services import service_routes
 from pairio_node.errors import UserError
@@ -57,6 +58,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     _errors(app)
     app.add_middleware(_Guard, auth=auth)
     _job_routes(app, node)
+    reference_routes(app, node.referenced)  # before what takes any name for a CID
     service_routes(app, node.services)
     join_routes(app, node.joins)
     admin_routes(app, node.admins)

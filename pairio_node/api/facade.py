@@ -7,6 +7,7 @@ from pairio_node.api.cache import CacheFacade
 from pairio_node.api.joins import JoinsFacade
 from pairio_node.api.public import PublicFacade
 from pairio_node.api.publishing import PublishingFacade
+from pairio_node.api.references import ReferencesFacade
 from pairio_node.results import Rests
 from pairio_node.serving import Found, Item
 
@@ -45,6 +46,8 @@ class NodeFacade(Protocol):
     def joins(self) -> JoinsFacade: ...
     @property
     def admins(self) -> "AdminsFacade": ...
+    @property
+    def referenced(self) -> ReferencesFacade: ...
     @property
     def public(self) -> PublicFacade: ...
     @property

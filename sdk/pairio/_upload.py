@@ -2,14 +2,14 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pairio._http import Api
 from pairio.errors import PairioError
 
-__all__ = ["add_path"]
+__all__ = ["add_path", "add_reference"]
 
 _FILES_MAX = 50_000
 
@@ -25,6 +25,28 @@ def add_path(api: Api, path: Path) -> dict[str, Any]:
     with _opened(path) as file:
         added: dict[str, Any] = api.upload(file)
     return added
+
+
+def add_reference(
+    api: Api, path: Path, on_progress: Callable[[int, bool], None] | None = None
+) -> dict[str, Any]:
+    """Let the node hash a file or folder of its machine where it lies; returns `{cid, size, before,
+    ...}`. `on_progress` is told the bytes read so far, and at the end that it is over.
+
+    Raises:
+        RequestRefused: it cannot be read, or changed meanwhile.
+    """
+    body = {"path": str(path.absolute()), "waitSec": 1 if on_progress else 30}
+    was_told = False
+    while True:
+        answer: dict[str, Any] = api.call("POST", "/api/v1/content/references", body)
+        if answer["state"] == "done":
+            if on_progress and was_told:
+                on_progress(answer["size"], True)
+            return answer
+        if on_progress:
+            on_progress(answer["readBytes"], False)
+            was_told = True
 
 
 def _add_folder(api: Api, top: Path) -> dict[str, Any]:
@@ -57,7 +79,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
             raise PairioError(f"{path} is a symbolic link", "copy what it points to")
         if not entry.is_dir():
             yield path, False
-        elif any(os.scandir(path)):
+        elif os.listdir(path):
             yield from _walk(path)
         else:
             yield path, True

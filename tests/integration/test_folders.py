@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pairio._http import Api
+from pairio.errors import RequestRefused
 from tests.integration.conftest import RunningNode, StartNode
 
 pytestmark = pytest.mark.integration
@@ -34,6 +36,7 @@ class Shout(ProcessorBase):
             open(os.path.join(source, "new"), "w")
         except OSError:
             print("read-only", flush=True)
+        print(os.stat(os.path.join(source, "a.txt")).st_ino, flush=True)
         context.data.download("here")
         for folder, _, names in os.walk("here"):
             for name in names:
@@ -80,14 +83,16 @@ def test_a_folder_in_and_a_folder_out(start_node: StartNode, tmp_path: Path) -> 
     job = json.loads(ran.stdout)
     assert job["computeNodeId"] == second.info["peerId"]
     assert job["jobDefinition"]["inputFiles"][0]["fileBaseName"] == "data"
-    assert first.cli("job", "logs", job["jobId"]).stdout.split() == ["folder", "read-only"]
+    assert first.cli("job", "logs", job["jobId"]).stdout.split()[:2] == ["folder", "read-only"]
     output = first.get(f"jobs/{job['jobId']}/outputs/output?format=json")
     assert [(e["name"], e["type"]) for e in output["entries"]] == [
         ("a.txt", "file"),
         ("sub", "folder"),
     ]
-    refused = first.cli("get", job["jobId"], "output")
-    assert "is a folder" in refused.stderr
+    out = tmp_path / "out"
+    got = first.cli("get", job["jobId"], "output", "-o", str(out))
+    assert got.returncode == 0, got.stderr
+    assert ((out / "a.txt").read_text(), (out / "sub" / "empty").is_dir()) == ("ONE", True)
 
     code = (
         "from pairio.client import *\n"
@@ -111,3 +116,40 @@ def test_a_folder_in_and_a_folder_out(start_node: StartNode, tmp_path: Path) -> 
     (folder / "link").symlink_to("/etc/passwd")
     refused = first.cli("submit", "shouting/shout", "-i", f"data={folder}")
     assert (refused.returncode, "is a symbolic link" in refused.stderr) == (1, True)
+
+
+def test_a_job_reads_data_by_reference_where_it_lies(start_node: StartNode, tmp_path: Path) -> None:
+    node = start_node("a")
+    with_app(node, tmp_path / "app")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one" * 1_000_000)
+    submit = ("submit", "shouting/shout", "-i", f"data={folder}", "--nocopy", "--wait", "--json")
+    ran = node.cli(*submit)
+    assert ran.returncode == 0, ran.stderr
+    job = json.loads(ran.stdout)
+    console = node.cli("job", "logs", job["jobId"]).stdout.split()
+    assert console == ["folder", "read-only", str((folder / "a.txt").stat().st_ino)]
+    held = node.home / "blocks"
+    biggest = max(p.stat().st_size for p in held.rglob("*") if p.is_file())
+    total = sum(p.stat().st_size for p in held.rglob("*") if p.is_file())
+    assert (biggest, total < 4_000_000) == (2**20, True), "the output alone, not the input"
+
+    copied = node.cli(*(a for a in submit if a != "--nocopy"))
+    assert json.loads(copied.stdout)["cached"], "the same content is the same job"
+    refs = json.loads(node.cli("content", "refs", "--json").stdout)
+    assert [(r["path"], r["type"], r["state"], r["dependents"]) for r in refs] == [
+        (str(folder), "folder", "good", [job["jobId"]])
+    ]
+    (folder / "a.txt").write_text("two" * 1_000_000)
+    assert "changed" in node.cli("content", "refs").stdout
+    again = node.cli(*submit)
+    assert "has changed since it was added last" in again.stderr
+    assert "1 jobs known here have it as an input" in again.stderr
+    assert not json.loads(again.stdout)["cached"]
+    token = node.cli("token", "create", "reader", "--read-only").stdout.strip()
+    url = json.loads((node.home / "api.json").read_text())["url"]
+    api = Api(url, token)
+    with pytest.raises(RequestRefused, match="only reads"):
+        api.call("POST", "/api/v1/content/references", {"path": str(folder)})
+    api.close()

@@ -122,6 +122,7 @@ async def running(
                 yield node
                 nursery.cancel_scope.cancel()
     finally:
+        node.references.close()
         if node.writer is not None:
             node.writer.stop()
         store.close()

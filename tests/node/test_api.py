@@ -128,6 +128,13 @@ class FakePublishing:
         return {"results": "members"}
 
 
+class FakeReferences:
+    """What may be read of referenced files; the rest is in tests/node/test_references.py."""
+
+    async def all(self) -> list[dict[str, Any]]:
+        return []
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
@@ -139,6 +146,7 @@ class FakeFacade:
         self.results: Any = FakeResults()
         self.cars: Any = self.results
         self.publishing: Any = FakePublishing()
+        self.referenced: Any = FakeReferences()
 
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}

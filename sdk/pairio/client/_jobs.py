@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pairio._http import Api, part
-from pairio._upload import add_path
+from pairio._upload import add_path, add_reference
 from pairio.client._models import PairioJobDefinition, PairioJobRequiredResources
 from pairio.errors import PairioError
 
@@ -176,13 +176,16 @@ class PairioJob:
         return b"".join(self._api.stream(path, query))
 
 
-def add_content(path: str | Path) -> str:
+def add_content(path: str | Path, *, nocopy: bool = False) -> str:
     """Add a file or folder of this machine to the node; return what to give as an input's `url`.
+
+    With `nocopy` it is hashed where it lies, and must stay as it is.
 
     Raises:
         PairioError: there is none, or a folder holds what is neither file nor folder.
     """
-    return f"ipfs://{add_path(_shared_api(), Path(path))['cid']}"
+    add = add_reference if nocopy else add_path
+    return f"ipfs://{add(_shared_api(), Path(path))['cid']}"
 
 
 def submit_job(

@@ -1,0 +1,343 @@
+"""Content by reference: files of this machine that are hashed and served, and not copied.
+
+    add --> good --a file's size, time or inode differs, or its bytes do not hash--> changed
+              ^                                                                        |
+              +------------------------- added again: hashed again --------------------+
+
+The store keeps the inner nodes of a file or folder; a block of bytes is read from its file each
+time, and is right or not there: its hash is looked at. Nothing of a changed root is served any
+more. Paths come from the owner of the node alone, never from a peer.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import trio
+
+from pairio_node.blocks.base import BlockMissing, LocalStore, StoreUnavailable
+from pairio_node.blocks.content import DEPTH_MAX, FILES_MAX
+from pairio_node.blocks.reference_db import CHANGED, GOOD, FileRow, ReferenceDb, RootRow, Stat
+from pairio_node.blocks.unixfs import (
+    CHUNK_SIZE_BYTES,
+    Entry,
+    FileBuilder,
+    UnixfsError,
+    directory_block,
+    parse_node,
+)
+from pairio_node.errors import UserError
+from pairio_protocol.cid import DAG_PB, RAW, cid_of, matches, parse_cid
+
+__all__ = ["Referenced", "References"]
+
+#: Chunks that are hashed in one go in a thread.
+_CHUNKS_PER_TURN: Final = 16
+#: For so long a file that was found as it was is not looked at again when somebody asks whether
+#: a block is here. Reading looks each time.
+_LOOKED_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Referenced:
+    """A file or folder that counts as content now. `before` is the CID that its path had when it
+    was added last, if that was another one."""
+
+    cid: str
+    size_bytes: int
+    was_hashed: bool
+    before: str = ""
+
+
+class _Item(NamedTuple):
+    """Something below a path; `name` is relative to it, "" for itself."""
+
+    name: str
+    path: Path
+    stat: Stat | None  # None: a folder
+
+
+class References:
+    """Files and folders that were added by path. `on_changed` is told, in any thread, of a root of
+    which a file was found changed."""
+
+    def __init__(self, db_path: Path, store: LocalStore, refused: Path) -> None:
+        self._db = ReferenceDb(db_path)
+        self._store = store
+        self._refused = refused.resolve()
+        self._looked: dict[int, float] = {}  # file -> when it was last found as it was
+        self.on_changed: Callable[[RootRow], None] = lambda _: None
+
+    def close(self) -> None:
+        """Close the list."""
+        self._db.close()
+
+    # -- adding ---------------------------------------------------------------------------
+
+    async def add(self, path: Path, on_bytes: Callable[[int], None]) -> Referenced:
+        """Make a file or folder content without copying it; `on_bytes` is told of the progress.
+
+        One that is as it was when it was added before is not read again.
+
+        Raises:
+            UserError: there is none, it holds what is neither file nor folder, or it changes.
+        """
+        items = await trio.to_thread.run_sync(self._items, path)
+        real, names = items[0].path, _digest(items)
+        before = next(iter(self._db.roots(path=str(real))), None)
+        if before is not None and await trio.to_thread.run_sync(self._is_as_it_was, before, items):
+            return Referenced(before.cid, before.size, was_hashed=False)
+        root = self._db.begin(str(real), items[0].stat is None, int(time.time() * 1000))
+        try:
+            with self._store.in_use.working():
+                entry = await self._hash(root, items, on_bytes)
+                await trio.to_thread.run_sync(self._store.settle_sync)
+            self._db.finish(root, entry.cid, entry.size_bytes, names)
+        except BaseException:
+            self._db.remove(root)
+            raise
+        other = before.cid if before is not None and before.cid != entry.cid else ""
+        return Referenced(entry.cid, entry.size_bytes, was_hashed=True, before=other)
+
+    def _items(self, path: Path) -> list[_Item]:
+        """List a file, or a folder with all that lies in it; links in it are refused."""
+        try:
+            real = path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        if real.is_relative_to(self._refused) or self._refused.is_relative_to(real):
+            raise UserError(f"{real} is, or holds, this node's own home")
+        items: list[_Item] = []
+        _list(real, "", items, 0)
+        return items
+
+    def _is_as_it_was(self, root: RootRow, items: list[_Item]) -> bool:
+        if root.state != GOOD or root.names != _digest(items) or not self._has_nodes(root.cid):
+            return False
+        stats = {item.path: item.stat for item in items}
+        return all(stats.get(Path(file.path)) == file.stat for file in self._db.files(root.id))
+
+    def _has_nodes(self, cid: str) -> bool:
+        """Say whether the store has all inner nodes; a store may have been emptied."""
+        waiting = [cid]
+        while waiting:
+            current = waiting.pop()
+            if parse_cid(current).codec == DAG_PB:
+                try:
+                    node = parse_node(current, self._store.read_sync(current))
+                except StoreUnavailable:
+                    raise
+                except BlockMissing:
+                    return False
+                waiting += [entry.cid for entry in node.entries]
+        return True
+
+    async def _hash(self, root: int, items: list[_Item], on_bytes: Callable[[int], None]) -> Entry:
+        entries: dict[str, list[Entry]] = {}
+        made: Entry | None = None
+        for item in sorted(
+            items, key=lambda i: i.name, reverse=True
+        ):  # folders after what is in them
+            if item.stat is None:
+                made = await trio.to_thread.run_sync(self._folder, item, entries.pop(item.name, []))
+            else:
+                made = await self._file(root, item, on_bytes)
+            parent, _, name = item.name.rpartition("/")
+            if item.name:
+                entry = Entry(made.cid, made.size_bytes, made.total_bytes, name)
+                entries.setdefault(parent, []).append(entry)
+        assert made is not None
+        return made
+
+    def _folder(self, item: _Item, entries: list[Entry]) -> Entry:
+        try:
+            block = directory_block(entries)
+        except (UnixfsError, UnicodeEncodeError) as error:
+            raise UserError(f"{item.path}: {error}") from None
+        cid = cid_of(DAG_PB, block)
+        self._store.put_sync(cid, block)
+        total = len(block) + sum(e.total_bytes for e in entries)
+        return Entry(cid, sum(e.size_bytes for e in entries), total)
+
+    async def _file(self, root: int, item: _Item, on_bytes: Callable[[int], None]) -> Entry:
+        stat = item.stat
+        assert stat is not None
+        file = self._db.add_file(root, str(item.path), stat)
+        leaves: list[tuple[str, int, int]] = []
+        start = 0
+
+        def keep(cid: str, block: bytes) -> None:
+            if parse_cid(cid).codec == RAW:
+                leaves.append((cid, start, len(block)))
+            else:
+                self._store.put_sync(cid, block)
+
+        builder = FileBuilder(keep)
+        fd = _open(item.path)
+
+        def turn() -> int:
+            nonlocal start
+            before = start
+            for _ in range(_CHUNKS_PER_TURN):
+                left = stat.size - start  # one that grows meanwhile is not followed for ever
+                chunk = _read_fully(fd, start, min(CHUNK_SIZE_BYTES, left))
+                if not chunk:
+                    break
+                builder.add_chunk(chunk)
+                start += len(chunk)
+            self._db.add_leaves(file, leaves)
+            leaves.clear()
+            return start - before
+
+        try:
+            while done := await trio.to_thread.run_sync(turn):
+                on_bytes(done)
+            entry = await trio.to_thread.run_sync(builder.finish)
+            self._db.add_leaves(file, leaves)  # an empty file has one block
+            if Stat.of(os.fstat(fd)) != stat or start != stat.size:
+                raise UserError(
+                    f"{item.path} changed while it was read",
+                    hint="add it when nobody writes to it any more",
+                    code="changed",
+                )
+            return entry
+        except OSError as error:
+            raise UserError(f"cannot read {item.path}: {error.strerror}") from None
+        finally:
+            os.close(fd)
+
+    # -- blocks ---------------------------------------------------------------------------
+
+    def has(self, cid: str) -> bool:
+        """Say whether a block lies in a file that is as it was."""
+        return any(self._is_there(leaf.file) for leaf in self._db.leaves(cid))
+
+    def read_sync(self, cid: str) -> bytes:
+        """Read a block from a file, in a thread; raises BlockMissing when no file has it (now)."""
+        for leaf in self._db.leaves(cid):
+            try:
+                fd = _open(Path(leaf.file.path))
+            except (UserError, OSError):
+                continue  # a disk that is not there, for now
+            try:
+                is_same = Stat.of(os.fstat(fd)) == leaf.file.stat
+                data = _read_fully(fd, leaf.start, leaf.size) if is_same else b""
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+            if is_same and matches(cid, data):
+                return data
+            self._changed(leaf.file)
+        raise BlockMissing(cid)
+
+    def _is_there(self, file: FileRow) -> bool:
+        now_s = time.monotonic()
+        if self._looked.get(file.id, -_LOOKED_S) > now_s - _LOOKED_S:
+            return True
+        try:
+            stat = Stat.of(os.lstat(file.path))
+        except OSError:
+            return False
+        if stat != file.stat:
+            self._changed(file)
+            return False
+        if len(self._looked) > FILES_MAX:
+            self._looked.clear()
+        self._looked[file.id] = now_s
+        return True
+
+    def _changed(self, file: FileRow) -> None:
+        self._looked.pop(file.id, None)
+        roots = [r for r in self._db.roots() if r.id == file.root and r.state == GOOD]
+        self._db.set_state(file.root, CHANGED)
+        for root in roots:
+            self.on_changed(root)
+
+    # -- roots ----------------------------------------------------------------------------
+
+    def unchanged_path(self, cid: str) -> Path | None:
+        """Return where a file or folder with this CID lies, every file in it with the size, time
+        and inode that it was hashed with, in a thread; None when there is none."""
+        for root in self._db.roots(cid=cid):
+            try:
+                items = self._items(Path(root.path))
+            except UserError:
+                continue
+            if str(items[0].path) == root.path and self._is_as_it_was(root, items):
+                return Path(root.path)
+        return None
+
+    def all(self) -> list[RootRow]:
+        """Return everything that was added, each looked at now, in a thread."""
+        self._looked.clear()
+        for root in self._db.roots():
+            if root.state == GOOD:
+                for file in self._db.files(root.id):
+                    self._is_there(file)
+        return self._db.roots()
+
+    def roots(self) -> set[str]:
+        """Return the roots whose inner nodes the store has to keep."""
+        return {root.cid for root in self._db.roots() if root.state == GOOD}
+
+    def remove(self, path: str) -> list[str]:
+        """Forget what was added under a path; returns its CIDs. The file stays as it is."""
+        found = self._db.roots(path=path)
+        for root in found:
+            self._db.remove(root.id)
+        return [root.cid for root in found]
+
+
+def _list(path: Path, name: str, items: list[_Item], depth: int) -> None:
+    if len(items) > FILES_MAX or depth > DEPTH_MAX:
+        raise UserError(f"{path}: more than {FILES_MAX} files, or deeper than {DEPTH_MAX} folders")
+    if not _is_utf8(str(path)):
+        raise UserError(f"{str(path)!r} is not named in UTF-8", hint="rename it")
+    try:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link", hint="copy what it points to")
+        if path.is_dir():
+            items.append(_Item(name, path, None))
+            for entry in list(os.scandir(path)):
+                inner = f"{name}/{entry.name}" if name else entry.name
+                _list(Path(entry.path), inner, items, depth + 1)
+        elif path.is_file():
+            items.append(_Item(name, path, Stat.of(path.lstat())))
+        else:
+            raise UserError(f"{path} is neither file nor folder")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _digest(items: list[_Item]) -> str:
+    """Return a digest of which files and folders there are."""
+    names = sorted(f"{len(i.name)}:{i.name}:{i.stat is None}" for i in items)
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read_fully(fd: int, start: int, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := os.pread(fd, size, start)):
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return b"".join(parts)
