@@ -23,6 +23,7 @@ from pairio_node.blocks.referencing import ReferencingStore
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.cache import Cache
 from pairio_node.cars import Cars
+from pairio_node.cids import CidIndex
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
@@ -139,6 +140,7 @@ class Node:
         self.admins = Admins(self)
         self.public = Public(self)
         self.results = Results(self)
+        self.cids = CidIndex()
         self.cars = Cars(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
@@ -499,11 +501,25 @@ class Node:
         return self._view(*self._find(job_id, service))
 
     def jobs(
-        self, *, service: str | None, status: str | None, tag: str | None, limit: int
+        self,
+        *,
+        service: str | None,
+        status: str | None,
+        tag: str | None,
+        limit: int,
+        output: str | None = None,
+        input_: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the newest jobs known here that match."""
+        """Return the newest jobs known here that match; `output` and `input_` are CIDs that they
+        made and used."""
         names = [n for n in self.named_or_all(service) if n in self.core.membership.chains]
-        states = [(n, s) for n in names for s in self.core.fold(n).requests.values()]
+        wanted = {n: self.cids.jobs_with(n, self.core.fold(n), output, input_) for n in names}
+        states = [
+            (name, state)
+            for name, jobs in wanted.items()
+            for state in self.core.fold(name).requests.values()
+            if jobs is None or state.job in jobs
+        ]
         states.sort(key=lambda pair: pair[1].record.issued_unix_ms, reverse=True)
         found = []
         for name, state in states:

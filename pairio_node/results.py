@@ -2,9 +2,11 @@
 on, and verified.
 """
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from pairio_protocol.export import results_in
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.gather import Held, bundle_of, gather, request_for
 from pairio_protocol.jobs import decode_job
+from pairio_protocol.provenance import as_dot, as_statements, trace
 from pairio_protocol.records import ResultDocument
 from pairio_protocol.verify import Check, Progress, verify
 
@@ -205,6 +208,13 @@ class Results:
             return [str(error)]
         return []
 
+    def provenance(self, rests: Rests, form: str) -> str:
+        """Return where a result comes from: `json`, `dot` or `in-toto`."""
+        graph = trace(rests.evidence, self._node.core.membership.chains[rests.service])
+        if form == "dot":
+            return as_dot(graph)
+        return as_statements(graph, _rfc3339) if form == "in-toto" else json.dumps(graph)
+
     # -- verifying ------------------------------------------------------------------------------
 
     async def verify(self, rests: Rests, *, offline: bool) -> AsyncIterator[dict[str, Any]]:
@@ -229,6 +239,13 @@ class Results:
             return self._node.content.store.read_sync(cid)
         except (BlockMissing, CidError):
             return None
+
+
+def _rfc3339(unix_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):  # a member's word
+        return "9999-12-31T23:59:59Z"
 
 
 def _look(service: str, name: str, call: int) -> ev.LookFor:

@@ -41,6 +41,7 @@ app.command()(joins.join)
 for command in (results.get, results.verify, results.export):
     app.command()(command)
 app.command("import")(results.import_)
+job_app.command("provenance")(results.provenance)
 app.command()(publish.publish)
 app.command()(publish.unpublish)
 app.command()(publish.published)
@@ -166,11 +167,18 @@ def job_ls(
         typer.Option(click_type=click.Choice(_STATUSES), help="Jobs in this state only."),
     ] = None,
     tag: Annotated[str | None, typer.Option(help="Jobs with this tag only.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="CID", help="Jobs that made this content only.")
+    ] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="CID", help="Jobs that used it only.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     json: Json = False,
 ) -> None:
     """List jobs, newest first. Example: pairio job ls --status running"""
     query = {"serviceName": service, "status": status, "tag": tag, "limit": limit}
+    query |= {"output": output, "input": input_}
     jobs = api().call("GET", "/api/v1/jobs", None, query)["jobs"]
     if json:
         as_json(jobs)

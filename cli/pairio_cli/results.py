@@ -3,18 +3,21 @@
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from pairio_cli.download import Bar, content_of, fetch_content, plain_name, size_text
 from pairio_cli.output import as_json, data, fail, note, short
 from pairio_cli.shared import JobId, Json, ServiceOption, api, part
 
-__all__ = ["export", "get", "import_", "verify"]
+__all__ = ["export", "get", "import_", "provenance", "verify"]
 
 _CAR_FILE = ".car"
+_FORMS = ("json", "dot", "in-toto")
 _LONG_ID = re.compile(r"\b(?:baf[a-z2-7]{56}|12D3Koo[0-9A-Za-z]{40,48}|[0-9a-f]{64})\b")
 
 
@@ -178,6 +181,21 @@ def _verified_file(path: Path) -> Iterator[Any]:
         yield Check("file", False, f"{path}: {error}", hint=hint).plain()
     except OSError as error:
         fail(f"cannot read {path}: {error.strerror}", "name a file that pairio export wrote", 1)
+
+
+def provenance(
+    job_id: JobId,
+    form: Annotated[
+        str,
+        typer.Option("--format", click_type=click.Choice(_FORMS), help="in-toto: one a line."),
+    ] = "json",
+    service: ServiceOption = None,
+) -> None:
+    """Say where a result comes from. Example: pairio job provenance ID --format dot"""
+    path = f"/api/v1/results/{part(job_id)}/provenance"
+    chunks = api().stream(path, {"serviceName": service, "format": form})
+    text = b"".join(chunks).decode()
+    as_json(loads(text)) if form == "json" else data(text.rstrip("\n"))
 
 
 # -- files ------------------------------------------------------------------------------------

@@ -163,8 +163,17 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         status: Status | None = None,
         tag: str | None = None,
         limit: Annotated[int, Query(ge=1)] = 100,
+        output: str | None = None,
+        input_: Annotated[str | None, Query(alias="input")] = None,
     ) -> JSONResponse:
-        found = node.jobs(service=serviceName, status=status, tag=tag, limit=min(limit, 1000))
+        found = node.jobs(
+            service=serviceName,
+            status=status,
+            tag=tag,
+            limit=min(limit, 1000),
+            output=output,
+            input_=input_,
+        )
         return JSONResponse({"jobs": found})
 
     @app.get("/api/v1/jobs/{job_id}")

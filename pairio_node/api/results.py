@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -19,6 +19,7 @@ __all__ = ["result_routes"]
 Json = dict[str, Any]
 _LINES = "application/x-ndjson"
 _CAR = "application/vnd.ipld.car"
+_FORMS = {"json": "application/json", "dot": "text/vnd.graphviz", "in-toto": _LINES}
 
 
 def _lines(found: AsyncIterator[Json]) -> Response:
@@ -47,6 +48,15 @@ def result_routes(app: FastAPI, node: "NodeFacade") -> None:
     ) -> Response:
         rests = await results.rests(name, serviceName, ask=not offline)
         return _lines(results.verify(rests, offline=offline))
+
+    @app.get("/api/v1/results/{name}/provenance")
+    async def provenance(
+        name: str,
+        serviceName: str | None = None,  # noqa: N803
+        format: Literal["json", "dot", "in-toto"] = "json",
+    ) -> Response:
+        rests = await results.rests(name, serviceName, ask=True)
+        return Response(results.provenance(rests, format), media_type=_FORMS[format])
 
     @app.get("/api/v1/results/{name}/bring")
     async def bring(name: str, serviceName: str | None = None) -> Response:  # noqa: N803

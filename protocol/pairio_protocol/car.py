@@ -9,7 +9,7 @@ whole, and no length is believed before it was compared with its bound.
 
 from collections.abc import Iterator
 
-from pairio_protocol.cid import CidError, cid_bytes, cid_text, matches, parse_cid
+from pairio_protocol.cid import CidError, cid_bytes, cid_text_of_any, matches
 from pairio_protocol.documents import Link, decode, encode
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import CAR_HEADER_SIZE_BYTES_MAX, CONTENT_BLOCK_SIZE_BYTES_MAX
@@ -17,6 +17,7 @@ from pairio_protocol.limits import CAR_HEADER_SIZE_BYTES_MAX, CONTENT_BLOCK_SIZE
 __all__ = ["CarReader", "car_header", "car_section"]
 
 _CID_SIZE_BYTES = 36
+_CID_V0_SIZE_BYTES = 34
 _VARINT_BYTES_MAX = 9
 
 
@@ -55,11 +56,11 @@ class CarReader:
             if self.roots is None:
                 self.roots = _roots(section)
                 continue
-            cid = _cid(section)
-            block = section[_CID_SIZE_BYTES:]
+            cid, length = _cid(section)
+            block = section[length:]
             if not matches(cid, block):
                 raise DecodeError(f"the CAR holds other bytes than block {cid}")
-            yield cid, block, begin + _CID_SIZE_BYTES
+            yield cid, block, begin + length
 
     def finish(self) -> tuple[str, ...]:
         """Return the roots when the file has ended; DecodeError when it ends too early."""
@@ -119,12 +120,12 @@ def _roots(header: bytes) -> tuple[str, ...]:
     return tuple(root.cid for root in roots)
 
 
-def _cid(section: bytes) -> str:
-    cid = cid_text(section[:_CID_SIZE_BYTES])
+def _cid(section: bytes) -> tuple[str, int]:
+    """Return the CID at the beginning of a section, as version 1, and how long it is there."""
+    length = _CID_V0_SIZE_BYTES if section[:1] == b"\x12" else _CID_SIZE_BYTES
     try:
-        parse_cid(cid)
+        return cid_text_of_any(section[:length]), length
     except CidError:
         raise DecodeError(
-            "a block in a CAR whose CID is none of version 1 with sha2-256 (raw, dag-pb, dag-cbor)"
+            "a block in a CAR whose CID is not one with sha2-256 of raw, dag-pb or dag-cbor"
         ) from None
-    return cid

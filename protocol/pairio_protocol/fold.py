@@ -4,7 +4,7 @@ It takes maxima and unions of what it is given, so the order, repetition and rou
 not matter (DESIGN section 11). Nobody stores a state; this is derived again at every start.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -574,6 +574,11 @@ class ServiceFold:
         """Return the unresolved jobs whose inputs now give `resolved_job`."""
         jobs = self._origins.get(resolved_job, ())
         return [job for job in jobs if self.resolve(job).job == resolved_job]
+
+    @property
+    def substitutions(self) -> Mapping[tuple[str, tuple[str, ...]], tuple[str, dict[str, Any]]]:
+        """(Job, CIDs put for its `job` sources) -> resolved id and document; it only grows."""
+        return self._resolved
 
     def asked_as(self, resolved_job: str) -> list[str]:
         """Return the known jobs that are or ever were resolved to a job, itself included."""

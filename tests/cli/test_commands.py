@@ -167,8 +167,10 @@ def test_bodies_are_what_the_api_takes(lab: FakeNode, run: Run, tmp_path: Path) 
 
 def test_job_ls_hands_its_filters_on(lab: FakeNode, run: Run) -> None:
     run(*("job", "ls", "--service", "lab", "--status", "failed", "--tag", "é", "--limit", "3"))
-    [asked] = lab.asked
-    assert asked.query == {"serviceName": "lab", "status": "failed", "tag": "é", "limit": "3"}
+    run(*("job", "ls", "--output", "bafya", "--input", "bafyb"))
+    first, second = lab.asked
+    assert first.query == {"serviceName": "lab", "status": "failed", "tag": "é", "limit": "3"}
+    assert second.query == {"limit": "50", "output": "bafya", "input": "bafyb"}
 
 
 def test_logs_and_outputs_are_bytes_on_stdout(

@@ -259,6 +259,17 @@ def test_offline_is_handed_on(node: FakeNode, run: Run) -> None:
     assert node.asked[-1].query == {"serviceName": "lab", "offline": "true"}
 
 
+def test_provenance_is_printed_in_the_form_asked_for(node: FakeNode, run: Run) -> None:
+    def answer(asked: Asked) -> Raw:
+        return Raw({"json": b'{"results": []}', "dot": b"digraph {}\n"}[asked.query["format"]])
+
+    node.on("GET", f"/results/{JOB_ID}/provenance", answer)
+    assert json.loads(run("job", "provenance", JOB_ID).out) == {"results": []}
+    assert run("job", "provenance", JOB_ID, "--format", "dot").out == "digraph {}\n"
+    wrong = run("job", "provenance", JOB_ID, "--format", "xml")
+    assert (wrong.code, "in-toto" in wrong.err) == (2, True)
+
+
 # -- export and import -------------------------------------------------------------------------
 
 

@@ -69,6 +69,12 @@ def test_a_result_outlives_the_node_that_computed_it(start_node: StartNode, tmp_
     assert told["verified"]
     by = [c["by"][0]["member"] for c in told["checks"] if c["check"] == "result"]
     assert by == ["bob", "bob"]
+    lines = _done(third, "job", "provenance", job["jobId"], "--format", "in-toto").splitlines()
+    statement, _ = lines
+    assert json.loads(statement)["_type"] == "https://in-toto.io/Statement/v1"
+    output = job["outputFileResults"][0]["cid"]
+    [found] = json.loads(_done(third, "job", "ls", "--output", output, "--json"))
+    assert found["jobId"] == job["jobId"]
     # All of it is here now: nobody is needed any more.
     assert first.stop() == 0
     assert json.loads(_done(third, "verify", job["jobId"], "--offline", "--json"))["verified"]

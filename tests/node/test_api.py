@@ -102,6 +102,9 @@ class FakeResults:
             raise NotFoundError("no job or result 'bafygone'", hint="pairio job ls")
         return name
 
+    def provenance(self, rests: Any, form: str) -> str:
+        return f"{form} of {rests}"
+
     async def bring(self, rests: Any) -> AsyncIterator[dict[str, Any]]:
         yield {"progress": {"fetching": True}}
 
@@ -464,6 +467,12 @@ async def test_results_are_lines_and_files(api: Client) -> None:
     gone = await api("GET", "/api/v1/results/bafygone/verify")
     assert (gone.status, gone.error["hint"]) == (404, "pairio job ls")
     assert (await api("GET", "/api/v1/results/bafyjob/export")).body == b"car"
+    drawn = await api("GET", "/api/v1/results/bafyjob/provenance?format=dot")
+    assert (drawn.body, drawn.header("content-type")[:17]) == (
+        b"dot of bafyjob",
+        "text/vnd.graphviz",
+    )
+    assert (await api("GET", "/api/v1/results/bafyjob/provenance?format=x")).status == 422
 
 
 async def test_a_token_ends_when_it_expires(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,12 @@ def test_a_car_that_ends_in_the_middle_is_refused(cut: int) -> None:
         read([whole[:cut]])
 
 
+def test_a_block_under_a_name_of_version_0_is_read_under_that_of_version_1() -> None:
+    cid = cid_of(DAG_PB, b"data")
+    section = car_section(cid, b"data")
+    assert read([car() + bytes([section[0] - 2]) + section[3:]])[1] == [(cid, b"data")]
+
+
 def _header(document: dict[str, Any]) -> bytes:
     data = encode(document)
     return bytes([len(data)]) + data
@@ -95,7 +101,9 @@ def _header(document: dict[str, Any]) -> bytes:
         (b"\x81\x00", "longer than it has to be"),
         (car() + b"\x00", "a section of 0 bytes"),
         (car() + b"\x24" + bytes(36), "CID"),
-        (car() + b"\x22\x12\x20" + bytes(32), "CID"),
+        (car() + b"\x22\x12\x20" + bytes(32), "other bytes"),
+        (car() + b"\x22\x12\x21" + bytes(32), "CID"),
+        (car() + b"\x03\x01\x55\x12", "CID"),
         (car() + car_section(ROOT, b"other"), "other bytes"),
     ],
 )
