@@ -21,7 +21,15 @@ import trio
 from pairio_node.blocks import StoreUnavailable
 from pairio_node.blocks.collection import Collection, Looked, Needs, Report
 from pairio_node.blocks.collector import Stopped
-from pairio_node.cache_needs import PROMISED, REFERENCED, Name, Promises, Roots, roots
+from pairio_node.cache_needs import (
+    PROMISED,
+    PUBLISHED,
+    REFERENCED,
+    Name,
+    Promises,
+    Roots,
+    roots,
+)
 from pairio_node.cache_view import gc_view, row_view, rows_of
 from pairio_node.errors import NotFoundError, StorageFullError, UnavailableError, UserError
 from pairio_node.store import CommitRows
@@ -174,11 +182,11 @@ class Cache:
             raise Stopped from None
 
     async def _find_roots(self) -> Needs:
-        pins: dict[str, Iterable[str]] = {pin.name: pin.cids for pin in self.pins.values()}
-        pins["published"] = self._node.publishing.roots()
+        pins = {pin.name: pin.cids for pin in self.pins.values()}
         promise_ms = round(self._node.config.promise_days * _DAY_MS)
         self._roots = await roots(self._node.core, pins, self.promises, promise_ms)
         self._roots.keep(REFERENCED, self._node.references.roots())
+        self._roots.keep(PUBLISHED, self._node.publishing.roots())
         return self._roots.needs()
 
     def _on_gone(self, cids: set[str]) -> None:
@@ -253,6 +261,9 @@ class Cache:
         asked, key = True, ticket.partition("|")[2]
         if not key:
             asked, key = False, ticket.removeprefix("copy:")
+        copies = self._node.core.replication.copies.get(key)
+        if not asked and copies is not None and copies.is_answer:  # somebody here asked for it anew
+            self._let_go.pop(key, None)
         share = self.collection.quota_bytes * PROMISED_PERCENT_MAX // 100
         share -= self.collection.sizes.get(PROMISED, 0)
         if key in self._let_go or self._said_full or (asked and share <= 0):

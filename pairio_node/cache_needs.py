@@ -27,6 +27,7 @@ __all__ = [
     "PINNED",
     "PROMISED",
     "PROMISE_NOTE",
+    "PUBLISHED",
     "REFERENCED",
     "Name",
     "Promises",
@@ -37,12 +38,14 @@ __all__ = [
 PINNED: Final = "pinned"
 LIVE: Final = "live job"
 PROMISED: Final = "promised"
+PUBLISHED: Final = "published"
 APPS: Final = "app"
 REFERENCED: Final = "referenced"
+_REASONS: Final = (PINNED, LIVE, PROMISED, APPS, PUBLISHED, REFERENCED)
 #: The note (`store.CommitRows.notes`) of a promise.
 PROMISE_NOTE: Final = "promise"
 _INPUTS: Final = "/inputs"
-#: Copies of a result that are being made keep it here for so long.
+#: Copies that are being made of a result, while others are connected, keep it for so long.
 _COPYING_MS: Final = 600_000
 #: What waits to become a promise is forgotten after this time.
 _CANDIDATE_MS: Final = 600_000
@@ -62,9 +65,7 @@ class Name(NamedTuple):
 class Roots:
     """Roots by the reason why they must stay, and names of all that are known."""
 
-    reasons: dict[str, set[str]] = field(
-        default_factory=lambda: {r: set() for r in (PINNED, LIVE, PROMISED, APPS, REFERENCED)}
-    )
+    reasons: dict[str, set[str]] = field(default_factory=lambda: {why: set() for why in _REASONS})
     names: dict[str, list[Name]] = field(default_factory=dict)
 
     def keep(self, reason: str, cids: Iterable[str], name: Name | None = None) -> None:
@@ -227,7 +228,7 @@ def _live(core: NodeCore, found: Roots) -> None:
             found.keep(LIVE, cids, Name("input", wish.service, state.job))
     since_ms = core.ctx.now_ms - _COPYING_MS
     for copies in core.replication.copies.values():
-        if copies.began_ms > since_ms:
+        if copies.began_ms > since_ms and core.membership.connected_members(copies.service):
             found.keep(LIVE, copies.cids)
 
 

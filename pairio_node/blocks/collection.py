@@ -83,6 +83,7 @@ class Collection:
         self._turn = threading.Lock()
         self._pace = Pace()
         self._vain_until_s = 0.0
+        self._unfit_bytes = 0  # of the last block that did not fit
         #: Bytes by reason when it was last looked.
         self.sizes: dict[str, int] = {}
         self.counters: Counter[str] = Counter(
@@ -106,8 +107,8 @@ class Collection:
 
     @property
     def room_needed_bytes(self) -> int:
-        """What must be free for new work to begin."""
-        return self.quota_bytes * ROOM_PERCENT // 100
+        """What must be free for new work to begin; a block that did not fit must fit at least."""
+        return max(self.quota_bytes * ROOM_PERCENT // 100, self._unfit_bytes)
 
     def stop(self) -> None:
         """End the collection under way, and begin no other."""
@@ -133,7 +134,10 @@ class Collection:
         with self._turn:
             if size_bytes <= self.room_bytes:
                 return True  # another one that waited has made it
-            if size_bytes > self.quota_bytes or time.monotonic() < self._vain_until_s:
+            if size_bytes > self.quota_bytes:
+                return False
+            self._unfit_bytes = size_bytes
+            if time.monotonic() < self._vain_until_s:
                 return False
             try:
                 self._collect(min(self._low_bytes, self.quota_bytes - size_bytes), dry=False)
@@ -157,6 +161,10 @@ class Collection:
             planned = plan(found, kept, looked.needs.named, free_bytes, self._pace)
             if not dry:
                 planned = self._sweep(found, planned)
+                if planned:
+                    self._vain_until_s = 0.0
+                if self._unfit_bytes <= self.room_bytes:
+                    self._unfit_bytes = 0  # it would fit now
                 self._contents.clean_marks_sync(found.blocks.keys())
         return Report(
             used_bytes=found.used_bytes,

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 __all__ = ["LINGER_S", "InUse"]
 
 #: What work counted on stays so long after it, and while a collection is under way.
-LINGER_S = 5.0
+LINGER_S = 2.0
 
 
 class _Work:
