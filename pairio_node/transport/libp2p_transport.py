@@ -84,10 +84,10 @@ class _Stream:
             raise TransportError(f"stream to {self.peer[-6:]} broke: {error!r}") from None
 
     async def receive_exactly(self, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
+        parts: list[bytes] = []
+        while size > 0:
             try:
-                chunk = await self._stream.read(min(size - len(parts), 256 * 1024))
+                chunk = await self._stream.read(min(size, 256 * 1024))
             except StreamEOF:
                 chunk = b""
             except Exception as error:
@@ -96,8 +96,9 @@ class _Stream:
                 raise TransportError(f"stream of {self.peer[-6:]} was reset")
             if not chunk:
                 raise StreamEnded(f"{self.peer[-6:]} closed the stream")
-            parts += chunk
-        return bytes(parts)
+            parts.append(chunk)
+            size -= len(chunk)
+        return b"".join(parts)
 
     async def close(self) -> None:
         try:

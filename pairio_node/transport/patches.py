@@ -5,6 +5,7 @@ upgrade shows which are obsolete. Everything here touches private names of that 
 """
 
 import logging
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,27 @@ from typing import Any
 import libp2p.io.utils as io_utils
 import libp2p.network.swarm as swarm
 import libp2p.pubsub.gossipsub as gossipsub
+import trio
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.exceptions import IncompleteReadError
+from libp2p.io.trio import TrioTCPStream
 from libp2p.pubsub.pubsub import Pubsub, RpcQueue
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.yamux.yamux import (
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
+    TYPE_DATA,
+    YAMUX_HEADER_FORMAT,
+    YamuxStream,
+)
 
 __all__ = ["apply", "contained"]
 
 _WINDOW_BYTES = 1024 * 1024
+#: How long a writer waits for a reader.
+_WINDOW_S = 20.0
+_READ_BYTES = 256 * 1024
+_NOTHING = memoryview(b"")
 _applied = False
 #: Exceptions that were kept from ending the host, by where.
 contained: dict[str, int] = {}
@@ -34,6 +48,8 @@ def apply() -> None:
     swarm._HAPPY_EYEBALLS_DELAY = 0.0  # stock: every connect takes 251 ms
     _contain_exceptions()
     _read_exactly_without_limit()
+    _read_ahead()
+    _wait_for_window_without_polling()
     _credit_window_by_halves()
     _drop_sender_record()
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
@@ -90,9 +106,12 @@ def _read_exactly_without_limit() -> None:
     stock: Callable[..., Any] = io_utils.read_exactly
 
     async def read_exactly(reader: Any, n: int, retry_count: int | None = None) -> bytes:
-        buffer = bytearray()
+        first = await reader.read(n)
+        if len(first) == n:  # nearly always, with reading ahead: not copied
+            return bytes(first)
+        buffer = bytearray(first)
         while len(buffer) < n:
-            chunk = await reader.read(n - len(buffer))
+            chunk = await reader.read(n - len(buffer)) if buffer else b""
             if not chunk:
                 raise IncompleteReadError("closed", expected_bytes=n, received_bytes=len(buffer))
             buffer += chunk
@@ -101,6 +120,64 @@ def _read_exactly_without_limit() -> None:
     for module in list(sys.modules.values()):  # most callers imported the function by name
         if getattr(module, "read_exactly", None) is stock:
             module.read_exactly = read_exactly
+
+
+def _read_ahead() -> None:
+    """Stock asks the socket for the 2 bytes of a length, then for what is left of a message, in
+    pieces: five calls of the kernel and as many steps of the loop for 64 KB."""
+    stock = TrioTCPStream.read
+
+    async def read(self: Any, n: int | None = None) -> bytes:
+        ahead: memoryview = self.__dict__.get("_ahead", _NOTHING)
+        if not ahead:
+            data = await stock(self, _READ_BYTES)
+            if n is None or len(data) <= n:
+                return data
+            ahead = memoryview(data)
+        taken = ahead if n is None else ahead[:n]
+        self._ahead = ahead[len(taken) :]
+        return bytes(taken)
+
+    TrioTCPStream.read = read
+
+
+def _wait_for_window_without_polling() -> None:
+    """Stock looks every 10 ms whether the reader has taken something, and resets the stream when he
+    has not for 5 s, which a busy disk may need."""
+
+    def get_window(self: Any) -> int:
+        return int(self.__dict__["_send_window"])
+
+    def set_window(self: Any, value: int) -> None:
+        self.__dict__["_send_window"] = value
+        waiting: trio.Event | None = self.__dict__.get("_window_opened")
+        if waiting is not None and value > 0:
+            waiting.set()
+
+    async def wait_for_window(self: Any) -> None:
+        with trio.move_on_after(_WINDOW_S):
+            while self.send_window <= 0 and not (self.closed or self.send_closed):
+                self._window_opened = trio.Event()
+                with trio.move_on_after(0.5):  # closing sets no event
+                    await self._window_opened.wait()
+        if self.send_window <= 0 and not (self.closed or self.send_closed):
+            raise MuxedStreamError(f"nothing was read there for {_WINDOW_S:.0f} s")
+
+    async def write(self: Any, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            if self.send_window <= 0:
+                await wait_for_window(self)
+            if self.closed or self.send_closed:
+                raise MuxedStreamError("the stream is closed for sending")
+            size = min(self.send_window, MAX_MESSAGE_SIZE - HEADER_SIZE, len(rest))
+            self.send_window -= size
+            header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, self.stream_id, size)
+            await self.conn._write_frame(header + rest[:size])
+            rest = rest[size:]
+
+    YamuxStream.send_window = property(get_window, set_window)
+    YamuxStream.write = write
 
 
 def _credit_window_by_halves() -> None:

@@ -4,6 +4,7 @@ Each runs in a process of its own, so that one can run without the patches.
 """
 
 import os
+import socket
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519
 from libp2p.custom_types import TProtocol
+from libp2p.io.trio import TrioTCPStream
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
@@ -148,6 +150,55 @@ async def window_updates() -> None:
             await stream.read(1)
         await done.wait()
     assert calls < 20, f"{calls} window updates"
+
+
+async def read_ahead() -> None:
+    """Ten messages, each of a length and a body, take fewer reads of the socket than parts."""
+    calls = 0
+    stock = trio.SocketStream.receive_some
+
+    async def counted(self: Any, max_bytes: int | None = None) -> Any:
+        nonlocal calls
+        calls += 1
+        return await stock(self, max_bytes)
+
+    trio.SocketStream.receive_some = counted  # type: ignore[method-assign]
+    near, far = socket.socketpair()
+    reader = TrioTCPStream(trio.SocketStream(trio.socket.from_stdlib_socket(near)))
+    sender = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+    message = b"m" * 4096
+    for _ in range(10):
+        await sender.send_all(b"l" + message)
+    for _ in range(10):
+        assert await reader.read(1) == b"l"
+        assert await reader.read(4096) == message
+    assert calls < 20, f"{calls} reads of the socket"
+    await sender.aclose()
+    assert await reader.read(1) == b""
+    await reader.close()
+
+
+async def window_wait() -> None:
+    """A writer goes on when its reader does, also after more than 5 s."""
+    a, b = _host(b"A" * 32), _host(b"B" * 32)
+    size, begun = 4 * 1024 * 1024, trio.Event()
+
+    async def serve(stream: Any) -> None:
+        await begun.wait()
+        await trio.sleep(8)
+        left = size
+        while left:
+            left -= len(await stream.read(left))
+        await stream.write(b"k")
+
+    b.set_stream_handler(TProtocol("/slow"), serve)
+    async with a.run(listen_addrs=LOOPBACK), b.run(listen_addrs=LOOPBACK):
+        await a.connect(_address(b))
+        stream = await a.new_stream(b.get_id(), [TProtocol("/slow")])
+        begun.set()
+        await stream.write(bytes(size))
+        answer = await stream.read(1)
+    assert answer == b"k"  # unbound where the write failed: the host keeps its exceptions
 
 
 async def _repeat(pubsub: Any) -> None:

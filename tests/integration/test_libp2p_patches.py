@@ -19,7 +19,15 @@ def _lab(name: str, patched: bool, *arguments: str) -> "subprocess.CompletedProc
 
 
 @pytest.mark.parametrize(
-    "name", ["read_exactly", "connect_time", "window_updates", "sender_record"]
+    "name",
+    [
+        "read_exactly",
+        "connect_time",
+        "window_updates",
+        "sender_record",
+        "read_ahead",
+        "window_wait",
+    ],
 )
 def test_a_patch_is_needed_and_works(name: str) -> None:
     patched = _lab(name, True)
