@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from pairio_node.blocks.base import Added, BlockStore
+from pairio_node.blocks.putting import Putting
 from pairio_node.blocks.unixfs import (
     CHUNK_SIZE_BYTES,
     Entry,
@@ -88,10 +89,11 @@ class Content:
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise UserError(f"{path} is no regular file", hint="links and devices are refused")
-            builder = FileBuilder(self.store.put_sync)
-            while chunk := file.read(CHUNK_SIZE_BYTES):
-                builder.add_chunk(chunk)
-            return builder.finish()
+            with Putting(self.store) as putting:
+                builder = FileBuilder(putting.put)
+                while chunk := file.read(CHUNK_SIZE_BYTES):
+                    builder.add_chunk(chunk)
+                return builder.finish()
 
     def _add_file(self, path: Path) -> Added:
         return self._added(self._file_entry(path))

@@ -109,13 +109,9 @@ class DiskBlockStore:
             return
         self._check_room(len(data))
         file = self._file(cid)
-        file.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = file.with_name(f"{cid}.{secrets.token_hex(4)}.tmp")
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
+            _write(temporary, data)
             with self.in_use.lock:
                 is_new = not file.exists()  # another thread may have brought the same
                 temporary.rename(file)
@@ -172,3 +168,20 @@ class DiskBlockStore:
                 except (CidError, FileNotFoundError):  # being written, or gone
                     continue
                 yield StoredBlock(entry.name, found.st_size, min(found.st_mtime, time.time()))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file, synced. Few calls: while the loop is busy each may wait for the GIL."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(path, flags, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
+import trio.lowlevel
 
 from pairio_node.blocks.base import BlockMissing
 from pairio_node.blocks.fetching import FOUND, MISSING, REFUSED, Fetch, FetchFailed, Patience
@@ -132,9 +133,9 @@ class Exchange:
         if not is_member:
             self._guests.on_read(stream.peer, service, cid, data)
         head = FOUND + len(data).to_bytes(4, "big")
-        await stream.send(head + data[:_PIECE_BYTES])
+        await stream.send(head + data[:_PIECE_BYTES])  # others have their turn between pieces
         for start in range(_PIECE_BYTES, len(data), _PIECE_BYTES):
-            await trio.sleep(0.001)  # leave the loop to others (http-and-loop recipe)
+            await trio.lowlevel.checkpoint()  # leave the loop to others (http-and-loop recipe)
             await stream.send(data[start : start + _PIECE_BYTES])
         self.counters["blocks_sent"] += 1
 

@@ -71,8 +71,11 @@ class ServiceBlocks:
         """Let the service have a block that is here."""
         mark = self._mark(cid)
         try:
-            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mark.touch(mode=0o600)
+            try:
+                mark.touch(mode=0o600)
+            except FileNotFoundError:
+                mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                mark.touch(mode=0o600)
         except OSError as error:
             raise StorageFullError(f"cannot store a block: {error.strerror}") from None
 

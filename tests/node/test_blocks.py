@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,43 @@ async def test_wrong_bytes_and_bytes_beyond_the_quota_are_not_stored(tmp_path: P
     with pytest.raises(StorageFullError, match="11 more do not fit"):
         await content.add_bytes(b"eleven byte")
     assert list((tmp_path / "blocks").rglob("b*")) == []
+
+
+async def test_a_large_file_is_whole_or_an_error_and_its_chunks_are_few_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(12 * 2**20 + 7)
+    (tmp_path / "file").write_bytes(data)
+    content = _content(tmp_path)
+    waiting, most = 0, 0
+    put = content.store.put_sync
+    lock = threading.Lock()
+
+    def counted(cid: str, block: bytes) -> None:
+        nonlocal waiting, most
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+        put(cid, block)
+        with lock:
+            waiting -= 1
+
+    monkeypatch.setattr(content.store, "put_sync", counted)
+    added = await content.add_file(tmp_path / "file")
+    assert b"".join([c async for c in content.read(added.cid)]) == data
+    assert 1 <= most <= 3
+    small = _content(tmp_path / "small", quota_bytes=5 * 2**20)
+    with pytest.raises(StorageFullError):
+        await small.add_file(tmp_path / "file")
+
+
+async def test_chunks_that_other_threads_put_belong_to_the_work_under_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(4 * 2**20))
+    content = _content(tmp_path)
+    in_use = content.store.in_use  # type: ignore[attr-defined]
+    with in_use.working():
+        added = await content.add_file(tmp_path / "file")
+        noted = in_use.all()
+    here, _ = await content.walk(added.cid)
+    assert set(here) == noted
+    assert len(here) == 5

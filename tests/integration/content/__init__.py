@@ -1,0 +1,1 @@
+"""`make bench-content`: content between two processes, beside http.server and Kubo."""
