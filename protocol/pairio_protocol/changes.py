@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pairio_protocol.allowlist import Folded
+from pairio_protocol.allowlist import Folded, is_count
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.documents import decode, document_cid, encode
 from pairio_protocol.errors import DecodeError
@@ -49,8 +49,12 @@ class SignedChange:
 
     @property
     def seq(self) -> int:
-        """The seq that the change states; of a valid one its place in the chain."""
-        return int(decode(self.body, CHANGE_SIZE_BYTES_MAX)["seq"])
+        """The seq that the change states; of a valid one its place in the chain. DecodeError when
+        it states none."""
+        seq = decode(self.body, CHANGE_SIZE_BYTES_MAX).get("seq")
+        if not is_count(seq):
+            raise DecodeError("a change that states no seq")
+        return seq
 
     def encode(self) -> bytes:
         """Return the bytes that are stored and sent."""

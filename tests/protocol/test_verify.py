@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairio_protocol.changes import SignedChange
+from pairio_protocol.cid import DAG_CBOR, DAG_PB, cid_of
+from pairio_protocol.documents import decode, encode
 from pairio_protocol.evidence import Evidence, resolved_with
 from pairio_protocol.gather import Held, gather
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.records import Result, ResultDocument, result_cid
 from pairio_protocol.segment import Segment
 from pairio_protocol.service import Cut
+from pairio_protocol.unixfs import Entry, directory_block
 from pairio_protocol.verify import Progress, verify
 from tests.protocol.evidence_lab import (
     ALICE,
@@ -57,9 +61,6 @@ def test_bytes_hashed_are_told_while_it_goes_on() -> None:
     lab, job = one_job()
     evidence = lab.evidence(job)
     files = [lab.file(bytes([n])) for n in range(70)]
-    from pairio_protocol.cid import DAG_PB, cid_of
-    from pairio_protocol.unixfs import Entry, directory_block
-
     folder = directory_block([Entry(c, s, s, f"{s}{n}") for n, (c, s, _) in enumerate(files)])
     cid = cid_of(DAG_PB, folder)
     lab.blocks[cid] = folder
@@ -120,8 +121,6 @@ def test_an_output_of_another_size_than_the_result_says_is_a_break() -> None:
 
 
 def test_a_file_whose_parts_have_other_sizes_than_it_says_is_a_break() -> None:
-    from pairio_protocol.cid import DAG_PB, cid_of
-
     lab = Lab()
     lab.begin()
     cid, _, _ = lab.file(BIG)
@@ -167,6 +166,16 @@ def test_a_tampered_change_is_a_break() -> None:
         changes[n] = _flipped(changes[n], at % len(changes[n]))
         what, words = broken(checks(replace(evidence, changes=tuple(changes)), lab.blocks))
         assert what == "changes", words
+
+
+@pytest.mark.parametrize("seq", [None, "1", True, -1, 1.0])
+def test_a_change_that_is_none_is_a_break(seq: Any) -> None:
+    lab, _, evidence = two_jobs()
+    change = SignedChange.decode(evidence.changes[1])
+    document = decode(change.body, 2**20)
+    for odd in ({**document, "seq": seq}, {k: v for k, v in document.items() if k != "seq"}):
+        changes = (*evidence.changes, SignedChange(encode(odd), change.signatures).encode())
+        assert broken(checks(replace(evidence, changes=changes), lab.blocks))[0] == "changes"
 
 
 def test_changes_of_another_service_or_none_are_a_break() -> None:
@@ -220,6 +229,58 @@ def test_a_result_whose_signature_is_wrong_is_a_break() -> None:
         segments=tuple(s.encode() for s in lab.segments),
     )
     assert broken(checks(claim, lab.blocks)) == ("result", "a result that its worker did not sign")
+
+
+def test_a_result_for_another_service_is_a_break() -> None:
+    lab, job = one_job(service="bafyreiaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")
+    what, words = broken(checks(lab.evidence(job), lab.blocks))
+    assert (what, "a result of service" in words) == ("result", True)
+
+
+def test_a_completed_result_without_an_output_is_a_break() -> None:
+    lab, job = one_job()
+    lacking = lab.result(job, b"x", outputs={})
+    lab.write(BOB, [Result(lacking)])
+    evidence = lab.evidence(job)
+    claim = replace(
+        evidence,
+        asked=((result_cid(lacking), evidence.asked[0][1]),),
+        segments=tuple(s.encode() for s in lab.segments),
+    )
+    what, words = broken(checks(claim, lab.blocks))
+    assert (what, "has no output 'output'" in words) == ("result", True)
+
+
+def test_a_request_for_a_guest_counts_in_a_public_service_only() -> None:
+    lab = Lab()
+    lab.begin()
+    job = lab.job("shout", "https://example.org/data.txt")
+    lab.write(ALICE, [lab.request(job, sponsor_of=EVE.peer)])
+    lab.write(BOB, [Result(lab.result(job, b"x"))])
+    what, words = broken(checks(lab.evidence(job), lab.blocks))
+    assert (what, "not public" in words or "public" in words) == ("request", True)
+
+
+def test_a_document_is_no_file_and_a_folder_is_an_output() -> None:
+    lab = Lab()
+    lab.begin()
+    entries = [
+        Entry(*lab.file(data)[:2], len(data), name) for name, data in (("a", b"1"), ("b", BIG))
+    ]
+    folder = directory_block(entries)
+    cid, document = cid_of(DAG_PB, folder), encode({"type": "x"})
+    lab.blocks |= {cid: folder, cid_of(DAG_CBOR, document): document}
+    job = lab.job("shout", lab.file(b"abc")[0])
+    lab.write(ALICE, [lab.request(job)])
+    size = 1 + len(BIG)
+    lab.write(BOB, [Result(lab.result(job, b"", outputs={"output": (cid, size, "output")}))])
+    assert checks(lab.evidence(job), lab.blocks)[-1].is_right
+    other = lab.job("count", lab.file(b"abc")[0])
+    lab.write(ALICE, [lab.request(other)])
+    made = {"output": (cid_of(DAG_CBOR, document), len(document), "output")}
+    lab.write(BOB, [Result(lab.result(other, b"", outputs=made))])
+    what, words = broken(checks(lab.evidence(other), lab.blocks))
+    assert (what, "is no file or folder" in words) == ("output", True)
 
 
 def test_who_has_not_the_role_is_no_witness() -> None:
