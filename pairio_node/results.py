@@ -22,6 +22,7 @@ from pairio_protocol.export import results_in
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.gather import Held, bundle_of, gather, request_for
 from pairio_protocol.jobs import decode_job
+from pairio_protocol.limits import LOOKUP_JOBS_MAX
 from pairio_protocol.provenance import as_dot, as_statements, trace
 from pairio_protocol.records import ResultDocument
 from pairio_protocol.verify import Check, Progress, verify
@@ -130,9 +131,11 @@ class Results:
         if ask:
             asked: set[str] = set()
             while missing := [cid for cid in _unknown(rests.evidence) if cid not in asked]:
+                missing = missing[:LOOKUP_JOBS_MAX]
                 asked.update(missing)
-                for cid in missing:
-                    await self._look_for(cid, [found.service])
+                async with trio.open_nursery() as nursery:  # they go in one frame
+                    for cid in missing:
+                        nursery.start_soon(self._look_for, cid, [found.service])
                 rests = self._rests(found)
         return rests
 

@@ -22,7 +22,7 @@ class Bar:
     """How far something is, on a terminal only."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = "".join(c if c.isprintable() else "?" for c in name)
         self._is_shown = sys.stderr.isatty()
         self._percent = -1
 

@@ -56,8 +56,13 @@ def get(
 
 def _wanted(node: Any, name: str, output: str | None, service: str | None) -> list[tuple[str, str]]:
     """Return (CID, file name) of what is asked for."""
-    if name.startswith(("bafkrei", "bafybei")) and output is None:
-        return [(name, name)]
+    if name.startswith(("bafkrei", "bafybei", "Qm")) and output is None:
+        from pairio_protocol.cid import CidError, as_v1
+
+        try:
+            return [(as_v1(name), name)]
+        except CidError as error:
+            fail(str(error), "pairio job show ID names the content of a job", 1)
     result = node.call("GET", f"/api/v1/results/{part(name)}", None, {"serviceName": service})
     made = {one["name"]: (one["cid"], one["fileBaseName"]) for one in result["outputs"]}
     known = ", ".join(made) or "none"
@@ -84,6 +89,9 @@ def _is_folder(node: Any, cid: str) -> bool:
 def _targets(wanted: list[tuple[str, str]], file: Path | None) -> Iterator[tuple[str, Path]]:
     """Return where each goes: by its own name here or in the folder named, or by the name given."""
     names = [plain_name(name) for _, name in wanted]
+    odd = [name for name in names if not name.isprintable()]
+    if odd and not (len(wanted) == 1 and file is not None):  # it would go to a terminal
+        fail(f"{odd[0]!r} holds what cannot be printed", "name a file of your own: -o PATH", 1)
     if len(set(names)) < len(names):
         fail("several outputs have one file name", "get them one by one: pairio get ID OUTPUT", 1)
     folder = file if file is not None else Path()

@@ -116,6 +116,18 @@ def test_nothing_is_written_outside(name: str, content: Content, run: Run) -> No
     assert [p.name for p in Path().rglob("*")] == ["x"]
 
 
+def test_a_name_that_would_do_things_to_a_terminal_is_not_used(content: Content, run: Run) -> None:
+    content.job(**{"\x1b[2J": content.file(b"abc")})
+    got = run("get", JOB_ID)
+    assert (got.code, "cannot be printed" in got.err, list(Path().iterdir())) == (1, True, [])
+    assert run("get", JOB_ID, "-o", "x").out == "x\n"
+
+
+def test_what_is_no_cid_is_said(run: Run, node: FakeNode) -> None:
+    wrong = run("get", "bafkreinix")
+    assert (wrong.code, "bafkreinix" in wrong.err, node.asked) == (1, True, [])
+
+
 def test_a_cut_is_continued_where_it_was(content: Content, node: FakeNode, run: Run) -> None:
     cid = content.file(BIG)
     content.job(out=cid)

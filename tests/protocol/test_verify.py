@@ -405,6 +405,17 @@ def test_code_that_was_not_on_the_list_then_is_a_break() -> None:
     assert (what, "was not on the list" in words) == ("code", True)
 
 
+def test_code_of_an_older_version_of_the_app_is_a_break() -> None:
+    lab = Lab()
+    lab.begin()
+    job = lab.job("shout", lab.file(b"abc")[0])
+    lab.change({"op": "app", "app": {**lab.app, "bundle": lab.file(b"newer")[0]}})
+    lab.write(ALICE, [lab.request(job)])
+    lab.write(BOB, [Result(lab.result(job, b"x"))])
+    what, words = broken(checks(lab.evidence(job), lab.blocks))
+    assert (what, "was not on the list" in words) == ("code", True)
+
+
 def test_a_result_of_other_code_than_its_job_is_a_break() -> None:
     text = Lab()
     text.begin()
