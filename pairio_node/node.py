@@ -20,7 +20,6 @@ from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, LocalStore
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.references import References
 from pairio_node.blocks.referencing import ReferencingStore
-from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.cache import Cache
 from pairio_node.cars import Cars
 from pairio_node.cids import CidIndex
@@ -28,10 +27,11 @@ from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
 from pairio_node.driver import Driver
-from pairio_node.errors import NotFoundError, UnavailableError, UserError, as_user_errors
+from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.folders import build_folder
 from pairio_node.home import Home
+from pairio_node.inputs import JobInputs
 from pairio_node.ipfs import Kubo, open_kubo
 from pairio_node.joins import Joins
 from pairio_node.outside import Outside
@@ -70,9 +70,7 @@ from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
-from pairio_protocol.errors import DefinitionError
 from pairio_protocol.fold import RequestState
-from pairio_protocol.normalise import parse_source, path_in_folder
 from pairio_protocol.records import Resources
 from pairio_protocol.segment import Segment
 
@@ -86,8 +84,6 @@ _YIELD_S = 4.0
 _FAREWELL_S = 0.1
 #: Bytes that a client gave stay so long for the job that is to name them.
 _NAMED_S = 60.0
-#: A submit waits so long for an input by CID that only Bitswap peers have; what came is kept.
-_SUBMIT_FETCH_S = 60.0
 #: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
 _SECOND_SIGNAL_S = 1.0
 
@@ -126,6 +122,7 @@ class Node:
         self.guest_blocks = GuestBlocks()
         self._pace = Pace()
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
+        self.inputs = JobInputs(self)
         self.serving = Serving(self.content, self.exchange, self._content_sources)
         self.publishing = Publishing(self)
         self.bitswap: Bitswap | None = None
@@ -417,7 +414,9 @@ class Node:
 
     def _view(self, service: str, state: RequestState) -> dict[str, Any]:
         assert self.links is not None
-        return job_view(self.core, service, state, self.links)
+        view = job_view(self.core, service, state, self.links)
+        view["inputsReplicated"] = view["inputsReplicated"] and not self.inputs.only_here(view)
+        return view
 
     async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
         """Submit a job in the original's form; returns the job."""
@@ -428,11 +427,11 @@ class Node:
             if url.startswith(("http://", "https://")):
                 split_url(url)  # what no node fetches is refused here
             if url.startswith(("http://", "https://", "ipfs://")):
-                await self._name_inside(entry, url)
+                await self.inputs.name_inside(entry, url)
         mode = "skip_cache" if body.get("skipCache") else "use"
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"
-        local = await self._share_inputs(service, definition)
+        inputs = await self.inputs.look(service, definition)
         raw = body.get("requiredResources") or {}
         resources = _resources(self.public.defaults(service) | _given(raw))
         answer = await self.driver.call(
@@ -445,51 +444,14 @@ class Node:
                 tags=tuple(body.get("tags") or ()),
                 batch=body.get("batchId") or "",
                 targets=tuple(body.get("targetComputeClientIds") or ()),
-                local_content=local,
+                local_content=tuple(inputs.local),
+                held=tuple(inputs.held),
             )
         )
         state = self.core.fold(service).requests[answer["request"]]
         if state.cached and state.answer is not None:
             self.cache.hit(service, state.answer)
         return self._view(service, state)
-
-    async def _name_inside(self, entry: dict[str, Any], url: str) -> None:
-        """Give an input that names something in a folder the CID of what lies there."""
-        with as_user_errors():
-            inside = path_in_folder(url)
-        if inside is not None:
-            found = await self.serving.look(*inside)
-            entry["url"] = f"ipfs://{found.cid}"
-            entry["fileBaseName"] = entry.get("fileBaseName") or inside[1][-1]
-
-    async def _share_inputs(self, service: str, definition: dict[str, Any]) -> tuple[str, ...]:
-        """Let the service have the inputs that lie here; return their CIDs. The owner names them,
-        wherever they came from."""
-        if "submit" not in self.core.membership.folded(service).roles_of(self.peer_id):
-            return ()  # it will be refused
-        found = []
-        for entry in definition.get("inputFiles", []):
-            try:
-                cid = parse_source(str(entry.get("url", ""))).get("cid")
-                if cid is not None and await self._have_input(service, cid):
-                    found.append(cid)
-            except (DefinitionError, UnixfsError):
-                continue  # the core will say what is wrong with it
-        return tuple(found)
-
-    async def _have_input(self, service: str, cid: str) -> bool:
-        """Let the service have an input, if it is here whole, or Bitswap peers give it soon."""
-        if await self.contents.share(service, cid):
-            return True
-        if self.bitswap is None or not self.bitswap.peers():
-            return False
-        with trio.move_on_after(_SUBMIT_FETCH_S):
-            try:
-                await self.outside.fetch_outside(service, cid)
-            except FetchFailed:
-                return False  # a member may have it
-            return True
-        return False
 
     def on_more_public(self) -> None:
         """More may be read by anybody than before."""

@@ -7,7 +7,9 @@ import trio
 
 from pairio_node.blocks.reference_db import GOOD, RootRow
 from pairio_node.blocks.references import Referenced, References
+from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
+from pairio_protocol.cid import CidError
 
 if TYPE_CHECKING:
     from pairio_node.node import Node
@@ -95,6 +97,21 @@ class ReferencedData:
         finally:
             adding.done.set()
             del self._adding[path]
+
+    async def share(self, service: str, cid: str) -> dict[str, Any]:
+        """Let a service have content that is here, as a job with it as an input would.
+
+        Raises:
+            NotFoundError: it is not here whole. UserError: no CID, or neither file nor folder.
+        """
+        node = self._node
+        name = node.services.id_of(service)
+        try:
+            if not await node.contents.share(name, cid):
+                raise NotFoundError(f"content {cid} is not here", hint="add it first")
+        except (CidError, UnixfsError) as error:
+            raise UserError(f"{cid[:100]!r} is no content: {error}") from None
+        return {"cid": cid, "serviceId": name}
 
     async def all(self) -> list[dict[str, Any]]:
         """Return what was added, looked at now."""

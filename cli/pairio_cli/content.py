@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.output import as_json, data, note, table
-from pairio_cli.shared import Json, api, new_typer
+from pairio_cli.shared import Json, api, new_typer, part
 
 __all__ = ["add_input", "content_app"]
 
@@ -42,6 +42,9 @@ def content_add(
     nocopy: Annotated[
         bool, typer.Option("--nocopy", help="Hash it where it lies; copy nothing.")
     ] = False,
+    service: Annotated[
+        str | None, typer.Option(help="Let the members of this service have it.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Add a file or folder; print its CID. Example: pairio content add data/ --nocopy"""
@@ -49,7 +52,10 @@ def content_add(
 
     if not path.exists():
         raise PairioError(f"there is no {str(path)!r}", "give a file or folder of this machine")
-    added = add_input(api(), path, nocopy)
+    node = api()
+    added = add_input(node, path, nocopy)
+    if service is not None:
+        node.call("POST", f"/api/v1/services/{part(service)}/content", {"cid": added["cid"]})
     as_json(added) if json else data(added["cid"])
     note(f"Added {added['size']} bytes")
 

@@ -19,6 +19,9 @@ class ReferencesFacade(Protocol):
     async def add(self, path: str, wait_s: float) -> dict[str, Any]:
         """Add a file or folder, or see how far that is."""
 
+    async def share(self, service: str, cid: str) -> dict[str, Any]:
+        """Let a service have content that is here."""
+
     async def all(self) -> list[dict[str, Any]]:
         """Return what was added, looked at now."""
 
@@ -35,12 +38,24 @@ class ReferenceBody(BaseModel):
     waitSec: float = Field(default=20, ge=0, le=_WAIT_S_MAX)  # noqa: N815
 
 
+class ShareBody(BaseModel):
+    """Content that is here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cid: Annotated[str, Field(max_length=200)]
+
+
 def reference_routes(app: FastAPI, references: ReferencesFacade) -> None:
     """Add the routes."""
 
     @app.post("/api/v1/content/references")
     async def add_reference(body: ReferenceBody) -> JSONResponse:
         return JSONResponse(await references.add(body.path, body.waitSec))
+
+    @app.post("/api/v1/services/{name}/content")
+    async def share(name: str, body: ShareBody) -> JSONResponse:
+        return JSONResponse(await references.share(name, body.cid))
 
     @app.get("/api/v1/content/references")
     async def all_references() -> JSONResponse:

@@ -285,6 +285,10 @@ class References:
         """Return the roots whose inner nodes the store has to keep."""
         return {root.cid for root in self._db.roots() if root.state == GOOD}
 
+    def is_root(self, cid: str) -> bool:
+        """Say whether content was added by reference, and is as it was as far as is known."""
+        return any(root.state == GOOD for root in self._db.roots(cid=cid))
+
     def remove(self, path: str) -> list[str]:
         """Forget what was added under a path; returns its CIDs. The file stays as it is."""
         found = self._db.roots(path=path)

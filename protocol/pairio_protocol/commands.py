@@ -160,6 +160,7 @@ class Commands:
             )
         request = self._core.own_request_id(service, *self._core.append(service, record))
         local = event.local_content
+        self._core.coordinator.holdings.note(event.held)
         self._submits[request] = _Submit(event.call, service, request, job, local)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)
 

@@ -136,7 +136,9 @@ class Submit:
     priority: int = 0
     targets: tuple[str, ...] = ()
     isolation_min: str = ""
-    local_content: tuple[str, ...] = ()  # CIDs of inputs that this node holds
+    local_content: tuple[str, ...] = ()  # CIDs of inputs that this node holds, to be replicated
+    #: Inputs, their bytes, and members that hold them; this node may be one.
+    held: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -321,6 +321,10 @@ STRIKES_MAX: Final = 6
 BACKLOG_PER_SLOT_MAX: Final = 4
 #: Open runs that a coordinator looks at in one turn.
 AWARDS_PER_LOOK: Final = 256
+#: Less than this of a job's inputs, held by somebody, has no say in who is asked to run it.
+HELD_SIZE_BYTES_MIN: Final = 1024 * 1024
+#: Inputs of which a coordinator remembers who holds them.
+HELD_CONTENTS_MAX: Final = 4096
 
 # -- evidence -----------------------------------------------------------------------------
 #: Blocks of one file or folder that are walked.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,38 @@ def test_a_job_reads_data_by_reference_where_it_lies(start_node: StartNode, tmp_
     with pytest.raises(RequestRefused, match="only reads"):
         api.call("POST", "/api/v1/content/references", {"path": str(folder)})
     api.close()
+
+
+def test_a_job_goes_to_the_node_that_holds_its_200_mb(
+    start_node: StartNode, tmp_path: Path
+) -> None:
+    first = start_node("a", "--no-compute")
+    others = [start_node(name, "--bootstrap", first.info["addresses"][0]) for name in ("b", "c")]
+    for arguments in (
+        ("service", "create", "lab"),
+        ("app", "install", "lab", "hello_world"),
+        *(
+            ("service", "grant", "lab", node.info["peerId"], "--roles", "compute")
+            for node in others
+        ),
+    ):
+        done = first.cli(*arguments)
+        assert done.returncode == 0, done.stderr
+    ends = time.monotonic() + 60
+    while not all(node.get("services")["services"] for node in others):
+        assert time.monotonic() < ends, "the others are told"
+        time.sleep(0.05)  # house: waiting for another process
+    for holder in others:
+        file = tmp_path / f"{holder.home.name}.txt"
+        with file.open("wb") as opened:
+            for number in range(200):
+                opened.write(f"{holder.home.name}{number:7}".encode() * (2**20 // 8))
+        added = holder.cli("content", "add", str(file), "--nocopy", "--service", "lab")
+        assert added.returncode == 0, added.stderr
+        cid = added.stdout.strip()
+        submit = ("submit", "hello_world/count_characters", "-i", f"input={cid}")
+        ran = first.cli(*submit, "--memory-gb", "2", "--wait", "--json")
+        assert ran.returncode == 0, ran.stderr
+        assert json.loads(ran.stdout)["computeNodeId"] == holder.info["peerId"]
+    for node in (first, *others):
+        assert node.get("status")["blocks"]["usedBytes"] < 2_000_000, "no copy anywhere"

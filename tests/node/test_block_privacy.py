@@ -119,7 +119,7 @@ async def test_an_owner_who_names_content_in_a_job_shares_it(tmp_path: Path) -> 
         with pytest.raises(FetchFailed):
             await here.mallory.exchange.fetch(here.a, cid, [here.holder.peer_id])
         inputs = {"inputFiles": [{"name": "input", "url": f"ipfs://{cid}"}]}
-        assert await here.holder._share_inputs(here.a, inputs) == (cid,)
+        assert (await here.holder.inputs.look(here.a, inputs)).local == [cid]
         await here.mallory.exchange.fetch(here.a, cid, [here.holder.peer_id])
         assert await here.mallory.content.size(cid) == 3_000_000
         with pytest.raises(FetchFailed):

@@ -256,7 +256,7 @@ async def test_a_submitter_fetches_the_input_that_it_names(tmp_path: Path) -> No
             here.stranger.peer_id, here.stranger.transport.addresses()
         )
         inputs = {"inputFiles": [{"name": "input", "url": f"ipfs://{cid}"}]}
-        assert await here.member._share_inputs(here.job["serviceId"], inputs) == (cid,)
+        assert (await here.member.inputs.look(here.job["serviceId"], inputs)).local == [cid]
 
 
 async def test_a_node_without_bitswap_neither_serves_nor_asks(tmp_path: Path) -> None:

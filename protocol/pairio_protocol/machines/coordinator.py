@@ -13,6 +13,7 @@ the utmost; DECLINE_PAUSE_MS before a node that declined is asked again, doubled
 it bid or was free and yet did not take what it was awarded.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pairio_protocol.context import Context
@@ -33,6 +34,7 @@ from pairio_protocol.limits import (
     WANT_DELAY_MS,
 )
 from pairio_protocol.machines.deadlines import Deadlines
+from pairio_protocol.machines.holdings import Holdings
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Award, Beat, Bid, CancelNow, Decline, Have, Presence
 from pairio_protocol.policy import isolation_needed, misfit, rank
@@ -177,6 +179,7 @@ class Coordinator:
         self._by_attempt: dict[str, _Key] = {}
         self._outstanding: dict[str, int] = {}
         self._strikes: dict[str, int] = {}
+        self.holdings = Holdings()
         self._counter = 0
         self._look = False
         self._look_ms = 0
@@ -495,7 +498,8 @@ class Coordinator:
             if self._ctx.unix_ms > state.record.expires_unix_ms:
                 self._review(wish)  # it has expired while it was open
                 return
-            if fold.run_of(state, fold.resolve(state.job)) != errand.run:
+            resolution = fold.resolve(state.job)
+            if fold.run_of(state, resolution) != errand.run:
                 self._review(wish)  # another result of an input has become canonical
                 return
             needed = isolation_needed(state.record, folded)
@@ -506,7 +510,8 @@ class Coordinator:
                 and misfit(entry, state.record.resources, needed, state.record.targets) is None
                 and not self._is_resting(errand, entry.peer)
             ]
-            chosen = self._first(errand, fold, fitting)
+            held = self.holdings.of(resolution, fold)
+            chosen = self._first(errand, fold, fitting, held)
             if chosen is not None:
                 self._give(errand, wish, state, chosen, fold)
                 return
@@ -543,13 +548,17 @@ class Coordinator:
         declined = errand.declined.get(peer)
         return declined is not None and self._ctx.now_ms - declined[0] < self._rest_ms(peer)
 
-    def _first(self, errand: Errand, fold: ServiceFold, fitting: list[Presence]) -> str | None:
-        """Return whom to ask: who started the run already, else the best that has not failed it."""
+    def _first(
+        self, errand: Errand, fold: ServiceFold, fitting: list[Presence], held: Mapping[str, int]
+    ) -> str | None:
+        """Return whom to ask: who started the run already, else the best that has not failed it:
+        free, then with most bytes of its inputs, then by rendezvous."""
         peers = {entry.peer for entry in fitting}
         for _, worker in fold.live_attempts(errand.run):
             if worker in peers and worker not in errand.failed_on:
                 return worker
         weighted = [e for e in rank(errand.run, fitting) if e.peer not in errand.failed_on]
+        weighted.sort(key=lambda e: held.get(e.peer, 0), reverse=True)
         weighted.sort(key=lambda e: max(self._outstanding.get(e.peer, 0), e.load) >= e.slots)
         if not weighted and fitting:  # all have failed it: once more, after a while
             if self._ctx.now_ms < errand.rest_until_ms:
