@@ -4,7 +4,7 @@ The modules that speak to one are imported only where one is set: they bring an 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -14,7 +14,14 @@ from pairio_node.home import Home
 from pairio_node.ipfs_settings import IpfsSettings
 
 if TYPE_CHECKING:
+    from pairio_node.blocks.kubo import Provider
     from pairio_node.blocks.kubo_store import KuboBlockStore
+    from pairio_node.kubo_publish import KuboPublisher
+    from pairio_node.node import Node
+
+#: Providers that are asked for, and how long.
+PROVIDERS_MAX: Final = 8
+PROVIDERS_S: Final = 2.0
 
 __all__ = ["Kubo", "open_kubo"]
 
@@ -25,14 +32,54 @@ class Kubo:
     def __init__(self, settings: IpfsSettings, blocks: "KuboBlockStore") -> None:
         self.settings = settings
         self.blocks = blocks
+        self._publisher: KuboPublisher | None = None
 
-    async def run(self, say: Callable[[str], None]) -> None:
-        """Watch the daemon until cancelled; `say` tells the owner what changes."""
-        await self.blocks.watch(say)
+    async def run(self, node: "Node") -> None:
+        """Watch the daemon, and tell it of results, until cancelled."""
+        from pairio_node.kubo_publish import KuboPublisher
+
+        folder = node.home.path / "published"
+        self._publisher = KuboPublisher(node, self.blocks, self.settings.publish, folder)
+        await self._warn(node.say)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.blocks.watch, node.say)
+            nursery.start_soon(self._publisher.run)
+
+    async def _warn(self, say: Callable[[str], None]) -> None:
+        """Say it when the daemon announces what is not to be known."""
+        try:
+            strategy = await trio.to_thread.run_sync(self.blocks.api.strategy)
+        except UserError:
+            return
+        if strategy not in ("pinned", "roots") and self.settings.publish != "all":
+            say(
+                f"note: the Kubo daemon announces more than what is published (Provide.Strategy is"
+                f" {strategy!r}): if it is connected with strangers and a service here is private,"
+                " set it to 'pinned'; see docs/ipfs.md"
+            )
+
+    async def find_providers(
+        self, job: str, count: int = PROVIDERS_MAX, timeout_s: float = PROVIDERS_S
+    ) -> "list[Provider]":
+        """Ask the daemon's network who announced a result of a job: peers and addresses, at most
+        `count`, in at most `timeout_s` or a little more; none while the daemon is away. Being named
+        proves nothing: whoever is asked has to show a signed result."""
+        try:
+            return await trio.to_thread.run_sync(  # type: ignore[call-arg]
+                self.blocks.api.providers,
+                job,
+                count,
+                timeout_s,
+                limiter=self.blocks.limiter,
+                abandon_on_cancel=True,
+            )
+        except UserError:
+            return []
 
     def status(self) -> dict[str, Any]:
         """What the node's status says of the daemon."""
-        return {**self.blocks.status(), "publish": self.settings.publish}
+        published = self._publisher.status() if self._publisher else {}
+        return {**self.blocks.status(), **published}
 
 
 async def open_kubo(home: Home, config: NodeConfig) -> Kubo | None:

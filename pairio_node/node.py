@@ -225,7 +225,7 @@ class Node:
         if self.bitswap is not None:
             nursery.start_soon(self.bitswap.run)
         if self.kubo is not None:
-            nursery.start_soon(self.kubo.run, self.say)
+            nursery.start_soon(self.kubo.run, self)
         nursery.start_soon(
             watch_hours, self.config.rules, lambda now: self.driver.post(ev.OwnerHours(now))
         )

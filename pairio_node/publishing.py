@@ -186,6 +186,17 @@ class Publishing:
         await trio.to_thread.run_sync(write)
         self._published = entries
 
+    def is_public(self, service: str, result: str) -> bool:
+        """Say whether anybody may read a result."""
+        if any(entry.get("result") == result for entry in self._published):
+            return True
+        return service in self._open_services()
+
+    def documents(self, service: str, info: ResultInfo) -> dict[str, bytes]:
+        """Return a result's documents by CID, its own and those of the jobs that it answers, as far
+        as they are known here."""
+        return dict(self._documents(service, info, {}))
+
     # -- services' --------------------------------------------------------------------------
 
     async def set_results(self, service: str, is_public: bool) -> Json:

@@ -152,7 +152,7 @@ def status(
     )
     data(f"running    {found['running']}")
     if ipfs := found.get("ipfs"):
-        state = ipfs["error"] or f"answers, publishes {ipfs['publish']}"
+        state = ipfs["error"] or f"answers, {ipfs['published']} results published"
         data(f"ipfs       Kubo {ipfs['version']} at {ipfs['api']}: {state}")
     crash = found["lastCrash"]
     told = f"; the last crash was at {crash['time']}: {crash['reason']}" if crash else ""

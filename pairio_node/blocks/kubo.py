@@ -13,8 +13,8 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import closing, contextmanager
+from typing import Any, Final, NamedTuple
 
 import ipfshttpclient
 import libipld
@@ -26,7 +26,7 @@ from pairio_node.errors import UserError
 from pairio_node.ipfs_settings import IpfsSettings, read_token
 from pairio_protocol.cid import DAG_CBOR, DAG_PB, RAW, parse_cid
 
-__all__ = ["CLIENTS_MAX", "VERSION_MIN", "KuboApi", "KuboError", "is_same_cid"]
+__all__ = ["CLIENTS_MAX", "VERSION_MIN", "KuboApi", "KuboError", "Provider", "is_same_cid"]
 
 #: `provide/once` exists since then, and pins do not wait for the announcements of a whole cycle.
 VERSION_MIN: Final = (0, 42)
@@ -36,8 +36,19 @@ _CONNECT_S: Final = 3.0
 CALL_S: Final = 30.0
 #: How long a daemon that is gone is not asked again; then one call tries.
 REST_S: Final = 1.0
+_LINE_BYTES_MAX: Final = 2**16
+#: The event of a routing query that names providers.
+_PROVIDER: Final = 4
+_ADDRESSES_MAX: Final = 16
 _CODEC_NAMES: Final = {RAW: "raw", DAG_PB: "dag-pb", DAG_CBOR: "dag-cbor"}
 _EDGE: Final = "pairio-1f0c9d5e8b7a4c62"
+
+
+class Provider(NamedTuple):
+    """Who says that he has a block, and where he is: multiaddrs without the peer id."""
+
+    peer: str
+    addresses: tuple[str, ...]
 
 
 class KuboError(UserError):
@@ -107,26 +118,24 @@ class KuboApi:
     def lines(
         self, path: str, *args: str, opts: Mapping[str, str], timeout_s: float
     ) -> Iterator[Any]:
-        """Yield the JSON documents of an answer that comes line by line, for at most
-        `timeout_s`; close the iterator to end it earlier."""
+        """Yield the JSON documents of an answer that comes line by line, for at most `timeout_s`;
+        close the iterator to end it earlier."""
         ends = time.monotonic() + timeout_s
-        with self._client(timeout_s) as client, self._in_words(timeout_s):
+        with self._client(timeout_s) as client, self._in_words(timeout_s, may_end=True):
             stream = client._client.request(
                 path,
                 args,
                 opts={**opts, "timeout": f"{timeout_s:.3f}s"},
                 stream=True,
-                timeout=(_CONNECT_S, timeout_s + 1),
+                timeout=(_CONNECT_S, timeout_s + 5),
             )
+            pending = b""
             with stream:
-                pending = b""
                 for piece in stream:
                     *whole, pending = (pending + piece).split(b"\n")
-                    if len(pending) > 2**20:
-                        raise KuboError(f"the daemon at {self.address} sends endless lines")
-                    yield from (self._json(line) for line in whole if line.strip())
-                    if time.monotonic() > ends:
+                    if len(pending) > _LINE_BYTES_MAX or time.monotonic() > ends:
                         return
+                    yield from (self._json(line) for line in whole if line.strip())
 
     def _json(self, data: bytes) -> Any:
         try:
@@ -150,9 +159,13 @@ class KuboApi:
             head += "Content-Type: application/octet-stream\r\n\r\n"
             data = b"".join((head.encode(), body, f"\r\n--{_EDGE}--\r\n".encode()))
         asked = {**opts, "timeout": f"{timeout_s:.3f}s"}
-        answer: bytes = client._client.request(
-            path, args, opts=asked, data=data, headers=headers, timeout=(_CONNECT_S, timeout_s + 1)
-        )
+        more = {"data": data, "headers": headers, "timeout": (_CONNECT_S, timeout_s + 1)}
+        answer: bytes
+        try:
+            answer = client._client.request(path, args, opts=asked, **more)
+        except ipfs.ProtocolError:  # a kept connection of before a restart; calls may be repeated
+            client._client._session.close()
+            answer = client._client.request(path, args, opts=asked, **more)
         return answer
 
     @contextmanager
@@ -200,15 +213,19 @@ class KuboApi:
         return StoreUnavailable(words)
 
     @contextmanager
-    def _in_words(self, timeout_s: float) -> Iterator[None]:
-        """Turn what a call raises into StoreUnavailable or KuboError, and note who answers."""
+    def _in_words(self, timeout_s: float, may_end: bool = False) -> Iterator[None]:
+        """Turn what a call raises into StoreUnavailable or KuboError, and note who answers.
+        `may_end`: the daemon is to end the call when its time is over."""
         try:
             yield
         except ipfs.TimeoutError:
             raise self._gone(f"gave no answer within {timeout_s:g} s") from None
         except ipfs.ErrorResponse as error:  # a daemon that says no is there
             self._down = None
-            if "request timed out" in str(error) or "context deadline exceeded" in str(error):
+            is_over = "timed out" in str(error) or "deadline exceeded" in str(error)
+            if may_end and is_over:
+                return
+            if is_over:
                 raise self._gone(f"gave no answer within {timeout_s:g} s") from None
             raise KuboError(f"the Kubo daemon at {self.address} says: {error}") from None
         except ipfs.StatusError as error:
@@ -325,6 +342,64 @@ class KuboApi:
             raise
         entries = (found or {}).get("Entries") or []
         return [(str(e["Name"]), int(e["Size"])) for e in entries]
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Write a small file of MFS, in place of one that is there."""
+        opts = {"create": "true", "truncate": "true", "parents": "true"}
+        self.call(
+            "files/write", path, opts=opts | {"raw-leaves": "true", "cid-version": "1"}, body=data
+        )
+        self.flush()
+
+    # -- making known --------------------------------------------------------------------
+
+    def strategy(self) -> str:
+        """Return what the daemon announces of what it has (`Provide.Strategy`)."""
+        try:
+            found = self.call_json("config", "Provide.Strategy", timeout_s=5)
+        except KuboError:
+            return "all"  # not set
+        return str((found or {}).get("Value") or "all")
+
+    def pin(self, cid: str) -> None:
+        """Pin what lies below a CID and is here whole; raises BlockMissing when it is not."""
+        opts = {"recursive": "true", "name": "pairio", "offline": "true", "progress": "false"}
+        try:
+            self.call("pin/add", cid, opts=opts)
+        except KuboError as error:
+            if _is_missing(error):
+                raise BlockMissing(f"{cid} is not in the daemon whole") from None
+            raise
+
+    def unpin(self, cid: str) -> None:
+        """Undo `pin`; nothing when it is not pinned."""
+        try:
+            self.call("pin/rm", cid)
+        except KuboError as error:
+            if "not pinned" not in error.message:
+                raise
+
+    def provide(self, cid: str, timeout_s: float) -> None:
+        """Tell the daemon's network that it has a block. Raises KuboError while it is connected
+        with nobody."""
+        self.call("provide/once", cid, timeout_s=timeout_s)
+
+    def providers(self, cid: str, count: int, timeout_s: float) -> list[Provider]:
+        """Ask the daemon's network who has a block: at most `count`, for at most `timeout_s`. What
+        they are is their own word."""
+        found: dict[str, Provider] = {}
+        opts = {"num-providers": str(count)}
+        events = self.lines("routing/findprovs", cid, opts=opts, timeout_s=timeout_s)
+        with closing(events):  # type: ignore[type-var]
+            for event in events:
+                if not isinstance(event, dict) or event.get("Type") != _PROVIDER:
+                    continue
+                for said in event.get("Responses") or []:
+                    addresses = tuple(map(str, said.get("Addrs") or ()))[:_ADDRESSES_MAX]
+                    found.setdefault(str(said.get("ID")), Provider(str(said.get("ID")), addresses))
+                if len(found) >= count:
+                    break
+        return list(found.values())[:count]
 
 
 def _is_missing(error: KuboError) -> bool:

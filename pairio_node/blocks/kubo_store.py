@@ -137,6 +137,10 @@ class KuboBlockStore:
                     continue
                 yield StoredBlock(entry.name, found.st_size, min(found.st_mtime, time.time()))
 
+    def is_kept(self, cid: str) -> bool:
+        """Say whether this node put a block there, and has not let it go; without asking."""
+        return self._noted(cid).exists()
+
     # -- blocks --------------------------------------------------------------------------
 
     def has(self, cid: str) -> bool:
