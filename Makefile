@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: bench-content attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
+.PHONY: interop bench-content attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -52,6 +52,12 @@ SIZE ?= 1024
 
 bench-content: venv
 	$(BIN)/python -m tests.integration.content --size $(SIZE) $(if $(WRITE),--write)
+
+SIZES ?= 1,20,200
+
+interop: venv
+	scripts/kubo
+	$(BIN)/python -m tests.integration.interop --sizes $(SIZES) $(if $(WRITE),--write)
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -669,7 +669,12 @@ class Node:
             "ipfs": self.kubo.status() if self.kubo else None,
             "blocks": {**self.cache.status(), **self.exchange.counters},
             "bitswap": self._bitswap_status(),
-            "counters": {**self.transport.counters(), **core.ctx.counters, **core.logs.counts()},
+            "counters": {
+                **self.transport.counters(),
+                **core.ctx.counters,
+                **core.logs.counts(),
+                **(self.bitswap.refusals() if self.bitswap is not None else {}),
+            },
         }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from pairio_node.blocks.base import BlockMissing
 from pairio_node.blocks.public import OWN, PublicBlocks
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import NotFoundError, StorageFullError, UnavailableError, UserError
@@ -242,7 +243,8 @@ class Publishing:
             key = (service, info.cid)
             try:
                 shown, is_whole = await self._show(service, info)
-            except (UnixfsError, UserError):  # a member's nonsense, or a disk that is full
+            except (UnixfsError, UserError, BlockMissing, OSError):
+                # A member's nonsense; a disk that is full, a store that does not answer.
                 shown, is_whole = 0, False
             new += shown
             self._again_s.pop(key, None)

@@ -44,8 +44,6 @@ class Client:
             return await fetch.run()
         finally:
             self._fetches.remove(fetch)
-            self._counters["bitswap_bytes_received"] += fetch.received_bytes
-            self._counters["bitswap_blocks_received"] += fetch.received_blocks
             for peer in asked:
                 if not self.is_asked(peer):
                     self._unasked.pop(peer, None)
@@ -69,6 +67,8 @@ class Client:
             for fetch in takers:
                 await fetch.on_block(peer, block.cid, block.data)
             if takers:
+                self._counters["bitswap_blocks_received"] += 1
+                self._counters["bitswap_bytes_received"] += len(block.data)
                 continue
             self._counters["bitswap_blocks_unasked"] += 1
             self._unasked[peer] += 1

@@ -60,7 +60,6 @@ class Fetch:
         limit_bytes: int,
     ) -> None:
         self.received_bytes = 0
-        self.received_blocks = 0
         #: Peers that are asked, and what is sent to them.
         self.asked = {peer: Outbox(transport, peer) for peer in peers}
         self._store = store
@@ -127,7 +126,6 @@ class Fetch:
         async for cid, data, depth in self._taken:
             try:
                 self.received_bytes += len(data)
-                self.received_blocks += 1
                 if self.received_bytes > self._limit_bytes:
                     most = f"more than {self._limit_bytes} bytes"
                     raise FetchFailed(f"content {self._root} has {most}")

@@ -28,6 +28,12 @@ _IDLE_S = 600.0
 _DIAL_S = 10.0
 #: Messages of one peer that may come at once, and how many a second after that.
 _BURST, _PER_S = 400, 200
+_REFUSALS = {
+    "bitswap_messages_refused": "a Bitswap message that is none, or too large",
+    "bitswap_blocks_unasked": "a block that nobody asked for",
+    "bitswap_wants_refused": "a Bitswap want beyond the bound",
+    "bitswap_streams_refused": "a Bitswap stream beyond the bound",
+}
 
 
 class Bitswap:
@@ -59,6 +65,11 @@ class Bitswap:
         """Return whom content may be asked of: those that the owner named come first."""
         here = self._transport.speakers(BITSWAP)
         return sorted(here, key=lambda peer: peer not in self._named)
+
+    def refusals(self) -> dict[str, int]:
+        """Return what peers tried in vain, by what it was."""
+        found = {f"refused: {words}": self.counters[name] for name, words in _REFUSALS.items()}
+        return {words: count for words, count in found.items() if count}
 
     def on_more_public(self) -> None:
         """More is public than before: whoever waits for it gets it."""

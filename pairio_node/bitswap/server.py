@@ -144,7 +144,7 @@ class Server:
                         ledger.wake = trio.Event()
                         with trio.move_on_after(_LINGER_S):
                             await ledger.wake.wait()
-        except TransportError:
+        except (TransportError, BlockMissing, OSError):  # it is gone, or the store does not answer
             self._counters["bitswap_answers_lost"] += 1
             if self._ledgers.get(peer) is ledger:
                 del self._ledgers[peer]

@@ -70,14 +70,18 @@ _GOSSIP_QUEUE_MAX = 256
 
 
 class _Stream:
-    """A libp2p stream as a ByteStream."""
+    """A libp2p stream as a ByteStream; `note_use(peer)` is called with whatever goes through it."""
 
-    def __init__(self, stream: Any, peer: str) -> None:
+    def __init__(
+        self, stream: Any, peer: str, note_use: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._stream = stream
+        self._note_use = note_use
         self.peer = peer
         self.connection = stream.muxed_conn
 
     async def send(self, data: bytes) -> None:
+        self._note_use(self.peer)
         try:
             await self._stream.write(data)
         except Exception as error:  # libp2p raises whatever its layers do
@@ -98,6 +102,7 @@ class _Stream:
                 raise StreamEnded(f"{self.peer[-6:]} closed the stream")
             parts.append(chunk)
             size -= len(chunk)
+            self._note_use(self.peer)
         return b"".join(parts)
 
     async def close(self) -> None:
@@ -507,7 +512,7 @@ class Libp2pTransport:
         except Exception as error:
             raise TransportError(f"no stream to {peer[-6:]}: {error!r}") from None
         self._others.note_use(peer)
-        return _Stream(raw, peer)
+        return _Stream(raw, peer, self._others.note_use)
 
     def set_stream_handler(
         self, protocol: str, handler: Callable[[ByteStream], Awaitable[None]]
@@ -517,7 +522,7 @@ class Libp2pTransport:
         async def handle(raw: Any) -> None:
             peer = str(raw.muxed_conn.peer_id)
             self._others.note_use(peer)
-            await handler(_Stream(raw, peer))
+            await handler(_Stream(raw, peer, self._others.note_use))
 
         self._host.set_stream_handler(TProtocol(protocol), handle)
 

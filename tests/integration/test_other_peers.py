@@ -1,9 +1,11 @@
 """Connections of peers that are no pairio nodes, over libp2p: bounded, and kept while used."""
 
+from contextlib import suppress
+
 import pytest
 import trio
 
-from pairio_node.transport import ByteStream, others
+from pairio_node.transport import ByteStream, StreamEnded, TransportError, others
 from tests.node.transport_lab import PATIENCE_S, Libp2pLab, a_moment, sides
 
 pytestmark = pytest.mark.integration
@@ -11,6 +13,8 @@ SOME = "/some/other/1"
 
 
 async def _serve(stream: ByteStream) -> None:
+    with suppress(StreamEnded, TransportError):
+        await stream.receive_exactly(1)
     await stream.close()
 
 
@@ -22,8 +26,11 @@ async def test_of_too_many_the_one_used_longest_ago_goes(monkeypatch: pytest.Mon
         for stranger in (s1, s2):
             await stranger.transport.reach(node.id, node.transport.addresses())
             await a_moment(0.1)
-        stream = await s1.transport.open_stream(node.id, SOME)  # s1 is used, s2 is not
-        await stream.close()
+        stream = await s1.transport.open_stream(node.id, SOME)
+        await a_moment(0.1)
+        await (await s2.transport.open_stream(node.id, SOME)).close()
+        await a_moment(0.1)
+        await stream.send(b"x")  # s1 is used still, s2 no more
         await a_moment(0.1)
         await s3.transport.reach(node.id, node.transport.addresses())
         with trio.fail_after(PATIENCE_S):

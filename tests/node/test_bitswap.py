@@ -9,6 +9,7 @@ import trio
 from pairio_node.bitswap import fetch as fetching
 from pairio_node.bitswap.wire import Want, encode_message, want
 from pairio_node.blocks import FetchFailed
+from pairio_node.blocks.base import StoreUnavailable
 from pairio_node.errors import StorageFullError
 from pairio_node.transport.base import TransportError
 from pairio_protocol.cid import DAG_PB, RAW, cid_bytes, cid_of
@@ -288,6 +289,27 @@ async def test_a_want_that_was_taken_back_is_not_met(tmp_path: Path) -> None:
         a.bitswap.on_more_public()
         await _settled()
         assert not any(message.blocks for message in asker.heard)
+
+
+async def test_a_store_that_does_not_answer_ends_no_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ends(tmp_path, "a") as (network, (a,)), puppet(network, a) as asker:
+        added = await a.shelf.content.add_bytes(b"some")
+        for error in (StoreUnavailable("Kubo is away"), OSError("a disk that fails")):
+
+            async def away(cids: object, error: Exception = error) -> set[str]:
+                raise error
+
+            with monkeypatch.context() as patched:
+                patched.setattr(a.shelf, "among", away)
+                lost = a.bitswap.counters["bitswap_answers_lost"]
+                await asker.ask(a, want(added.cid))
+                with trio.fail_after(10):
+                    while a.bitswap.counters["bitswap_answers_lost"] == lost:
+                        await _settled()
+        await asker.ask(a, want(added.cid))
+        assert (await asker.until(1))[0].blocks[0].data == b"some"
 
 
 async def test_wants_of_a_peer_are_bounded(tmp_path: Path) -> None:

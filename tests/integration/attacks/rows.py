@@ -2,6 +2,7 @@
 
 from tests.integration.attacks import (
     api,
+    bitswap,
     doors,
     forged,
     frames,
@@ -20,7 +21,7 @@ __all__ = ["ROWS"]
 #: Importing a module adds its rows.
 _MODULES = (
     *(doors, members, forged, lists, proposals, joining, public, sponsors),
-    *(frames, api, restarts),
+    *(frames, bitswap, api, restarts),
 )
 _ORDER = [module.__name__ for module in _MODULES]
 ROWS = sorted(_ROWS, key=lambda row: _ORDER.index(row.module))
