@@ -69,7 +69,7 @@ class JobInputs:
     async def _look_at(self, service: str, cid: str, inputs: Inputs) -> None:
         node = self._node
         if await node.contents.share(service, cid):
-            if not node.references.is_root(cid):  # that is too much to be copied unasked
+            if cid not in node.references.roots():  # that is too much to be copied unasked
                 inputs.local.append(cid)
             await self._note_size(cid, inputs)
         elif holders := await self._holders(service, cid):
@@ -117,7 +117,7 @@ class JobInputs:
             return False
         urls = [str(entry["url"]) for entry in view["jobDefinition"]["inputFiles"]]
         cids = [url.removeprefix("ipfs://") for url in urls if url.startswith("ipfs://")]
-        return any(self._node.references.is_root(cid) for cid in cids)
+        return not self._node.references.roots().isdisjoint(cids)
 
 
 def _size_of(node: Unixfs) -> int:

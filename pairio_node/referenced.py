@@ -1,5 +1,6 @@
 """Data by reference: the owner's calls. Hashing goes on in the background; a caller asks again."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,7 +86,7 @@ class ReferencedData:
             "size": added.size_bytes,
             "wasHashed": added.was_hashed,
             "before": added.before or None,
-            "dependents": self._dependents(added.before),
+            "dependents": self._dependents([added.before])[added.before],
         }
 
     async def _add(self, path: Path, adding: _Adding) -> None:
@@ -116,17 +117,18 @@ class ReferencedData:
     async def all(self) -> list[dict[str, Any]]:
         """Return what was added, looked at now."""
         rows = await trio.to_thread.run_sync(self._references.all)
-        return [self._view(row) for row in rows]
+        jobs = self._dependents(row.cid for row in rows)
+        return [self._view(row, jobs[row.cid]) for row in rows]
 
     async def remove(self, path: str) -> list[str]:
         """Forget a file or folder; it stays as it is. Returns its CIDs."""
         key = await trio.to_thread.run_sync(lambda: str(Path(path).resolve()))
-        cids = self._references.remove(key)
+        cids = await trio.to_thread.run_sync(self._references.remove, key)
         if not cids:
             raise NotFoundError(f"{key} is not referenced", hint="pairio content refs")
         return cids
 
-    def _view(self, row: RootRow) -> dict[str, Any]:
+    def _view(self, row: RootRow, dependents: list[str]) -> dict[str, Any]:
         return {
             "path": row.path,
             "cid": row.cid,
@@ -134,22 +136,23 @@ class ReferencedData:
             "size": row.size,
             "state": "good" if row.state == GOOD else "changed",
             "addedUnixMs": row.added_unix_ms,
-            "dependents": self._dependents(row.cid),
+            "dependents": dependents,
         }
 
-    def _dependents(self, cid: str) -> list[str]:
-        """Return jobs, not too many, that have some content as an input."""
-        core, found = self._node.core, dict[str, None]()
-        for service in sorted(core.membership.taken_up) if cid else ():
+    def _dependents(self, cids: Iterable[str]) -> dict[str, list[str]]:
+        """Return jobs, not too many, that have each content as an input."""
+        core = self._node.core
+        found: dict[str, dict[str, None]] = {cid: {} for cid in cids}
+        for service in sorted(core.membership.taken_up) if any(found) else ():
             for state in core.fold(service).requests.values():
-                if any(entry["source"].get("cid") == cid for entry in state.document["inputs"]):
-                    found[state.job] = None
-                if len(found) >= _JOBS_SHOWN_MAX:
-                    return list(found)
-        return list(found)
+                for entry in state.document["inputs"]:
+                    jobs = found.get(entry["source"].get("cid", ""))
+                    if jobs is not None and len(jobs) < _JOBS_SHOWN_MAX:
+                        jobs[state.job] = None
+        return {cid: list(jobs) for cid, jobs in found.items()}
 
     def _warn(self, root: RootRow) -> None:
-        jobs = len(self._dependents(root.cid))
+        jobs = len(self._dependents([root.cid])[root.cid])
         needed = f"; {jobs} jobs known here have it as an input" if jobs else ""
         self._node.say(
             f"warning: {root.path} is not as it was when it was added: content {root.cid} is gone"

@@ -1,5 +1,6 @@
 """Content over HTTP: ranges, conditional requests, types; and the gateway's ASGI app."""
 
+import re
 import secrets
 from collections.abc import AsyncIterator
 from urllib.parse import unquote
@@ -156,6 +157,8 @@ def make_gateway(node: NodeFacade, links: Links, port: int) -> Starlette:
         base = links.below(cid, name, path)
         return folder_response(request, found, items, [name, *path], base, key)
 
-    app = Starlette(routes=[Route("/ipfs/{rest:path}", content, methods=["GET", "HEAD"])])
+    route = Route("/ipfs/{rest:path}", content, methods=["GET", "HEAD"])
+    route.path_regex = re.compile(route.path_regex.pattern, re.DOTALL)  # names may have line ends
+    app = Starlette(routes=[route])
     app.router.redirect_slashes = False
     return app

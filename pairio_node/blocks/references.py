@@ -69,6 +69,8 @@ class References:
         self._db = ReferenceDb(db_path)
         self._store = store
         self._refused = refused.resolve()
+        self._roots: frozenset[str] = frozenset()
+        self._look_up()
         self._looked: dict[int, float] = {}  # file -> when it was last found as it was
         self.on_changed: Callable[[RootRow], None] = lambda _: None
 
@@ -87,21 +89,36 @@ class References:
             UserError: there is none, it holds what is neither file nor folder, or it changes.
         """
         items = await trio.to_thread.run_sync(self._items, path)
-        real, names = items[0].path, _digest(items)
-        before = next(iter(self._db.roots(path=str(real))), None)
-        if before is not None and await trio.to_thread.run_sync(self._is_as_it_was, before, items):
+        before, is_same = await trio.to_thread.run_sync(self._before, items)
+        if before is not None and is_same:
             return Referenced(before.cid, before.size, was_hashed=False)
-        root = self._db.begin(str(real), items[0].stat is None, int(time.time() * 1000))
+        is_folder = items[0].stat is None
+        now_ms, real = int(time.time() * 1000), str(items[0].path)
+        root = await trio.to_thread.run_sync(self._db.begin, real, is_folder, now_ms)
         try:
             with self._store.in_use.working():
                 entry = await self._hash(root, items, on_bytes)
-                await trio.to_thread.run_sync(self._store.settle_sync)
-            self._db.finish(root, entry.cid, entry.size_bytes, names)
+                await trio.to_thread.run_sync(self._finish, root, entry, items)
         except BaseException:
-            self._db.remove(root)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._db.remove, root)
             raise
         other = before.cid if before is not None and before.cid != entry.cid else ""
         return Referenced(entry.cid, entry.size_bytes, was_hashed=True, before=other)
+
+    def _before(self, items: list[_Item]) -> tuple[RootRow | None, bool]:
+        """Return what was added under a path before, and whether it is as it was."""
+        before = next(iter(self._db.roots(path=str(items[0].path))), None)
+        return before, before is not None and self._is_as_it_was(before, items)
+
+    def _finish(self, root: int, entry: Entry, items: list[_Item]) -> None:
+        self._store.settle_sync()
+        self._db.finish(root, entry.cid, entry.size_bytes, _digest(items))
+        self._look_up()
+
+    def _look_up(self) -> None:
+        """Keep in memory what is asked for often, from the loop."""
+        self._roots = frozenset(r.cid for r in self._db.roots() if r.state == GOOD)
 
     def _items(self, path: Path) -> list[_Item]:
         """List a file, or a folder with all that lies in it; links in it are refused."""
@@ -164,51 +181,10 @@ class References:
         return Entry(cid, sum(e.size_bytes for e in entries), total)
 
     async def _file(self, root: int, item: _Item, on_bytes: Callable[[int], None]) -> Entry:
-        stat = item.stat
-        assert stat is not None
-        file = self._db.add_file(root, str(item.path), stat)
-        leaves: list[tuple[str, int, int]] = []
-        start = 0
-
-        def keep(cid: str, block: bytes) -> None:
-            if parse_cid(cid).codec == RAW:
-                leaves.append((cid, start, len(block)))
-            else:
-                self._store.put_sync(cid, block)
-
-        builder = FileBuilder(keep)
-        fd = _open(item.path)
-
-        def turn() -> int:
-            nonlocal start
-            before = start
-            for _ in range(_CHUNKS_PER_TURN):
-                left = stat.size - start  # one that grows meanwhile is not followed for ever
-                chunk = _read_fully(fd, start, min(CHUNK_SIZE_BYTES, left))
-                if not chunk:
-                    break
-                builder.add_chunk(chunk)
-                start += len(chunk)
-            self._db.add_leaves(file, leaves)
-            leaves.clear()
-            return start - before
-
-        try:
-            while done := await trio.to_thread.run_sync(turn):
-                on_bytes(done)
-            entry = await trio.to_thread.run_sync(builder.finish)
-            self._db.add_leaves(file, leaves)  # an empty file has one block
-            if Stat.of(os.fstat(fd)) != stat or start != stat.size:
-                raise UserError(
-                    f"{item.path} changed while it was read",
-                    hint="add it when nobody writes to it any more",
-                    code="changed",
-                )
-            return entry
-        except OSError as error:
-            raise UserError(f"cannot read {item.path}: {error.strerror}") from None
-        finally:
-            os.close(fd)
+        hashing = _Hashing(self._db, self._store, root, item)
+        while hashing.entry is None:  # the next turn sees to it that the loop is never waited for
+            on_bytes(await trio.to_thread.run_sync(hashing.turn))
+        return hashing.entry
 
     # -- blocks ---------------------------------------------------------------------------
 
@@ -255,6 +231,7 @@ class References:
         self._looked.pop(file.id, None)
         roots = [r for r in self._db.roots() if r.id == file.root and r.state == GOOD]
         self._db.set_state(file.root, CHANGED)
+        self._look_up()
         for root in roots:
             self.on_changed(root)
 
@@ -281,20 +258,71 @@ class References:
                     self._is_there(file)
         return self._db.roots()
 
-    def roots(self) -> set[str]:
-        """Return the roots whose inner nodes the store has to keep."""
-        return {root.cid for root in self._db.roots() if root.state == GOOD}
-
-    def is_root(self, cid: str) -> bool:
-        """Say whether content was added by reference, and is as it was as far as is known."""
-        return any(root.state == GOOD for root in self._db.roots(cid=cid))
+    def roots(self) -> frozenset[str]:
+        """Return the roots that are as they were as far as is known: the store has to keep their
+        inner nodes."""
+        return self._roots
 
     def remove(self, path: str) -> list[str]:
-        """Forget what was added under a path; returns its CIDs. The file stays as it is."""
+        """Forget what was added under a path, in a thread; returns its CIDs. The file stays."""
         found = self._db.roots(path=path)
         for root in found:
             self._db.remove(root.id)
+        self._look_up()
         return [root.cid for root in found]
+
+
+class _Hashing:
+    """One file on its way to be content; `turn` is called in a thread until `entry` is there."""
+
+    def __init__(self, db: ReferenceDb, store: LocalStore, root: int, item: _Item) -> None:
+        assert item.stat is not None
+        self._db = db
+        self._store = store
+        self._root = root
+        self._path, self._stat = item.path, item.stat
+        self._builder = FileBuilder(self._keep)
+        self._file = 0
+        self._start = 0
+        self._leaves: list[tuple[str, int, int]] = []
+        self.entry: Entry | None = None
+
+    def _keep(self, cid: str, block: bytes) -> None:
+        if parse_cid(cid).codec == RAW:
+            self._leaves.append((cid, self._start, len(block)))
+        else:
+            self._store.put_sync(cid, block)
+
+    def turn(self) -> int:
+        """Hash some more; return how much."""
+        before = self._start
+        self._file = self._file or self._db.add_file(self._root, str(self._path), self._stat)
+        fd = _open(self._path)
+        try:
+            for _ in range(_CHUNKS_PER_TURN):
+                left = self._stat.size - self._start  # one that grows is not followed for ever
+                chunk = _read_fully(fd, self._start, min(CHUNK_SIZE_BYTES, left))
+                if not chunk:
+                    self._finish(fd)
+                    break
+                self._builder.add_chunk(chunk)
+                self._start += len(chunk)
+        except OSError as error:
+            raise UserError(f"cannot read {self._path}: {error.strerror}") from None
+        finally:
+            os.close(fd)
+        self._db.add_leaves(self._file, self._leaves)
+        self._leaves = []
+        return self._start - before
+
+    def _finish(self, fd: int) -> None:
+        if Stat.of(os.fstat(fd)) != self._stat or self._start != self._stat.size:
+            raise UserError(
+                f"{self._path} changed while it was read",
+                hint="add it when nobody writes to it any more",
+                code="changed",
+            )
+        self.entry = self._builder.finish()
 
 
 def _list(path: Path, name: str, items: list[_Item], depth: int) -> None:

@@ -166,7 +166,7 @@ async def test_a_changed_file_is_never_served_and_hashed_again_when_it_is_added(
         assert all(data in before for data in served)
         assert [root.path for root in here.changed] == [str(file)], "told once"
         assert here.references.unchanged_path(first.cid) is None
-        assert here.references.roots() == set()
+        assert here.references.roots() == frozenset()
         assert await here.content.missing(first.cid) != []
         again = await here.add(file)
         assert (again.was_hashed, again.before) == (True, first.cid)
