@@ -28,6 +28,7 @@ from pairio_node.cache_needs import (
     Name,
     Promises,
     Roots,
+    key_of,
     roots,
 )
 from pairio_node.cache_view import gc_view, row_view, rows_of
@@ -45,8 +46,11 @@ __all__ = ["PIN_NOTE", "Cache"]
 #: The note (`store.CommitRows.notes`) of a pin.
 PIN_NOTE: Final = "pin"
 LOOK_S: Final = 1.0
-#: With nothing gained, it is collected again only after this time.
+#: After the start it is looked what lies here, for how much of it is promised.
+FIRST_LOOK_S: Final = 10.0
+#: When collecting did not help it is tried again after this time, each time twice as long.
 AGAIN_S: Final = 30.0
+AGAIN_MAX_S: Final = 600.0
 #: Uses noted between two looks; further ones of one second are not.
 TOUCHED_MAX: Final = 10_000
 #: Results that were let go and are not fetched again for others; the oldest are forgotten.
@@ -83,19 +87,22 @@ class Cache:
         self._find = find
         self._ensure = ensure
         self._store = node.contents.store
-        quota_bytes = node.config.quota_for(node.home.path)
-        self.collection = Collection(node.contents, quota_bytes, self._needs, self._on_gone)
+        self.collection = Collection(
+            node.contents, self._store.quota_bytes, self._needs, self._on_gone
+        )
         self._store.make_room = self.collection.make_room
         self.pins: dict[str, Pin] = {}
         self.promises = Promises(self._write)
-        self.counters = {"hits": 0, "reads": 0, "holds_refused": 0}
+        self.counters = {"hits": 0, "reads": 0, "holds_refused": 0, "looks_failed": 0}
         self._roots = Roots()
         self._touched: set[str] = set()
         self._let_go: OrderedDict[str, None] = OrderedDict()
         self._token: trio.lowlevel.TrioToken | None = None
         self._kick = trio.Event()
         self._said_full = False
-        self._next_s = 0.0
+        self._next_s, self._pause_s = 0.0, AGAIN_S
+        #: Fetched to hold copies for others since it was last looked what lies here.
+        self._copied_bytes = 0
 
     # -- its life -----------------------------------------------------------------------------
 
@@ -113,9 +120,13 @@ class Cache:
 
     async def _run(self) -> None:
         await trio.to_thread.run_sync(self._clean_sync)
+        started_s, looked = trio.current_time(), False
         try:
             while True:
                 await self._look()
+                if not looked and trio.current_time() - started_s > FIRST_LOOK_S:
+                    looked = True  # how much is promised already
+                    await self._try(self._look_at_store)
                 self._kick = trio.Event()
                 with trio.move_on_after(LOOK_S):
                     await self._kick.wait()
@@ -128,14 +139,28 @@ class Cache:
         touched, self._touched = self._touched, set()
         if touched:
             await trio.to_thread.run_sync(self._touch_sync, touched)
-        if self.collection.is_high and trio.current_time() >= self._next_s:
-            with suppress(StoreUnavailable):  # who keeps the blocks says so himself
-                await self._collect()
-            if self.collection.is_high:
-                self._next_s = trio.current_time() + AGAIN_S
+        is_news = self.collection.is_short and not self._said_full
+        if self.collection.is_high and (is_news or trio.current_time() >= self._next_s):
+            freed = self.collection.counters["evicted_bytes"]
+            await self._try(self._collect)
+            in_vain = freed == self.collection.counters["evicted_bytes"]
+            self._pause_s = min(self._pause_s * 2, AGAIN_MAX_S) if in_vain else AGAIN_S
+            self._next_s = trio.current_time() + (self._pause_s if self.collection.is_high else 0)
             self._say_room()
         elif self._said_full and not self.collection.is_short:
             self._say_room()
+
+    async def _try(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do what is done again later if the disk fails now, or whoever keeps the blocks."""
+        try:
+            await work()
+        except UnavailableError:
+            self.counters["looks_failed"] += 1
+
+    def _soon(self) -> None:
+        """What may go has changed: collect, if it is time, without a pause."""
+        self._next_s, self._pause_s = 0.0, AGAIN_S
+        self._kick.set()
 
     async def _collect(self, to_bytes: int | None = None, dry: bool = False) -> Report:
         return await _in_thread(partial(self.collection.collect, to_bytes, dry=dry))
@@ -157,8 +182,9 @@ class Cache:
         self._node.driver.post(room)
 
     def _touch_sync(self, cids: set[str]) -> None:
-        for cid in cids:
-            self._store.touch_sync(cid)
+        with suppress(StoreUnavailable):  # then they seem older than they are
+            for cid in cids:
+                self._store.touch_sync(cid)
 
     def _write(self, notes: tuple[tuple[str, str, bytes], ...]) -> None:
         """Store notes with the next transaction; a disk that fails says so with the next commit."""
@@ -187,6 +213,7 @@ class Cache:
         self._roots = await roots(self._node.core, pins, self.promises, promise_ms)
         self._roots.keep(REFERENCED, self._node.references.roots())
         self._roots.keep(PUBLISHED, self._node.publishing.roots())
+        self._copied_bytes = 0  # what has come by now is seen
         return self._roots.needs()
 
     def _on_gone(self, cids: set[str]) -> None:
@@ -258,18 +285,20 @@ class Cache:
         Raises:
             StorageFullError: the node is full, the share is used up, or it was let go here before.
         """
-        asked, key = True, ticket.partition("|")[2]
-        if not key:
-            asked, key = False, ticket.removeprefix("copy:")
+        asked, key = key_of(ticket)
         copies = self._node.core.replication.copies.get(key)
         if not asked and copies is not None and copies.is_answer:  # somebody here asked for it anew
             self._let_go.pop(key, None)
         share = self.collection.quota_bytes * PROMISED_PERCENT_MAX // 100
-        share -= self.collection.sizes.get(PROMISED, 0)
+        share -= self.collection.sizes.get(PROMISED, 0) + self._copied_bytes
         if key in self._let_go or self._said_full or (asked and share <= 0):
             self.counters["holds_refused"] += 1
             raise StorageFullError("no room here for a further copy", hint="see docs/cache.md")
         return share if asked else _ANY_SIZE
+
+    def on_copied(self, ticket: str, size_bytes: int) -> None:
+        """So much was fetched to hold a copy."""
+        self._copied_bytes += size_bytes if key_of(ticket)[0] else 0
 
     def on_held(self, ticket: str, service: str) -> None:
         """A copy that replication asked for is here."""
@@ -318,7 +347,6 @@ class Cache:
         """Let go what may go: down to the mark that is kept in the background, or everything."""
         report = await self._collect(0 if everything else None, dry)
         named = [(cid, self._names(cid)) for cid in report.roots[:1000]]
-        self._next_s = 0.0
         self._say_room()
         return gc_view(self._node.core, report, named, dry)
 
@@ -377,7 +405,8 @@ class Cache:
 
     def unpin(self, name: str) -> dict[str, Any]:
         """Let what was pinned go when its turn comes. Nothing else that needs it changes."""
-        names = [n for n in self.pins if n == name or (len(name) >= 8 and n.endswith(name))]
+        parts = name if len(name) >= 8 else name + " "  # no pin has a space
+        names = [n for n in self.pins if n == name or n.startswith(parts) or n.endswith(parts)]
         if len(names) != 1:
             raise NotFoundError(
                 f"{name[:100]!r} is not pinned",
@@ -385,8 +414,7 @@ class Cache:
             )
         pin = self.pins.pop(names[0])
         self._write(((PIN_NOTE, pin.name, b""),))
-        self._next_s = 0.0
-        self._kick.set()
+        self._soon()
         return self._pin_view(pin)
 
     def all_pins(self) -> dict[str, Any]:
@@ -409,12 +437,17 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     """Do long work in a thread; a caller that goes does not wait for its end.
 
     Raises:
-        UnavailableError: the node stops.
+        UnavailableError: the node stops, or the store cannot be read.
     """
     try:
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True)  # type: ignore[call-arg]
     except Stopped:
         raise UnavailableError("the node stops") from None
+    except OSError as error:
+        raise UnavailableError(
+            f"the block store cannot be read: {error.strerror or error}",
+            hint="look at the disk of the node's home; it goes on by itself",
+        ) from None
 
 
 def _size(count: int) -> str:

@@ -10,6 +10,7 @@ request is over (inputs), or after the owner's `promise_days`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -32,6 +33,7 @@ __all__ = [
     "Name",
     "Promises",
     "Roots",
+    "key_of",
     "roots",
 ]
 
@@ -47,8 +49,10 @@ PROMISE_NOTE: Final = "promise"
 _INPUTS: Final = "/inputs"
 #: Copies that are being made of a result, while others are connected, keep it for so long.
 _COPYING_MS: Final = 600_000
-#: What waits to become a promise is forgotten after this time.
-_CANDIDATE_MS: Final = 600_000
+#: What a member asked to be held, but what it is nobody says, is forgotten after this time.
+_TOLD_MS: Final = 600_000
+#: Of this node's own results that are being copied, so many are looked at in one look.
+_OWN_LOOKED_AT: Final = 500
 #: Results looked at before the loop has its turn.
 _SLICE: Final = 200
 
@@ -101,14 +105,23 @@ class _Promise:
     since_unix_ms: int
 
 
+def key_of(ticket: str) -> tuple[bool, str]:
+    """Return whether another member asked for the copy that a ticket (`ef.FetchBlocks`) names, and
+    its key: a result, or `REQUEST/inputs`."""
+    key = ticket.partition("|")[2]
+    return bool(key), key or ticket.removeprefix("copy:")
+
+
 class Promises:
     """Copies that others count on, by result or by `REQUEST/inputs`. `write` stores notes."""
 
     def __init__(self, write: Callable[[tuple[tuple[str, str, bytes], ...]], None]) -> None:
         self._write = write
         self.kept: dict[str, _Promise] = {}
-        #: Held here, but nobody counts on it yet; and whether a member asked for it.
-        self._candidates: dict[str, tuple[_Promise, bool]] = {}
+        #: Held here because a member asked for it; what it is may be told a moment later.
+        self._asked: dict[str, _Promise] = {}
+        #: This node's own, which others count on when it is safe; looked at in turn.
+        self._own: dict[str, _Promise] = {}
 
     def restore(self, notes: Iterable[tuple[str, str, bytes]]) -> None:
         """Take what the disk held."""
@@ -122,30 +135,33 @@ class Promises:
 
     def on_held(self, ticket: str, service: str, unix_ms: int) -> None:
         """A fetch that replication asked for has brought everything (`Fetched`)."""
-        asked, key = True, ticket.partition("|")[2]
-        if not key:
-            asked, key = False, ticket.removeprefix("copy:")
+        asked, key = key_of(ticket)
         if key in self.kept:
-            return
-        self._candidates[key] = (_Promise(service, unix_ms), asked)
-        if len(self._candidates) > COPIES_MAX:
-            del self._candidates[next(iter(self._candidates))]
+            return  # also one that has lapsed: it is not promised anew
+        waiting = self._asked if asked else self._own
+        waiting[key] = _Promise(service, unix_ms)
+        if len(waiting) > COPIES_MAX:
+            del waiting[next(iter(waiting))]
 
     def look(self, core: NodeCore) -> None:
         """Turn what somebody counts on by now into promises."""
-        new = []
-        for key, (promise, asked) in list(self._candidates.items()):
-            if key in self.kept or not _is_known(core, promise.service, key):
-                if core.ctx.unix_ms - promise.since_unix_ms > _CANDIDATE_MS:
-                    del self._candidates[key]
-            elif asked or core.replication.is_safe(key):
-                del self._candidates[key]
-                self.kept[key] = promise
-                new.append((PROMISE_NOTE, key, pack([promise.service, promise.since_unix_ms])))
-            elif not core.replication.is_copying(key):
-                del self._candidates[key]
+        new = {}
+        for key, promise in list(self._asked.items()):
+            known = _is_known(core, promise.service, key)
+            if known or core.ctx.unix_ms - promise.since_unix_ms > _TOLD_MS:
+                del self._asked[key]
+            if known:
+                new[key] = promise
+        for key in list(islice(self._own, _OWN_LOOKED_AT)):
+            promise = self._own.pop(key)
+            if core.replication.is_safe(key):
+                new[key] = promise
+            elif core.replication.is_copying(key):
+                self._own[key] = promise  # behind the others
+        self.kept |= new
         if new:
-            self._write(tuple(new))
+            rows = ((k, pack([p.service, p.since_unix_ms])) for k, p in new.items())
+            self._write(tuple((PROMISE_NOTE, key, data) for key, data in rows))
 
     def drop(self, keys: Iterable[str]) -> None:
         """These are not held here any more."""
@@ -248,6 +264,7 @@ def _sources(fold: ServiceFold, document: dict[str, Any]) -> list[str]:
 
 async def _inputs(core: NodeCore, promises: Promises, promise_ms: int, found: Roots) -> None:
     """Name the inputs of all requests; those that were promised stay while a request is open."""
+    over = []
     for service in sorted(core.folds):
         fold = core.folds[service]
         for number, state in enumerate(list(fold.requests.values())):
@@ -256,11 +273,14 @@ async def _inputs(core: NodeCore, promises: Promises, promise_ms: int, found: Ro
             cids = [e["source"]["cid"] for e in state.document["inputs"] if "cid" in e["source"]]
             if not cids:
                 continue
-            promise = promises.kept.get(f"{state.id}{_INPUTS}")
-            held = promise is not None and _is_due(core, promise, promise_ms)
-            name = Name("input", service, state.job)
-            if held and fold.is_open(state.id, core.ctx.unix_ms):
-                found.keep(PROMISED, cids, name)
-            else:
-                for cid in cids:
-                    found.name(cid, name)
+            key, name = f"{state.id}{_INPUTS}", Name("input", service, state.job)
+            promise = promises.kept.get(key)
+            for cid in cids:
+                found.name(cid, name)
+            if promise is None:
+                continue
+            if not fold.is_open(state.id, core.ctx.unix_ms):
+                over.append(key)
+            elif _is_due(core, promise, promise_ms):
+                found.keep(PROMISED, cids)
+    promises.drop(over)

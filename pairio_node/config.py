@@ -84,11 +84,13 @@ class NodeConfig:
         """Memory for jobs; by default four fifths of what the machine has."""
         return math.ceil(self.memory_gb * 1024) or int(psutil.virtual_memory().total * 0.8) // 2**20
 
-    def quota_for(self, path: Path) -> int:
-        """Return the block quota for a store on `path`."""
+    def quota_for(self, path: Path, held_bytes: int = 0) -> int:
+        """Return the block quota for a store on `path` that holds so much already: what it takes
+        itself counts as free, or it would shrink with every start."""
         if self.quota_bytes:
             return self.quota_bytes
-        return min(int(psutil.disk_usage(str(path)).free) // 5, 100 * _GIB)
+        free_bytes = int(psutil.disk_usage(str(path)).free) + held_bytes
+        return min(free_bytes // 5, 100 * _GIB)
 
 
 def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:

@@ -109,11 +109,8 @@ class Node:
         self.clock = Clock()
         self.transport = transport
         self.kubo = kubo
-        self.blocks: LocalStore = (
-            kubo.blocks
-            if kubo
-            else DiskBlockStore(home.path / "blocks", config.quota_for(home.path))
-        )
+        self.blocks: LocalStore = kubo.blocks if kubo else DiskBlockStore(home.path / "blocks", 0)
+        self.blocks.quota_bytes = config.quota_for(home.path, self.blocks.used_bytes)
         self.references = References(home.path / "references.db", self.blocks, home.path)
         store_here = ReferencingStore(self.blocks, self.references)
         self.contents = ScopedContent(store_here, home.path / "held")
@@ -380,7 +377,11 @@ class Node:
     async def _fetch_copy(self, effect: ef.FetchBlocks) -> None:
         room_bytes = self.cache.room_for_copy(effect.ticket)
         for cid in effect.cids:
-            await self.exchange.fetch(effect.service, cid, effect.holders, limit_bytes=room_bytes)
+            came = await self.exchange.fetch(
+                effect.service, cid, effect.holders, limit_bytes=room_bytes
+            )
+            self.cache.on_copied(effect.ticket, came)
+            room_bytes -= came
 
     async def _locate(self, effect: ef.Locate) -> None:
         """Look whether content is here for a service, whole."""

@@ -141,7 +141,7 @@ class Collection:
                 return False
             try:
                 self._collect(min(self._low_bytes, self.quota_bytes - size_bytes), dry=False)
-            except (Stopped, StoreUnavailable):
+            except (Stopped, StoreUnavailable, OSError):
                 return False
             if size_bytes <= self.room_bytes:
                 return True

@@ -26,6 +26,10 @@ def test_without_a_file_everything_has_a_default(tmp_path: Path) -> None:
     assert config.cpu_millicores >= 1000
     assert config.memory_mib >= 1
     assert 0 < config.quota_for(tmp_path) <= 100 * 2**30
+    free_bytes = config.quota_for(tmp_path) * 5
+    if free_bytes < 400 * 2**30:  # else it is 100 GiB anyway
+        grown = config.quota_for(tmp_path, held_bytes=50 * 2**30)
+        assert grown == pytest.approx(config.quota_for(tmp_path) + 10 * 2**30, rel=0.01)
 
 
 def test_the_file_holds_and_the_command_line_overrides_it(tmp_path: Path) -> None:
