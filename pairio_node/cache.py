@@ -48,8 +48,8 @@ PIN_NOTE: Final = "pin"
 LOOK_S: Final = 1.0
 #: After the start it is looked what lies here, for how much of it is promised.
 FIRST_LOOK_S: Final = 10.0
-#: When collecting did not help it is tried again after this time, each time twice as long.
-AGAIN_S: Final = 30.0
+#: It is collected again after this time; when it did not help, each time twice as long.
+AGAIN_S: Final = 1.0
 AGAIN_MAX_S: Final = 600.0
 #: Uses noted between two looks; further ones of one second are not.
 TOUCHED_MAX: Final = 10_000
@@ -144,8 +144,8 @@ class Cache:
             freed = self.collection.counters["evicted_bytes"]
             await self._try(self._collect)
             in_vain = freed == self.collection.counters["evicted_bytes"]
+            self._next_s = trio.current_time() + self._pause_s
             self._pause_s = min(self._pause_s * 2, AGAIN_MAX_S) if in_vain else AGAIN_S
-            self._next_s = trio.current_time() + (self._pause_s if self.collection.is_high else 0)
             self._say_room()
         elif self._said_full and not self.collection.is_short:
             self._say_room()

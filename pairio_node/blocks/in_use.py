@@ -9,9 +9,10 @@ when work was told of it and the moment when it is noted. Clock: LINGER_S after 
 time enough for whoever asked for it to say what it is for (a result that counts, a promised copy).
 """
 
+import heapq
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ from contextvars import ContextVar
 __all__ = ["LINGER_S", "InUse"]
 
 #: What work counted on stays so long after it, and while a collection is under way.
-LINGER_S = 2.0
+LINGER_S = 0.5
 
 
 class _Work:
@@ -28,7 +29,10 @@ class _Work:
     def __init__(self, owner: "InUse") -> None:
         self.owner = owner
         self.cids: set[str] = set()
-        self.ends_s: float | None = None
+        self.ends_s = math.inf
+
+    def __lt__(self, other: "_Work") -> bool:
+        return self.ends_s < other.ends_s
 
 
 _current: ContextVar[_Work | None] = ContextVar("pairio_work", default=None)
@@ -40,7 +44,7 @@ class InUse:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._live: set[_Work] = set()
-        self._ended: deque[_Work] = deque()  # in the order of their ends
+        self._ended: list[_Work] = []  # a heap: first whose time is over first
         self._collecting = 0
 
     @contextmanager
@@ -48,7 +52,7 @@ class InUse:
         """Count on what is put or found here in this block, and for `linger_s` (LINGER_S) after it;
         part of the work that it is in, if any."""
         around = _current.get()
-        if around is not None and around.owner is self and around.ends_s is None:
+        if around is not None and around.owner is self and around.ends_s == math.inf:
             yield
             return
         work = _Work(self)
@@ -62,7 +66,7 @@ class InUse:
             with self.lock:
                 work.ends_s = time.monotonic() + (LINGER_S if linger_s is None else linger_s)
                 self._live.discard(work)
-                self._ended.append(work)
+                heapq.heappush(self._ended, work)
                 self._forget_old()
 
     def note(self, cid: str) -> None:
@@ -96,5 +100,5 @@ class InUse:
 
     def _forget_old(self) -> None:
         now_s = time.monotonic()
-        while not self._collecting and self._ended and (self._ended[0].ends_s or 0) <= now_s:
-            self._ended.popleft()
+        while not self._collecting and self._ended and self._ended[0].ends_s <= now_s:
+            heapq.heappop(self._ended)

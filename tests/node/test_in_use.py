@@ -92,6 +92,15 @@ def test_work_lingers_and_through_the_end_of_a_collection(contents: ScopedConten
     assert in_use.all() == set()
 
 
+def test_work_that_lingers_long_does_not_keep_what_came_after_it(contents: ScopedContent) -> None:
+    in_use = contents.store.in_use
+    with in_use.working(linger_s=1000):
+        contents.store.put_sync(CID, DATA)
+    with in_use.working(linger_s=0):
+        contents.store.put_sync(cid_of(RAW, b"later"), b"later")
+    assert in_use.all() == {CID}
+
+
 async def test_work_reaches_into_threads_and_tasks_and_inner_work_is_part_of_it(
     contents: ScopedContent,
 ) -> None:

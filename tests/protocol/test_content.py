@@ -109,6 +109,21 @@ def _submit(world: World, call: int, index: int = 0, **fields: Any) -> str:
     return world.call(world.peers[index], event)["request"]
 
 
+def test_what_was_collected_here_before_it_was_copied_is_computed_again_only_when_wanted() -> None:
+    lab = Lab(1)
+    lab.with_service()
+    _submit(lab, 10)
+    core = _core(lab, 0)
+    (result,) = core.replication.copies
+    lab.lose_everything()
+    lab.do(lab.peers[0], ev.ContentDropped(_service(core), (result,)))
+    lab.wait(30_000)
+    assert len(lab.executed) == 1 and not core.replication.copies
+    _submit(lab, 11)
+    lab.wait(3000)
+    assert len(lab.executed) == 2
+
+
 def test_a_hit_whose_outputs_are_here_is_answered_at_once() -> None:
     lab = Lab(2)
     lab.with_service()

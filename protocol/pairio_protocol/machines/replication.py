@@ -268,14 +268,19 @@ class Replication:
         self._advance(copies)
 
     def on_dropped(self, keys: Iterable[str]) -> None:
-        """This node no longer holds what lies under these keys: copies are to be elsewhere."""
+        """This node no longer holds what lies under these keys, and that is no loss to be mended:
+        copies are to be elsewhere, if anybody is known to have it."""
         for key in keys:
             self._safe.pop(key, None)
             copies = self.copies.get(key)
-            if copies is not None:
-                copies.have_blocks = False
-                copies.holders.discard(self._ctx.me)
+            if copies is None:
+                continue
+            copies.have_blocks = copies.is_answer = False
+            copies.holders.discard(self._ctx.me)
+            if copies.holders:
                 self._advance(copies)
+            else:
+                self._forget(key)
 
     def _answer_hold(self, ticket: str, ok: bool) -> None:
         peer, segment = self._serving[ticket]
