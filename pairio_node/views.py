@@ -118,24 +118,20 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
     return "pending", None
 
 
-def attempts_view(
-    core: NodeCore, service: str, state: RequestState, result: ResultInfo | None = None
-) -> list[dict[str, Any]]:
-    """Return every try of the request's run, or of that of its result, oldest first: where, from
-    when to when, how it ended.
+def attempts_view(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:
+    """Return every try of the request's run, oldest first: where, from when to when, how it ended;
+    also of those in which it was computed again because its content was lost.
 
     One that was given up and gave its result all the same has that result's status, and the reason
     for which it was given up.
     """
     fold = core.fold(service)
-    name = result.document.run if result else fold.run_of(state, fold.resolve(state.job))
-    run = fold.runs.get(name or "")
-    if run is None:
-        return []
-    documents = [fold.results[cid].document for cid in sorted(run.results)]
+    runs = [fold.runs[n] for n in fold.runs_of(state, fold.resolve(state.job)) if n in fold.runs]
+    documents = [fold.results[cid].document for run in runs for cid in sorted(run.results)]
     gave = {(document.attempt, document.worker): document for document in documents}
+    starts = [(key, start, run) for run in runs for key, start in run.starts.items()]
     found = []
-    for (name, worker), start in sorted(run.starts.items(), key=lambda i: i[1].issued_unix_ms):
+    for (name, worker), start, run in sorted(starts, key=lambda i: i[1].issued_unix_ms):
         end, document = _first_end(run, name, worker), gave.get((name, worker))
         ended, reason = (end.kind, end.reason) if end else (None, None)
         ended_ms = end.issued_unix_ms if end else None
@@ -170,7 +166,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
     status, error = job_status(core, service, state)
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
-    attempts = attempts_view(core, service, state, result)
+    attempts = attempts_view(core, service, state)
     record = state.record
     inputs_key = f"{state.id}/inputs"
     started = document.started_unix_ms if document else None

@@ -636,6 +636,15 @@ class ServiceFold:
             return None
         return run_id(resolution.job, self.salt_of(state, resolution.job))
 
+    def runs_of(self, state: RequestState, resolution: Resolution) -> list[str]:
+        """Return the runs that a request has wanted: the one that it asked for, and those in which
+        that was computed again, since content was lost."""
+        job, salt = resolution.job, state.salt()
+        if job is None:
+            return []
+        lost = [c for c in sorted(self._by_resolved.get(job, ())) if not salt and self.is_lost(c)]
+        return [run_id(job, salt), *(run_id(job, cid) for cid in lost)]
+
     def salt_of(self, state: RequestState, resolved_job: str) -> str:
         """Return what tells the run that a request wants from a plain one: what it asks for itself,
         or the result whose content is lost."""

@@ -26,7 +26,7 @@ def _shown(ends: dict[str, End], results: dict[str, Any] | None = None) -> list[
         runs={"run": run},
         results=results or {},
         resolve=lambda _: None,
-        run_of=lambda *_: "run",
+        runs_of=lambda *_: ["run"],
     )
     core = cast(NodeCore, SimpleNamespace(fold=lambda _: fold))
     return attempts_view(core, "s", cast(RequestState, SimpleNamespace(document={}, job="job")))

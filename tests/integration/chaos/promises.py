@@ -43,6 +43,9 @@ def check_safe(lab: Lab) -> None:
         readers = [node for node in lab.alive if node.peer != worker]
         for node in readers:
             _check_output(node, job, min(_READ_S, lab.ends_s))
+        again = [v["lost"] for node in lab.alive if (v := lab.view(node, job)) and v["lost"]]
+        if again:  # to be read because it was computed once more is not what was promised
+            raise Broken(SAFE, f"{job.job[-8:]}: {again[0]}")
 
 
 def _check_output(node: Node, job: Accepted, limit_s: float) -> None:
