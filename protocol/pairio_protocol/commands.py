@@ -77,6 +77,7 @@ class Commands:
         self._due: Deadlines[str] = Deadlines()  # submits, when they are answered anyway
         self._handles: deque[tuple[str, str]] = deque()
         self._handle_count = 0
+        self._no_hits: set[int] = set()  # calls whose hit had no content: they become requests
         #: request id -> members that acked it `stored`
         self.replicated: dict[str, int] = {}
 
@@ -94,7 +95,13 @@ class Commands:
                     if not self._joins.on_command(event):
                         self._services.on_command(event)
         except DefinitionError as error:
+            self._no_hits.discard(event.call)
             self._ctx.emit(Fail(event.call, str(error), error.hint))
+
+    def on_no_hit(self, event: ev.Submit) -> None:
+        """Nobody holds the content of what would have answered a submit: it is asked for."""
+        self._no_hits.add(event.call)
+        self.on_command(event)
 
     def _cancel(self, event: ev.CancelRequests) -> None:
         """Withdraw requests; local handles of cached answers have nothing to withdraw."""
@@ -152,6 +159,7 @@ class Commands:
             return
         if self._core.lookups.ask_first(event, service, job):
             return
+        self._no_hits.discard(event.call)
         waiting = len(self._core.coordinator.wishes) + self._core.logs.pending_count()
         if waiting >= REQUESTS_OPEN_PER_AUTHOR_MAX:
             raise DefinitionError(
@@ -209,7 +217,10 @@ class Commands:
         if event.mode == "skip_cache":
             return False
         answer = fold.answer_for(state, fold.resolve(job))
-        if answer is None or self._core.contents.is_doubted(answer.cid):
+        if answer is None or event.call in self._no_hits:
+            return False
+        if self._core.contents.is_doubted(answer.cid):
+            self._no_hits.add(event.call)
             return False
         if not self._core.contents.is_there(service, answer, event):
             return True  # it goes on when that is known

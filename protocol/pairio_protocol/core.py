@@ -611,7 +611,7 @@ class NodeCore(
     def on_doubted(self, waiting: list[ev.Submit]) -> None:
         """Nobody holds the content now: submits go on as if there were no result."""
         for event in waiting:
-            self.commands.on_command(event)
+            self.commands.on_no_hit(event)
 
     def compute_again(self, service: str, result: ResultInfo) -> str | None:
         """Say that the content is lost, and ask for its job, as who asked for it last."""
@@ -621,12 +621,22 @@ class NodeCore(
         if fold.is_lost(result.cid) or result.cid not in fold.results:
             return ""
         resolved = result.document.job
-        jobs = [job for job in (resolved, *fold.origins(resolved)) if fold.by_job.get(job)]
-        if not jobs:  # it was dropped here, or never came
+        jobs = [job for job in (resolved, *fold.origins(resolved)) if job in fold.definitions]
+        jobs.sort(key=lambda job: not fold.by_job.get(job))
+        asked = fold.by_job.get(jobs[0]) if jobs else None
+        like = fold.requests[asked[-1]].record if asked else self._resting_on(service, result.cid)
+        if like is None or not jobs:  # its definition was dropped here, or never came
             self.lookups.ask_for(service, [resolved])
             return None
-        like = fold.requests[fold.by_job[jobs[0]][-1]].record
         return self._ask_anew(service, like, encode(fold.definitions[jobs[0]]), result.cid)
+
+    def _resting_on(self, service: str, cid: str) -> Request | None:
+        """Return a request that this node sees to and that rests on a result."""
+        fold = self.fold(service)
+        for wish in self.coordinator.wishes.values():
+            if wish.service == service and cid in wish.upstream and wish.request in fold.requests:
+                return replace(fold.requests[wish.request].record, tags=(), batch="")
+        return None
 
     def is_under_way(self, service: str, request: str) -> bool:
         """Say whether a request of this node still waits for its result."""

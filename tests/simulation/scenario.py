@@ -231,8 +231,10 @@ class Life:
             return
         for cid in self._given(node):
             cids = self._outputs_of(node, cid)
-            others = [n for n in self.world.nodes if n is not node and set(cids) <= n.content]
-            if set(cids) <= node.content and len(others) > 1:
+            segment = _core(node).fold(self.service).results[cid].segment
+            holders = [n for n in self.world.nodes if set(cids) <= n.content]
+            holders = [n for n in holders if n.disk.holds(segment)]
+            if node in holders and len(holders) > 2:
                 self.hit("collected")
                 self.world.lose(node, cids)
                 self.world.give(node, ev.ContentDropped(self.service, (cid,)))
