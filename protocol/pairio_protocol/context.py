@@ -8,6 +8,7 @@ from pairio_protocol.limits import (
     FRAME_SIZE_BYTES_MAX,
     LEASE_MS,
     LOG_AGE_MAX_MS,
+    REPAIR_INTERVAL_MS,
     RETENTION_LOOK_MS,
     RETENTION_MS,
 )
@@ -48,6 +49,8 @@ class CoreConfig:
     retention_look_ms: int = RETENTION_LOOK_MS
     #: after this time the node begins a new log
     log_age_ms: int = LOG_AGE_MAX_MS
+    #: how often it is looked at whether enough members still hold a result
+    repair_interval_ms: int = REPAIR_INTERVAL_MS
     replicas: int = 1
     addresses: tuple[str, ...] = ()
 

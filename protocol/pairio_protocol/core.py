@@ -135,6 +135,27 @@ class NodeCore(
         self.commands = Commands(self)
         self._boots: dict[str, bytes] = {}
         self._asking: set[tuple[str, str]] = set()  # jobs asked for since the last seal
+        #: when each machine is due; the book of presence only while a service is taken up
+        self._deadlines = tuple(
+            machine.deadline_ms
+            for machine in (
+                self.coordinator,
+                self.worker,
+                self.bidder,
+                self.replication,
+                self.contents,
+                self.retention,
+                self.commands,
+                self.lookups,
+                self.sync,
+                self.twins,
+                self.own_wishes,
+                self.sponsors,
+                self.guests,
+            )
+        )
+        self._due_ms: int | None = None
+        self._is_due_known = False
         self._to_self: list[Award | Have | Decline | Beat | CancelNow] = []
 
     # -- the four calls of the driver -----------------------------------------------------
@@ -146,7 +167,10 @@ class NodeCore(
         if isinstance(event, ev.Woke):  # before time passes: nothing was heard while it did
             self.coordinator.on_wake()
             self.bidder.on_wake()
-        self._pass_time()
+        due_ms = self.next_deadline_ms()
+        self._is_due_known = False  # whatever happens now may change it
+        if due_ms is not None and self.ctx.now_ms >= due_ms:
+            self._pass_time()
         self._route(event)
         self._settle()
         return self._take_effects()
@@ -165,6 +189,7 @@ class NodeCore(
         self.ctx.unix_ms = unix_ms
         if not self.has_pending():
             return None
+        self._is_due_known = False
         self.disk.begin()
         while segments := self.logs.seal(self.membership.chains):  # a record may call for another
             for segment in segments:
@@ -177,23 +202,14 @@ class NodeCore(
 
     def next_deadline_ms(self) -> int | None:
         """When `TimePassed` is due at the latest."""
-        deadlines = [
-            self.book.deadline_ms() if self.membership.taken_up else None,
-            self.coordinator.deadline_ms(),
-            self.worker.deadline_ms(),
-            self.bidder.deadline_ms(),
-            self.replication.deadline_ms(),
-            self.contents.deadline_ms(),
-            self.retention.deadline_ms(),
-            self.commands.deadline_ms(),
-            self.lookups.deadline_ms(),
-            self.sync.deadline_ms(),
-            self.twins.deadline_ms(),
-            self.own_wishes.deadline_ms(),
-            self.sponsors.deadline_ms(),
-            self.guests.deadline_ms(),
-        ]
-        return min((d for d in deadlines if d is not None), default=None)
+        if not self._is_due_known:
+            found = self.book.deadline_ms() if self.membership.taken_up else None
+            for deadline_ms in self._deadlines:
+                at_ms = deadline_ms()
+                if at_ms is not None and (found is None or at_ms < found):
+                    found = at_ms
+            self._due_ms, self._is_due_known = found, True
+        return self._due_ms
 
     def accepts_gossip(self, service: str, data: bytes) -> bool:
         """Say whether a frame of a topic may be passed on: a member signed it. Pure."""

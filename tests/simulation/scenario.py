@@ -13,7 +13,6 @@ from world import BUNDLE, Node, World
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
-from pairio_protocol.limits import REPAIR_INTERVAL_MS
 from pairio_protocol.messages import MESSAGES, Bid, Push, SyncSegments
 from pairio_protocol.normalise import definition_of
 from pairio_protocol.records import End, Resources, Result, ResultDocument, Start
@@ -39,6 +38,8 @@ APP = {
 }
 #: How long things go wrong; with more than seven nodes shorter, since each costs its share.
 TROUBLE_MS = 60_000
+#: Rounds of repair follow each other faster than on real nodes: most of a life would be waiting.
+REPAIR_INTERVAL_MS = 120_000
 SHORT_RETENTION = {"retention_ms": 20_000, "retention_look_ms": 2_000, "log_age_ms": 6_000}
 HEAL_MS = 600_000
 #: How long an ended job that is asked for again may take: patience, and a run or two.
@@ -77,8 +78,9 @@ class Life:
         self.trouble = True
         world, rng = self.world, self.rng
         self.short = seed % 4 == 3  # retention so short that logs are dropped
+        world.settings = {"repair_interval_ms": REPAIR_INTERVAL_MS}
         if self.short:
-            world.settings = SHORT_RETENTION
+            world.settings |= SHORT_RETENTION
         #: a machine that never comes back: others see to what it asked for
         self.gone: Node | None = None
         for index in range(count):

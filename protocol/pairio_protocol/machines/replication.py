@@ -28,7 +28,6 @@ from pairio_protocol.limits import (
     HOLDS_SERVED_MAX,
     NAME_LENGTH_MAX,
     REPAIR_BATCH,
-    REPAIR_INTERVAL_MS,
     SAFE_KNOWN_MAX,
     SAFE_WAIT_MS,
 )
@@ -325,13 +324,13 @@ class Replication:
             copies = self.copies[key]
             self._retry(copies)
         if self._repair_ms is not None and self._ctx.now_ms >= self._repair_ms:
-            self._repair_ms = self._ctx.now_ms + REPAIR_INTERVAL_MS
+            self._repair_ms = self._ctx.now_ms + self._ctx.config.repair_interval_ms
             for service in sorted(self._membership.taken_up):
                 self._repair(service)
 
     def _retry(self, copies: Copies) -> None:
         self._due.set(copies.key, self._ctx.now_ms + copies.pause_ms)
-        copies.pause_ms = min(copies.pause_ms * 2, REPAIR_INTERVAL_MS)
+        copies.pause_ms = min(copies.pause_ms * 2, self._ctx.config.repair_interval_ms)
         late = self._ctx.now_ms - copies.began_ms >= SAFE_WAIT_MS
         if late:
             self._safe.pop(copies.key, None)  # it was safe once, and is not any more
