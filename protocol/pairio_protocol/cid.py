@@ -7,6 +7,7 @@ codecs raw (0x55), dag-pb (0x70), dag-cbor (0x71), and sha2-256 with its whole 3
 import base64
 import binascii
 import hashlib
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import base58
@@ -50,6 +51,7 @@ def cid_of(codec: int, data: bytes) -> str:
     return cid_text(bytes([1, codec]) + _SHA2_256 + hashlib.sha256(data).digest())
 
 
+@lru_cache(maxsize=8192)
 def cid_text(raw: bytes) -> str:
     """Return the base32 text of a binary CID (its form is not checked)."""
     return "b" + base64.b32encode(raw).decode().lower().rstrip("=")

@@ -25,7 +25,7 @@ from pairio_protocol.limits import (
     STORED_ACK_MS,
     STORED_ASKED,
 )
-from pairio_protocol.machines.deadlines import Deadlines
+from pairio_protocol.machines.deadlines import Deadlines, earliest_ms
 from pairio_protocol.messages import Ack
 from pairio_protocol.normalise import job_id_of, normalise
 from pairio_protocol.public_commands import PublicCommands
@@ -351,5 +351,6 @@ class Commands:
 
     def deadline_ms(self) -> int | None:
         """When a waiting call goes on anyway."""
-        waits = (self._due.next_ms(), self._joins.deadline_ms(), self._services.deadline_ms())
-        return min((at_ms for at_ms in waits if at_ms is not None), default=None)
+        return earliest_ms(
+            self._due.next_ms(), self._joins.deadline_ms(), self._services.deadline_ms()
+        )

@@ -124,6 +124,8 @@ class ServiceFold:
         self._lost: dict[str, set[str]] = {}
         self._consumers: dict[str, list[str]] = {}
         self._job_sources: dict[str, list[dict[str, str]]] = {}
+        #: jobs that rest on no other -> how they stand, for ever
+        self._at_once: dict[str, Resolution] = {}
         #: (job, CIDs put for its job sources) -> resolved id and document
         self._resolved: dict[tuple[str, tuple[str, ...]], tuple[str, dict[str, Any]]] = {}
         self._origins: dict[str, dict[str, None]] = {}
@@ -286,7 +288,9 @@ class ServiceFold:
 
     def run(self, name: str) -> RunState:
         """Return the state of a run, new if nothing was known of it."""
-        return self.runs.setdefault(name, RunState())
+        if name not in self.runs:
+            self.runs[name] = RunState()
+        return self.runs[name]
 
     # -- what is this node's own --------------------------------------------------------
 
@@ -510,6 +514,8 @@ class ServiceFold:
 
         Depth is bounded by DEPENDENCY_DEPTH_MAX; each job is done once.
         """
+        if not self._job_sources[job]:
+            return self._without_sources(job)
         memo: dict[str, Resolution] = {}
         left = [(job, 0)]  # no recursion: a member's chain of jobs may be long
         while left:
@@ -526,9 +532,15 @@ class ServiceFold:
                 memo[name] = self._resolve(name, memo)
         return memo[job]
 
+    def _without_sources(self, job: str) -> Resolution:
+        if job not in self._at_once:
+            self._at_once[job] = Resolution(job, self.definitions[job])
+        return self._at_once[job]
+
     def _resolve(self, job: str, memo: dict[str, Resolution]) -> Resolution:
         """Resolve a job; those known here on which it rests are in `memo`."""
-        document = self.definitions[job]
+        if not self._job_sources[job]:
+            return self._without_sources(job)
         cids, upstream, waits, lacks = [], [], [], []
         for source in self._job_sources[job]:
             result = self._result_of(source["job"], source["output"], memo)
@@ -545,8 +557,6 @@ class ServiceFold:
                     lacks.append(source["job"])
         if waits:
             return Resolution(None, None, waits_for=tuple(dict.fromkeys(waits)))
-        if not upstream:
-            return Resolution(job, document)
         resolved_job, resolved = self._substituted(job, tuple(cids))
         return Resolution(
             resolved_job,

@@ -112,6 +112,7 @@ class Laws:
         self.emptied_ms = 0
         self._copies_seen: dict[int, tuple[int, int, int]] = {}
         self._lost_disk: set[int] = set()
+        self._answers_seen: dict[tuple[int, int, str], dict[str, str]] = {}
         self._taken: set[tuple[int, int, str]] = set()
         self._fold_ids: dict[int, int] = {}
         self._heights: dict[tuple[int, str], bytes] = {}  # at the last look at its logs
@@ -426,7 +427,10 @@ class Laws:
         fold = core.folds.get(service)
         if fold is None:
             return
-        for request, cid in fold.pins.items():
+        seen = self._answers_seen.get((node.index, node.boots, service))
+        if seen != fold.pins:
+            self._answers_seen[node.index, node.boots, service] = dict(fold.pins)
+        for request, cid in fold.pins.items() if seen != fold.pins else ():
             known, boots = self._pins.get((node.index, request), ("", 0))
             if known == cid:
                 continue

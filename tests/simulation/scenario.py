@@ -105,7 +105,9 @@ class Life:
         world.watch_links()
         world.run_for(3_000)
         self.service = self.call(first, lambda c: ev.CreateService(c, "lab", "00"))["service"]
-        for node in world.nodes[1:]:
+        if self.count > 7:  # in one change: each costs a greeting of everybody by everybody
+            self._add_all(first)
+        for node in world.nodes[1:] if self.count <= 7 else ():
             self.call(first, partial(self._add, node))
         if len(self.admins) > 1:
             admins = [a.peer for a in self.admins]
@@ -113,14 +115,24 @@ class Life:
         self.call(first, lambda c: ev.InstallApp(c, self.service, APP))
         world.run_for(6_000)
 
-    def _grow_admins(self, first: Node, admins: list[str]) -> None:
-        """Make the others admins too, so that several may sign at once."""
+    def _add_all(self, first: Node) -> None:
+        ops = [
+            {"op": "add", "member": f"m{n.index}", "key": n.peer, "roles": ["compute", "submit"]}
+            for n in self.world.nodes[1:]
+        ]
+        self._change(first, ops)
+        self.world.run_for(500)
+
+    def _change(self, first: Node, ops: list[dict[str, Any]]) -> None:
         core = first.core
         assert core is not None
-        op = {"op": "admins", "admins": admins, "threshold": 1}
-        core.membership.change(self.service, [op])
+        core.membership.change(self.service, ops)
         core.intake.on_service_changed(self.service)
         self.world.give(first, ev.TimePassed())
+
+    def _grow_admins(self, first: Node, admins: list[str]) -> None:
+        """Make the others admins too, so that several may sign at once."""
+        self._change(first, [{"op": "admins", "admins": admins, "threshold": 1}])
 
     def _add(self, node: Node, call: int) -> ev.Grant:
         roles = ("compute", "submit")

@@ -159,6 +159,7 @@ class World:
         self.net = Network()
         self.links: dict[int, Link] = {}
         self._at: dict[int, dict[int, Link]] = {}  # the same links by node, in their order
+        self._to: dict[int, dict[str, Link]] = {}  # the same links by node and its other's key
         #: who passes gossip on to whom; None: everybody on every connection
         self.mesh: dict[int, set[int]] | None = None
         self.counts: Counter[str] = Counter()
@@ -206,7 +207,7 @@ class World:
         node = Node(index, seed[:32].ljust(32, b"."), cpu, compute)
         self.nodes.append(node)
         self._seen_gossip[index] = set()
-        self._at[index] = {}
+        self._at[index], self._to[index] = {}, {}
         return node
 
     def start(self, node: Node, trust: tuple[str, ...] = ()) -> None:
@@ -389,10 +390,7 @@ class World:
     # -- network --------------------------------------------------------------------------
 
     def link_of(self, a: int, peer: str) -> Link | None:
-        for link in self._at[a].values():
-            if self.nodes[_other(link, a)].peer == peer:
-                return link
-        return None
+        return self._to[a].get(peer)
 
     def _connect(self, node: Node, peer: str) -> None:
         target = next((n for n in self.nodes if n.peer == peer and n is not node), None)
@@ -430,6 +428,7 @@ class World:
         self._number += 1
         link = Link(self._number, (a, b), self.now_ms)
         self.links[link.number] = self._at[a][link.number] = self._at[b][link.number] = link
+        self._to[a][self.nodes[b].peer] = self._to[b][self.nodes[a].peer] = link
         return link
 
     def _break(self, link: Link) -> None:
@@ -437,6 +436,7 @@ class World:
             return
         for end in link.ends:
             del self._at[end][link.number]
+            del self._to[end][self.nodes[_other(link, end)].peer]
         a, b = (self.nodes[i] for i in link.ends)
         self.after(self.between((0, 30)), lambda: self._down(a, b.peer))
         self.after(self.between((0, 30)), lambda: self._down(b, a.peer))

@@ -33,7 +33,7 @@ from pairio_protocol.limits import (
     STRIKES_MAX,
     WANT_DELAY_MS,
 )
-from pairio_protocol.machines.deadlines import Deadlines
+from pairio_protocol.machines.deadlines import Deadlines, earliest_ms
 from pairio_protocol.machines.holdings import Holdings
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Award, Beat, Bid, CancelNow, Decline, Have, Presence
@@ -792,12 +792,11 @@ class Coordinator:
 
     def deadline_ms(self) -> int | None:
         """When something runs out, or a node that declined may be asked again."""
-        deadlines = [self._due.next_ms()]
-        if self._by_upstream:
-            deadlines.append(self._review_ms)
-        if self._open or self._open_guests:
-            deadlines.append(self._look_ms)
-        return min((d for d in deadlines if d is not None), default=None)
+        return earliest_ms(
+            self._due.next_ms(),
+            self._review_ms if self._by_upstream else None,
+            self._look_ms if self._open or self._open_guests else None,
+        )
 
 
 def _take_out(by_service: dict[str, dict[str, None]], errand: Errand) -> None:

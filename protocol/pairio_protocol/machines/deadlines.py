@@ -4,9 +4,18 @@ import heapq
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "earliest_ms"]
 
 K = TypeVar("K", bound=Hashable)
+
+
+def earliest_ms(*deadlines: int | None) -> int | None:
+    """Return the earliest of some deadlines, as far as there are any."""
+    found: int | None = None
+    for at_ms in deadlines:
+        if at_ms is not None and (found is None or at_ms < found):
+            found = at_ms
+    return found
 
 
 class Deadlines(Generic[K]):

@@ -469,7 +469,9 @@ class Logs:
     # -- sync -----------------------------------------------------------------------------
 
     def _news_of(self, service: str) -> News:
-        return self.news.setdefault(service, News(self._ctx.now_ms))
+        if service not in self.news:
+            self.news[service] = News(self._ctx.now_ms)
+        return self.news[service]
 
     def _heights_of(self, service: str) -> Heights:
         if service not in self._heights:

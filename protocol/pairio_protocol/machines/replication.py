@@ -31,7 +31,7 @@ from pairio_protocol.limits import (
     SAFE_KNOWN_MAX,
     SAFE_WAIT_MS,
 )
-from pairio_protocol.machines.deadlines import Deadlines
+from pairio_protocol.machines.deadlines import Deadlines, earliest_ms
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Held, Hold
 
@@ -359,5 +359,4 @@ class Replication:
 
     def deadline_ms(self) -> int | None:
         """When something is to be asked again."""
-        deadlines = [self._due.next_ms(), self._repair_ms]
-        return min((d for d in deadlines if d is not None), default=None)
+        return earliest_ms(self._due.next_ms(), self._repair_ms)

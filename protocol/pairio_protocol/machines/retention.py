@@ -109,7 +109,9 @@ class Retention:
         self.unsaved_kept: list[bytes] = []
 
     def _of(self, service: str) -> _Service:
-        return self._services.setdefault(service, _Service())
+        if service not in self._services:
+            self._services[service] = _Service()
+        return self._services[service]
 
     # -- what was dropped -------------------------------------------------------------------
 
@@ -210,10 +212,11 @@ class Retention:
         before = self._ctx.unix_ms - self._ctx.config.retention_ms
         # What is open for so long may be over elsewhere, in a log that went before it came here.
         self._hooks.ask_for(service, fold.open_since(before, self._ctx.unix_ms))
-        needed = fold.needed_jobs(self._ctx.unix_ms)
+        quiet = self._hooks.quiet_logs(service, before)
+        needed = fold.needed_jobs(self._ctx.unix_ms) if quiet else set()
         old = [
             (log_id, log)
-            for log_id, log in self._hooks.quiet_logs(service, before)
+            for log_id, log in quiet
             if all(self._is_over(fold, needed, *row) for row in _records(log.segments))
         ][:LOGS_DROPPED_PER_LOOK]
         if not old:

@@ -53,8 +53,10 @@ class Sync:
         """When it compares next; None with nobody to compare with."""
         if not self._ctx.connected or not self._membership.taken_up:
             return None
-        news_ms = [news.at_ms + NEWS_SYNC_MS for news in self._logs.news.values()]
-        return min([self._sync_ms, *news_ms])
+        due_ms = self._sync_ms
+        for news in self._logs.news.values():
+            due_ms = min(due_ms, news.at_ms + NEWS_SYNC_MS)
+        return due_ms
 
     def synced_ms(self, service: str) -> int | None:
         """Return when a neighbour was last found to know nothing else; None without neighbours."""

@@ -54,6 +54,8 @@ class Twins:
     @property
     def live(self) -> list[Twin]:
         """The twins that run now, as far as is known."""
+        if not self._twins:
+            return []
         return sorted((t for t in self._twins.values() if t.live), key=lambda t: t.since_unix_ms)
 
     def is_own(self, boot: bytes) -> bool:
@@ -144,4 +146,6 @@ class Twins:
 
     def deadline_ms(self) -> int | None:
         """When the first live one counts as gone."""
+        if not self._twins:
+            return None
         return min((t.heard_ms + TWIN_EXPIRY_MS for t in self.live), default=None)
