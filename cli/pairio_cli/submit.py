@@ -88,6 +88,8 @@ def _say(job: dict[str, Any], took_s: float) -> None:
     else:
         copies = "" if job["replicated"] else "; no other member has stored it yet"
         note(f"Submitted, {job['status']}{copies} ({took_s:.2f}s)")
+        if job.get("lost"):
+            note(job["lost"])
 
 
 def _only_service(api: Api) -> str:
