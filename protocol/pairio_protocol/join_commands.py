@@ -177,7 +177,10 @@ class JoinCommands:
 
     def deadline_ms(self) -> int | None:
         """When it is looked at again whether this node can go."""
-        return self._ctx.now_ms + _LOOK_MS if self._leaving else None
+        if not self._leaving:
+            return None
+        ready = any(not self._core.logs.pending_of(service) for service in self._leaving)
+        return self._ctx.now_ms + (0 if ready else _LOOK_MS)
 
     def _go(self, service: str, call: int) -> None:
         core, chain = self._core, self._core.membership.chains[service]
