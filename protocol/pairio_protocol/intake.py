@@ -283,7 +283,7 @@ class Intake:
         else:
             for segment in more:
                 self.fold_segment(segment)
-        for segment in self._core.logs.unpark(service):
+        for segment in self._core.logs.unpark(service, chain):
             self.take(segment.log.author, segment.encode())
         self._core.book.changed()
         for peer in self._core.membership.connected_members(service):

@@ -25,7 +25,15 @@ _QUICK = (
     "a removed admin's longer branch",
     "a segment of a removed member, of today",
     "an invitation used twice",
+    "a proposal, replayed after it was overtaken",
+    "a wish, replayed after its peer has left",
+    "an answer from one who was not asked",
+    "more open jobs of one guest",
+    "a stranger's request beyond the limits",
+    "another guest's result",
+    "a result that its sponsor signed",
     "frames that are no messages",
+    "wrong bytes for a CID",
     "API from another origin",
 )
 

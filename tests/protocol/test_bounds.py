@@ -216,11 +216,13 @@ def test_of_what_a_removed_member_writes_in_new_logs_nothing_is_kept() -> None:
 def test_segments_of_an_unknown_epoch_are_parked_for_members_and_none_takes_all_the_room() -> None:
     world, core, service, epoch = _world()
     _push(world, service, STRANGER, 0, epoch + 1)
-    assert core.logs.unpark(service) == []
+    assert core.logs._unknown_epoch == {}
     _push(world, service, OTHER, 0, epoch + 1)
     for number in range(PARKED_SEGMENTS_PER_SERVICE_MAX + 50):
         _push(world, service, MEMBER, number, epoch + 1)
-    parked = core.logs.unpark(service)
+    chain = core.membership.chains[service]
+    assert core.logs.unpark(service, chain) == []
+    parked = [s for of in core.logs._unknown_epoch[service].values() for s in of]
     assert len(parked) == PARKED_SEGMENTS_PER_SERVICE_MAX
     assert [s.log.author for s in parked].count(OTHER.peer) == 1
 
@@ -258,3 +260,19 @@ def test_changes_are_told_in_order_from_any_place_and_no_more_than_asked() -> No
     for number, (seq, cid) in enumerate(places):
         assert chain.changes(seq, cid) == told[number + 1 :]
         assert chain.changes(seq, cid, 3) == told[number + 1 : number + 4]
+
+
+def test_what_is_parked_for_a_later_change_is_not_asked_for_with_each_other_one() -> None:
+    world, core, service, epoch = _world()
+    for number in range(50):
+        _push(world, service, MEMBER, number, epoch + 2)
+    asked = []
+    for number in range(2):
+        core.membership.change(service, [{"op": "policy", "policy": {"number": number}}])
+        core.intake.on_service_changed(service)
+        effects = core.handle(ev.TimePassed(), world.now_ms, world.now_ms)
+        sent = [MESSAGES.decode(e.data) for e in effects if isinstance(e, Send)]
+        asked.append(sum(isinstance(message, WantChanges) for message in sent))
+        held = [i for i in core.logs.logs_of(service) if i.author == MEMBER.peer]
+        assert len(held) == (50 if number else 0)
+    assert asked == [0, 0]

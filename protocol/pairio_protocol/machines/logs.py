@@ -269,9 +269,15 @@ class Logs:
             del max(parked.values(), key=len)[0]
             self._ctx.counters["segments beyond what is parked"] += 1
 
-    def unpark(self, service: str) -> list[Segment]:
-        """Return what waited for a change of the service, to be taken again."""
-        return [s for parked in self._unknown_epoch.pop(service, {}).values() for s in parked]
+    def unpark(self, service: str, chain: Chain) -> list[Segment]:
+        """Return what waited for a change that is known now, to be taken again. The rest goes on
+        waiting: nobody is asked again for each of them with each change that is another one."""
+        waiting = self._unknown_epoch.pop(service, {})
+        ready = [s for parked in waiting.values() for s in parked if chain.at(s.epoch) is not None]
+        for peer, parked in waiting.items():
+            if left := [s for s in parked if chain.at(s.epoch) is None]:
+                self._unknown_epoch.setdefault(service, {})[peer] = left
+        return ready
 
     def _link(self, segment: Segment, peer: str, chain: Chain, by_gossip: bool = False) -> Taken:
         if self._memory.is_dropped(segment.service, segment.log):

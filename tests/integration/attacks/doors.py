@@ -259,9 +259,8 @@ async def _unnamed(lab: Lab) -> None:
 async def _offer(lab: Lab) -> bool:
     chain = own_service(lab, 1)
     _tell(lab, chain)
-    return await until(
-        lambda: chain.service in {o["serviceId"] for o in lab.get("offers")["offers"]}
-    )
+    await lab.has_taken(lab.stranger)
+    return chain.service in {offer["serviceId"] for offer in lab.get("offers")["offers"]}
 
 
 @attack(PART, "a trusted peer named as a second admin", has="the peer id of one the owner trusts",
@@ -270,9 +269,8 @@ async def _offer(lab: Lab) -> bool:
 async def _forged_trust(lab: Lab) -> bool:
     chain = own_service(lab, 2, lab.root.key.peer)
     _tell(lab, chain)
-    return await until(
-        lambda: chain.service in {o["serviceId"] for o in lab.get("offers")["offers"]}
-    )
+    await lab.has_taken(lab.stranger)
+    return chain.service in {offer["serviceId"] for offer in lab.get("offers")["offers"]}
 
 
 @attack(PART, "flood of offers", has="100 services of his own", does="names the node in all",

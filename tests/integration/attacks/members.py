@@ -4,6 +4,8 @@ import os
 import time
 from typing import Any
 
+import trio
+
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.documents import encode
 from pairio_protocol.ids import request_id, run_id
@@ -190,6 +192,26 @@ async def _bid_in_vain(lab: Lab, peer: Peer, gpus: int) -> bool:
     peer.heard.clear()
     await lab.has_taken(peer)
     return not any(isinstance(message, Award) for message in peer.heard)
+
+
+@attack(RUNS, "a run held under a name of 56 KB", has="role compute, a run that he was awarded",
+        does="says that he holds it under an id that fits into no segment of the node",
+        counted="refused: a run that is held in no way that there is")  # fmt: skip
+async def _have_long(lab: Lab) -> None:
+    worker, boot = lab.cruncher, os.urandom(16)
+    worker.heard.clear()
+    worker.say(PresenceUpdate((presence(lab, worker.key, boot=boot, gpus=8, counter=1),)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lab.submit_open, "held under a long name")
+        award = await worker.hears(lambda m: isinstance(m, Award))  # it waits a second at most
+        assert isinstance(award, Award), "nothing is awarded to him"
+        name = f"{lab.node.info['peerId']}/" + "\U0001f4a5" * 14_000
+        worker.say(Have(lab.service, award.run, name, "executing"))
+        worker.say(Have(lab.service, award.run, award.attempt, "\U0001f4a5" * 14_000))
+    gone = presence(lab, worker.key, boot=boot, gpus=0, counter=2, compute=False)
+    worker.say(PresenceUpdate((gone,)))
+    await lab.has_taken(worker)
+    await lab.call("POST", f"jobs/{award.request}/cancel")
 
 
 @attack(RUNS, "have and beat for another's attempt", has="role submit",

@@ -6,8 +6,14 @@ So that it is seen that the table would find out.
 import sys
 from typing import Any
 
+from pairio_node.blocks import exchange
+from pairio_node.blocks.guests import GuestBlocks
+from pairio_protocol import joining, sponsors
+from pairio_protocol.changes import Weighed
+from pairio_protocol.fold import ServiceFold
 from pairio_protocol.intake import Intake
 from pairio_protocol.machines.membership import Membership
+from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.segment import Segment
 
 __all__ = ["FAULTS"]
@@ -33,12 +39,42 @@ def _trusted(membership: Membership, chain: Any) -> bool:
     return bool(set(chain.now.admins) & set(membership._ctx.config.trust))
 
 
-#: By name: class, method, what is put in its place, and a row of the table that must fail.
-FAULTS: dict[str, tuple[type, str, Any, str]] = {
+def _nothing(*_: Any) -> str:
+    """Nothing speaks against it."""
+    return ""
+
+
+def _yes(*_: Any) -> bool:
+    return True
+
+
+def _no(*_: Any) -> bool:
+    return False
+
+
+def _members(weighed: Weighed) -> tuple[str, ...]:
+    """Every member may sign a proposal."""
+    return (*weighed.before.admins, *weighed.before.peers())
+
+
+#: By name: class or module, method, what is put in its place, and a row that must fail.
+FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "signatures": (Segment, "is_signed", _signatures, "a segment with a forged signature"),
     "roles": (Intake, "_may", staticmethod(_roles), "a result without the role compute"),
     "doors": (Membership, "shared_with", _shared, "digest of a stranger"),
     "trust": (Membership, "_is_trusted", _trusted, "a trusted peer named as a second admin"),
+    "proposals": (Weighed, "may_sign", _members, "an admin's proposal, brought by another"),
+    "wishes": (joining, "why_refused", _nothing, "a wish for more roles than the link gives"),
+    "limits": (OpenSubmit, "beyond", _nothing, "a guest's job of more GPUs than guests may have"),
+    "places": (sponsors, "_why_no_place", _nothing, "more open jobs of one guest"),
+    "hours": (sponsors._Counts, "take", _yes, "more jobs of all guests in an hour"),
+    "sponsors": (
+        *(Intake, "_why_not_sponsored", staticmethod(_nothing)),
+        "a stranger's request that goes first",
+    ),
+    "guests": (GuestBlocks, "may_read", _yes, "a member's result, asked for by a guest"),
+    "outputs": (ServiceFold, "lacks_outputs", _no, "a result without its outputs, for a guest"),
+    "streams": (exchange, "BLOCK_STREAMS_PER_PEER_MAX", 10_000, "flood of streams for blocks"),
 }
 
 

@@ -10,7 +10,7 @@ from pairio_protocol.links import Link, LinkPeer
 from pairio_protocol.messages import Ask, Asked, Award, Changes, Follow
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.service import Chain
-from tests.integration.attacks.lab import Lab, until
+from tests.integration.attacks.lab import Lab
 from tests.integration.attacks.members import document, result, status
 from tests.integration.attacks.peers import Peer
 from tests.integration.attacks.public import LIMITS
@@ -68,7 +68,7 @@ def signed(lab: Lab, ask: Ask, by: Peer, **fields: Any) -> bytes:
 async def is_unmoved(lab: Lab, ask: Ask, by: Peer) -> None:
     """See that the job is still not done when the node has taken what a peer said."""
     await lab.has_taken(by)
-    assert await until(lambda: status(lab, ask.ask) == "pending"), status(lab, ask.ask)
+    assert status(lab, ask.ask) == "pending", status(lab, ask.ask)
 
 
 def _done(
