@@ -146,6 +146,9 @@ def status(
         verb = "leaving" if wish["kind"] == "leave" else "joining"
         data(f"{verb}    {wish['serviceName']}: {wish['message']}")
     data(f"peers      {len(found['peers'])} connected")
+    others = set((found.get("bitswap") or {}).get("peers", ())) - set(found["peers"])
+    if others:
+        data(f"ipfs       {len(others)} peers that speak Bitswap")
     data(
         f"capacity   {capacity['numCpus']:g} CPUs, {capacity['memoryGb']:.1f} GB,"
         f" {capacity['numGpus']} GPUs; isolation {found['isolation']}"

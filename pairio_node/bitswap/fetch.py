@@ -242,8 +242,8 @@ class Fetch:
     async def _fill(self) -> None:
         """Follow what is here, and ask for what is not, as far as windows have room."""
         asks: dict[str, list[str]] = {}
-        put_back = []
-        while self._todo and self._failed is None and self._has_window():
+        put_back: list[tuple[str, int]] = []
+        while self._todo and self._failed is None and self._may_ask(put_back):
             batch = [self._todo.pop() for _ in range(min(len(self._todo), BITSWAP_WINDOW_MAX))]
             new = [e for e in batch if e[0] not in self._depths and e[0] not in self._taking]
             here = await trio.to_thread.run_sync(self._which_are_here, new, limiter=self._limiter)
@@ -259,11 +259,12 @@ class Fetch:
         for peer, cids in asks.items():
             await self._ask(peer, cids)
 
-    def _has_window(self) -> bool:
+    def _may_ask(self, in_vain: list[tuple[str, int]]) -> bool:
         """Say whether it is of use to look at what is wanted next: something could be asked for, or
-        nobody is known yet who has it and it may all be here."""
+        it may all be here. Holders that lack what comes next wait for what comes later: with those
+        that have room only for it, all of a large file would be looked through again and again."""
         windows = [len(holder.wants) < BITSWAP_WINDOW_MAX for holder in self._holders.values()]
-        return any(windows) or not windows
+        return len(in_vain) < BITSWAP_WINDOW_MAX and (any(windows) or not windows)
 
     def _which_are_here(self, entries: list[tuple[str, int]]) -> set[str]:
         return {cid for cid, _ in entries if self._store.has(cid)}
@@ -315,7 +316,7 @@ class Fetch:
             for h in self._holders.values()
             if h.wants
         ]
-        return min(due, default=self._began_s + BITSWAP_STALL_MS / 1000)
+        return min(due, default=self._began_s + BITSWAP_FIND_MS / 1000)
 
     async def _leave_silent(self) -> None:
         """Ask those again who are silent, and leave those who stay so."""
@@ -327,7 +328,7 @@ class Fetch:
             elif holder.wants and silent_ms >= BITSWAP_ASK_AGAIN_MS and not holder.is_asked_again:
                 holder.is_asked_again = True
                 await self._ask(peer, sorted(holder.wants))
-        is_over = (now_s - self._began_s) * 1000 >= BITSWAP_STALL_MS
+        is_over = (now_s - self._began_s) * 1000 >= BITSWAP_FIND_MS
         for peer in list(self._unsure) if is_over and not self._holders and not self._spare else ():
             self.leave(peer, "does not answer")
 

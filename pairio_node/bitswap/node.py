@@ -62,9 +62,10 @@ class Bitswap:
                 self._nursery = None
 
     def peers(self) -> list[str]:
-        """Return whom content may be asked of: those that the owner named come first."""
-        here = self._transport.speakers(BITSWAP)
-        return sorted(here, key=lambda peer: peer not in self._named)
+        """Return whom content may be asked of: those that the owner named come first, then others
+        that are no pairio nodes."""
+        here, nodes = self._transport.speakers(BITSWAP), self._transport.connected()
+        return sorted(here, key=lambda peer: (peer not in self._named, peer in nodes))
 
     def refusals(self) -> dict[str, int]:
         """Return what peers tried in vain, by what it was."""

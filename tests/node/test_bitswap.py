@@ -93,6 +93,33 @@ async def test_a_holder_that_lacks_a_block_is_helped_out_by_another(tmp_path: Pa
         assert not await b.shelf.content.missing(added.cid)
 
 
+async def test_a_holder_of_the_root_alone_costs_no_walk_of_all_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "BITSWAP_WINDOW_MAX", 4)
+    monkeypatch.setattr(fetching, "BITSWAP_LACKING_MAX", 1000)
+    async with ends(tmp_path, "b", "a1", "a2") as (_, (b, a1, a2)):
+        leaves = [b"leaf %d" % number for number in range(400)]
+        entries = [Entry(cid_of(RAW, leaf), len(leaf), len(leaf), leaf.decode()) for leaf in leaves]
+        block = directory_block(entries)
+        root = cid_of(DAG_PB, block)
+        for data, cid in [*((leaf, cid_of(RAW, leaf)) for leaf in leaves), (block, root)]:
+            await a1.shelf.store.put(cid, data)
+        await a2.shelf.store.put(root, block)
+        looked = 0
+        has = b.shelf.store.has
+
+        def counted(cid: str) -> bool:
+            nonlocal looked
+            looked += 1
+            return has(cid)
+
+        monkeypatch.setattr(b.shelf.store, "has", counted)
+        await b.fetch(root)
+        assert b.bitswap.counters["bitswap_blocks_received"] == 401
+        assert looked < 401 * 20
+
+
 async def test_content_that_nobody_has_is_refused_soon_and_in_words(tmp_path: Path) -> None:
     async with ends(tmp_path, "b", "a1", "a2") as (_, (b, a1, _)):
         cid = cid_of(RAW, b"nowhere")
