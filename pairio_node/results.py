@@ -127,6 +127,13 @@ class Results:
     async def rests(self, name: str, service: str | None, *, ask: bool) -> Rests:
         """Return what a result rests on, as far as it is known here; with `ask` also at members."""
         found = await self._find(name, service, ask=ask)
+        if not found.result.segment:
+            petname = self._node.core.membership.petnames.get(found.service, found.service)
+            raise UserError(
+                f"this node is a guest of {petname!r} and has the result alone, not what shows"
+                " that it counts",
+                hint="ask a member for a file (pairio export), and verify that",
+            )
         rests = self._rests(found)
         if ask:
             asked: set[str] = set()

@@ -84,6 +84,24 @@ async def test_a_guest_joins_submits_and_reads_its_output(tmp_path: Path) -> Non
         assert carried["sponsorOf"] == here.stranger.peer_id
 
 
+async def test_a_guest_has_the_result_and_a_member_what_shows_that_it_counts(
+    tmp_path: Path,
+) -> None:
+    async with lab(tmp_path) as here:
+        await here.guest()
+        job = await here.stranger.done(await here.stranger.greet("Ada"))
+        result = await here.stranger.results.one(job["jobId"], None)
+        assert result["outputs"][0]["cid"] == job["outputFileResults"][0]["cid"]
+        with pytest.raises(UserError, match="is a guest of") as caught:
+            await here.stranger.results.rests(job["jobId"], None, ask=True)
+        assert "pairio export" in (caught.value.hint or "")
+        rests = await here.admin.results.rests(job["jobId"], None, ask=True)
+        steps = [step async for step in here.admin.results.verify(rests, offline=False)]
+        assert all(step.get("ok", True) for step in steps), steps[-1]
+        [asked] = [step for step in steps if step.get("check") == "request"]
+        assert here.stranger.peer_id in asked["words"]
+
+
 async def test_the_same_job_again_is_answered_at_once(tmp_path: Path) -> None:
     async with lab(tmp_path) as here:
         await here.guest()
