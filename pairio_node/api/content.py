@@ -1,5 +1,6 @@
 """Content over HTTP: ranges, conditional requests, types; and the gateway's ASGI app."""
 
+import logging
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.folders import folder_json, folder_response
@@ -19,12 +21,26 @@ from pairio_node.errors import UserError
 
 __all__ = ["content_response", "make_gateway", "output_response"]
 
+log = logging.getLogger("pairio.api")
+
 _PATH_LENGTH_MAX = 8 * 1024
 
 
 async def _empty() -> AsyncIterator[bytes]:
     return
     yield b""
+
+
+class _Stream(StreamingResponse):
+    """Bytes whose rest may turn out not to be had: then the answer is not finished, so that the
+    server closes the connection short of the length it told, and the log has a line."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send what there is."""
+        try:
+            await super().stream_response(send)
+        except UserError as error:
+            log.warning("content ended early: %s", error.message)
 
 
 def content_response(
@@ -53,7 +69,7 @@ def content_response(
     if parts:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     body = _empty() if request.method == "HEAD" else node.read_content(cid, start, stop)
-    return StreamingResponse(body, 206 if parts else 200, headers, media_type=kind)
+    return _Stream(body, 206 if parts else 200, headers, media_type=kind)
 
 
 def _several(
@@ -85,7 +101,7 @@ def _several(
     headers["Content-Length"] = str(length)
     content = _empty() if request.method == "HEAD" else body()
     several = f"multipart/byteranges; boundary={boundary}"
-    return StreamingResponse(content, 206, headers, media_type=several)
+    return _Stream(content, 206, headers, media_type=several)
 
 
 async def output_response(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -125,12 +127,22 @@ def test_a_job_reads_data_by_reference_where_it_lies(start_node: StartNode, tmp_
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "a.txt").write_text("one" * 1_000_000)
+    (folder / "a\nb.txt").write_text("odd\n")
     submit = ("submit", "shouting/shout", "-i", f"data={folder}", "--nocopy", "--wait", "--json")
     ran = node.cli(*submit)
     assert ran.returncode == 0, ran.stderr
     job = json.loads(ran.stdout)
     console = node.cli("job", "logs", job["jobId"]).stdout.split()
     assert console == ["folder", "read-only", str((folder / "a.txt").stat().st_ino)]
+    url = job["outputFileResults"][0]["url"]
+    with urllib.request.urlopen(url) as page:
+        text = page.read().decode()
+        assert page.headers["Content-Security-Policy"].startswith("sandbox allow-downloads;")
+    (link,) = re.findall(r'href="([^"]*a%0Ab[^"]*)"', text)
+    asked = urllib.request.Request(url.partition("/ipfs/")[0] + link, headers={"Range": "bytes=-3"})
+    with urllib.request.urlopen(asked) as part:
+        assert (part.status, part.read()) == (206, b"DD\n")
+
     held = node.home / "blocks"
     biggest = max(p.stat().st_size for p in held.rglob("*") if p.is_file())
     total = sum(p.stat().st_size for p in held.rglob("*") if p.is_file())
