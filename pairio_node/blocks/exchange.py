@@ -8,7 +8,8 @@ Both sides keep the content of services apart (`scoped`). How a fetch goes on is
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 import trio.lowlevel
@@ -59,6 +60,7 @@ class Exchange:
         self._streams: Counter[str] = Counter()
         self._serving: dict[str, trio.Semaphore] = {}  # by peer: blocks in memory
         self._asking: dict[str, trio.Semaphore] = {}  # by holder
+        self._fetching: dict[tuple[str, str], trio.Lock] = {}
         self._guests = guests or GuestBlocks()
         # What fetches share (`fetching.Resources`).
         self.counters = dict.fromkeys(_COUNTED, 0)
@@ -156,8 +158,21 @@ class Exchange:
             FetchFailed: says who was asked. StorageFullError when the quota is reached.
         """
         store = self._contents.of(service).store
-        walk = Walk(store, cid)
-        return await self._fetch(Fetch(self, store, service, walk, holders, limit_bytes))
+        async with self._alone(service, cid):
+            fetch = Fetch(self, store, service, Walk(store, cid), holders, limit_bytes)
+            return await self._fetch(fetch)
+
+    @asynccontextmanager
+    async def _alone(self, service: str, cid: str) -> AsyncIterator[None]:
+        """One fetch of the same content at a time: jobs that begin together and need the same input
+        bring it here once."""
+        lock = self._fetching.setdefault((service, cid), trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._fetching.pop((service, cid), None)
 
     async def fetch_range(
         self, service: str, cid: str, start: int, stop: int, holders: Sequence[str]

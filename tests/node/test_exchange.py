@@ -177,6 +177,28 @@ async def test_a_small_block_is_asked_of_one_holder(tmp_path: Path) -> None:
         assert [holder.sent for holder in holders] == [1, 0, 0]
 
 
+async def test_what_several_need_at_once_comes_once(tmp_path: Path) -> None:
+    async with sides(tmp_path, "asker a b") as (_, (asker, first, second)):
+        cid = await _give(_file(), first, second)
+        async with trio.open_nursery() as nursery:
+            for _number in range(10):
+                nursery.start_soon(asker.fetch, cid, first)
+        assert first.sent == CHUNKS + 1
+        assert asker.exchange._fetching == {}
+
+
+async def test_a_fetch_that_is_given_up_keeps_no_other_from_going_on(tmp_path: Path) -> None:
+    async with sides(tmp_path, "asker slow a") as (_, (asker, slow, honest)):
+        cid = await _give(_file(), slow, honest)
+        slow.answers(_stall)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asker.fetch, cid, slow)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+        await asker.fetch(cid, honest)
+        assert asker.exchange._fetching == {}
+
+
 async def test_each_holder_may_have_a_part_only(tmp_path: Path) -> None:
     async with sides(tmp_path, "asker a b c") as (_, (asker, *holders)):
         data = _file()

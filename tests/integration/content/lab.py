@@ -77,24 +77,25 @@ class BenchNode:
         self.peer = opened.key().peer
         listen = f"/ip4/127.0.0.1/tcp/{opened.ports().listen}"
         self.address = f"{listen}/p2p/{self.peer}"
-        argv = [
-            sys.executable,
-            "-m",
-            "tests.integration.content.node",
-            "run",
-            "--json",
-            "--no-watchdog",
-        ]
-        argv += ["--listen", listen, *(["--bootstrap", bootstrap.address] if bootstrap else [])]
-        with (folder / f"{name}.log").open("wb") as log:
+        self._argv = [sys.executable, "-m", "tests.integration.content.node"]
+        self._argv += ["run", "--json", "--no-watchdog", "--listen", listen]
+        self._argv += ["--bootstrap", bootstrap.address] if bootstrap else []
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        (self.home / SOCKET).unlink(missing_ok=True)
+        with self.home.with_name(f"{self.home.name}.log").open("ab") as log:
             environment = {**os.environ, "PAIRIO_HOME": str(self.home)}
-            self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
-        until(f"{name} answers", (self.home / SOCKET).exists, _READY_S)
-        until(f"{name} answers", self._answers, _READY_S)
+            self._process = subprocess.Popen(self._argv, stdout=log, stderr=log, env=environment)
+        until(f"{self.home.name} listens", (self.home / SOCKET).exists, _READY_S)
+        until(f"{self.home.name} answers", self._answers, _READY_S)
 
     @property
     def pid(self) -> int:
         """Its process."""
+        assert self._process is not None
         return self._process.pid
 
     def _answers(self) -> bool:
@@ -134,14 +135,23 @@ class BenchNode:
             raise RuntimeError(f"{command[0]}: {answer['error']}")
         return answer
 
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
+            self._process = None
+
     def end(self) -> None:
         """End it."""
+        if self._process is None:
+            return
         self._process.terminate()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(20)
+            self.kill()
+        self._process = None
 
 
 def found(folder: Path, names: str) -> tuple[str, list[BenchNode]]:
