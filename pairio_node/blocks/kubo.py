@@ -287,7 +287,8 @@ class KuboApi:
                 return None
             raise
         is_right = isinstance(found, dict) and is_same_cid(found.get("Key"), cid)
-        return int(found["Size"]) if is_right else None
+        size = found.get("Size") if is_right else None
+        return size if isinstance(size, int) else None
 
     def read_block(self, cid: str) -> bytes:
         """Return a block that the daemon has; raises BlockMissing."""
@@ -340,8 +341,10 @@ class KuboApi:
             if _is_missing(error):
                 return []
             raise
-        entries = (found or {}).get("Entries") or []
-        return [(str(e["Name"]), int(e["Size"])) for e in entries]
+        try:
+            return [(str(e["Name"]), int(e["Size"])) for e in found["Entries"] or []]
+        except (KeyError, TypeError, ValueError):
+            raise self._not_kubo("") from None
 
     def write_file(self, path: str, data: bytes) -> None:
         """Write a small file of MFS, in place of one that is there."""

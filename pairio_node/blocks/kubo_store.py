@@ -17,6 +17,7 @@ delete. A deleted block is the daemon's to collect when it collects.
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,14 +88,24 @@ class KuboBlockStore:
         for old in numbers[:-1]:  # left by a crash: the newest has all that they have
             self.api.unlink(f"{self._mfs}.{old}")
         if not self._index.exists():
-            self._index.mkdir(mode=0o700, parents=True)
-            for folder, _ in self.api.list_files(f"{self._mfs}.{numbers[-1]}") if numbers else []:
-                for cid, size_bytes in self.api.list_files(f"{self._mfs}.{numbers[-1]}/{folder}"):
-                    with suppress(CidError):
-                        self._note_kept(cid, size_bytes)
-        elif not numbers:
-            self._changed = {entry.name for entry in os.scandir(self._index)}
+            self._find_again(f"{self._mfs}.{numbers[-1]}" if numbers else "")
+        # A start that crashed may have noted what it did not link; somebody may have removed links.
+        self._changed = {entry.name for entry in os.scandir(self._index)}
         return numbers[-1] if numbers else 0
+
+    def _find_again(self, tree: str) -> None:
+        """Note what an earlier home of the same node put into the daemon: all of it or nothing, as
+        what is not noted loses its link."""
+        whole = self._index
+        self._index = whole.with_name(f"{whole.name}.part")
+        shutil.rmtree(self._index, ignore_errors=True)
+        self._index.mkdir(mode=0o700, parents=True)
+        for folder, _ in self.api.list_files(tree) if tree else []:
+            for cid, size_bytes in self.api.list_files(f"{tree}/{folder}"):
+                with suppress(CidError):
+                    self._note_kept(cid, size_bytes)
+        self._index.rename(whole)
+        self._index = whole
 
     # -- what is noted in the home -------------------------------------------------------
 

@@ -42,7 +42,13 @@ class ReferencingStore:
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing."""
-        return await trio.to_thread.run_sync(self.read_sync, cid, limiter=self.limiter)
+        try:
+            return await self._store.get(cid)
+        except BlockMissing as missing:
+            try:
+                return await trio.to_thread.run_sync(self._references.read_sync, cid)
+            except BlockMissing:
+                raise missing from None  # it may say more: the store cannot be asked
 
     def read_sync(self, cid: str) -> bytes:
         """`get` for code that runs in a thread."""

@@ -278,6 +278,19 @@ async def test_a_home_that_lost_its_notes_finds_its_blocks_again(
     assert {b[:2] for b in again.stored_sync()} == {b[:2] for b in before.stored_sync()}
 
 
+async def test_what_a_crash_left_without_links_is_linked_by_the_next_start(
+    start_kubo: StartKubo, tmp_path: Path
+) -> None:
+    kubo = start_kubo()
+    before = _store(kubo, tmp_path)
+    await before.put(cid_of(RAW, b"x"), b"x")  # and no settle: it crashed
+    kubo.cli("files", "rm", "-r", "/pairio")  # and its owner tidied up
+    again = _store(kubo, tmp_path)
+    await trio.to_thread.run_sync(again.settle_sync)
+    _collect(kubo)
+    assert await again.get(cid_of(RAW, b"x")) == b"x"
+
+
 async def test_views_of_services_keep_apart_over_kubo_too(kubo: Kubo, tmp_path: Path) -> None:
     contents = ScopedContent(_store(kubo, tmp_path), tmp_path / "held")
     other = cid_of(DAG_CBOR, b"other")
