@@ -223,8 +223,8 @@ class Executions:
     ) -> Path:
         """Return where an input by CID lies: in the owner's own file or folder, if there is one as
         it was and the job cannot write to it, else in a copy at `path`."""
-        most = _LIMIT_BYTES
-        await self._inputs.fetch(effect.service, cid, effect.holders, limit_bytes=most)
+        limit_bytes = _LIMIT_BYTES
+        await self._inputs.fetch(effect.service, cid, effect.holders, limit_bytes=limit_bytes)
         own = await trio.to_thread.run_sync(self._bindable, cid) if may_bind else None
         if own is not None:
             run.bound.append(cid)
@@ -253,7 +253,7 @@ class Executions:
 
     async def _executed(self, card: JobCard, outcome: RunOutcome) -> Executed:
         """Store what a run made."""
-        for cid in card.bound:
+        for cid in card.bound if outcome.status in ("completed", "failed") else ():
             if await trio.to_thread.run_sync(self._bindable, cid) is None:
                 reason = f"input {cid} is a file of this node's owner that changed meanwhile"
                 return _no_result(card.attempt, "infra", reason)

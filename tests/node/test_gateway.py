@@ -6,14 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
 
 from pairio_node.api.content import make_gateway
+from pairio_node.api.folders import folder_response
 from pairio_node.api.links import Links
 from pairio_node.blocks.unixfs import Entry, directory_block
+from pairio_node.serving import Found, Item
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol.cid import DAG_PB, RAW, cid_of
 from tests.node.node_lab import LabNode, running, until
@@ -334,3 +339,31 @@ async def test_a_part_that_lies_about_its_size_is_not_read(
         got = await web.named(cid, "a.bin")
         assert (got.body, got.header("content-length")) == (b"", "6"), "the connection is cut"
         assert "not the part of a file" in caplog.text
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=12), max_size=6, unique=True))
+def test_no_names_in_a_folder_put_anything_into_its_page(names: list[str]) -> None:
+    data = cid_of(RAW, b"data")
+    names = [name for name in names if _is_text(name)]
+    items = [Item(name, data, 4, False) for name in names]
+    request = Request(
+        {"type": "http", "method": "GET", "headers": [], "query_string": b"k=1", "path": "/"}
+    )
+    path = ["top", *names[:2]]
+    base = Links(PORT, GATEWAY_PORT, b"key").below(data, "top", names[:2])
+    answer = folder_response(request, Found(data, 0, True), items, path, base, "1")
+    page = _Page(bytes(answer.body))
+    assert page.tags <= ALLOWED_TAGS
+    shown = [name for name in names if name not in ("", ".", "..")]
+    links = [link for link in page.links if link.startswith(f"{base}/")]
+    assert [unquote(urlsplit(link).path[len(base) + 1 :]) for link in links] == shown
+    assert all(link.endswith("?k=1") and link.startswith("/ipfs/") for link in page.links)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
