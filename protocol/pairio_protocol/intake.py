@@ -66,6 +66,8 @@ class Intake:
         own = segment.log.author == peer and self._core.retention.has_dropped(segment)
         if not (own or lookups.wants(segment, peer) or replication.awaits(segment.hash)):
             self._ctx.refuse(peer, "a kept segment that was not asked for")
+        elif self._is_forked(segment):
+            self._ctx.refuse(peer, "a kept segment of a forked log")
         elif self._core.logs.get(segment.hash) is None and self._core.retention.take(
             segment, chain
         ):
@@ -84,11 +86,11 @@ class Intake:
         except LookupError as error:
             return f"it was written under change {error}, which is not here"
         assert chain is not None
-        why_not = why_not_alone(segment, chain, None)
+        why_not = why_not_alone(segment, chain, self._core.logs.fork_at(segment))
         if why_not or self.holds(segment.hash):
             return why_not
         log = self._core.logs.logs_of(segment.service).get(segment.log)
-        if log is not None and log.held_height == segment.first_seq:
+        if segment.first_seq == (log.held_height if log is not None else 0):
             self.take(self._ctx.me, data)
         elif self._core.retention.take(segment, chain):
             self._core.logs.unstored.add(segment.hash)
@@ -127,6 +129,11 @@ class Intake:
             self._core.logs.unstored.add(segment.hash)
             self.fold_segment(segment)
 
+    def _is_forked(self, segment: Segment) -> bool:
+        """Say whether a segment that stands alone lies where its log is known to be forked."""
+        at = self._core.logs.fork_at(segment)
+        return at is not None and segment.last_seq >= at
+
     def holds(self, segment_hash: bytes) -> bool:
         """Say whether a segment that counts is held here, in its log or kept alone."""
         held = self._core.logs.get(segment_hash) or self._core.retention.get(segment_hash)
@@ -139,7 +146,8 @@ class Intake:
         for segment in self._core.retention.counting(
             service, self._core.membership.chains[service]
         ):
-            self.fold_segment(segment, quiet=True)
+            if not self._is_forked(segment):
+                self.fold_segment(segment, quiet=True)
         for segment in sorted(self._core.logs.all_segments(service), key=lambda s: s.log):
             self.fold_segment(segment, quiet=True)
         if before is not None:

@@ -1,9 +1,19 @@
 """Looking results up by id at members, for whoever never heard of the job."""
 
+from typing import Any
+
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
+from pairio_protocol.documents import encode
 from pairio_protocol.fold import ServiceFold
+from pairio_protocol.ids import request_id
+from pairio_protocol.normalise import normalise
+from pairio_protocol.records import Cancel, Request
+from pairio_protocol.segment import Segment
+from pairio_protocol.signing import SigningKey
 from tests.protocol.test_core_sim import RESOURCES, World, definition
+
+WORKER = SigningKey(bytes([2]) * 32)  # the second node of every world
 
 
 class WithoutSync(World):
@@ -72,3 +82,69 @@ def test_a_service_that_is_not_here_is_said() -> None:
 def test_with_nobody_connected_it_is_answered_at_once() -> None:
     world = World(1).with_service()
     assert world.call(world.peers[0], ev.LookFor(6, "lab", "bafyx"))
+
+
+def _forked(world: World) -> tuple[Segment, Segment]:
+    """Two first segments that the second node signed for one log."""
+    first = world.peers[0]
+    core = world.cores[first]
+    [service] = core.membership.taken_up
+    epoch, boot = core.membership.chains[service].epoch, b"\7" * 16
+    return tuple(  # type: ignore[return-value]
+        Segment.seal(WORKER, service, boot, 0, epoch, bytes(32), [Cancel((name,), 1)])
+        for name in ("a", "b")
+    )
+
+
+def _import(world: World, **what: Any) -> Any:
+    return world.call(world.peers[0], ev.ImportEvidence(6, "lab", **what))["refused"]
+
+
+def test_what_came_in_a_file_counts_until_its_log_is_known_to_be_forked() -> None:
+    world = World(3).with_service()
+    one, other = _forked(world)
+    data, rival = one.encode(), other.encode()
+    core = world.cores[world.peers[0]]
+    assert _import(world, segments=(data,)) == {}
+    assert core.intake.holds(one.hash)
+    _import(world, forks=((data, rival),))
+    assert not core.logs.logs_of(one.service)[one.log].counting()
+    for segment in (data, rival):
+        assert "two different segments" in _import(world, segments=(segment,))["0"]
+
+
+def test_a_segment_that_stands_alone_is_void_too_once_its_log_is_known_to_be_forked() -> None:
+    world = World(3).with_service()
+    one, other = _forked(world)
+    core, service = world.cores[world.peers[0]], one.service
+    app = core.membership.folded(service).apps["hello"]
+    job = encode(normalise(definition("write"), app))
+    request = Request(job, "use", "", RESOURCES, "", (), "", 0, (), 1, 2**40, 1)
+    later = Segment.seal(WORKER, service, one.log.boot, 1, one.epoch, one.hash, [request])
+    assert _import(world, segments=(later.encode(),)) == {}
+    name = request_id(service, later.log.author, later.log.boot, 1)
+    assert name in core.fold(service).requests
+    _import(world, forks=((one.encode(), other.encode()),))
+    assert name not in core.fold(service).requests
+    assert "two different segments" in _import(world, segments=(later.encode(),))["0"]
+
+
+def test_what_is_no_segment_of_a_member_is_refused_in_words() -> None:
+    world = World(2).with_service()
+    first = world.peers[0]
+    [service] = world.cores[first].membership.taken_up
+    epoch = world.cores[first].membership.chains[service].epoch
+    log = (b"\7" * 16, 0)
+    stranger = SigningKey(b"\x99" * 32)
+    made = [
+        Segment.seal(stranger, service, *log, epoch, bytes(32), [Cancel(("a",), 1)]).encode(),
+        Segment.seal(WORKER, service, *log, epoch + 9, bytes(32), [Cancel(("a",), 1)]).encode(),
+        Segment.seal(WORKER, "bafyx", *log, epoch, bytes(32), [Cancel(("a",), 1)]).encode(),
+        b"garbage",
+    ]
+    refused = _import(world, segments=tuple(made))
+    words = [refused[str(n)] for n in range(4)]
+    for found, said in zip(
+        words, ("no member", "not here", "not taken up", "msgpack"), strict=True
+    ):
+        assert said in found

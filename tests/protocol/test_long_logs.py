@@ -21,6 +21,9 @@ class NothingDropped:
     def is_dropped(self, service: str, log_id: Any) -> bool:
         return False
 
+    def keeps(self, service: str, log_id: Any) -> bool:
+        return False
+
     def told_heights(self, service: str, bounds: Any) -> list[LogHeight]:
         return []
 

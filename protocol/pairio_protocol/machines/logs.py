@@ -84,6 +84,9 @@ class Memory(Protocol):
     def told_heights(self, service: str, bounds: Bounds) -> list[LogHeight]:
         """Return dropped logs that neighbours may still hold."""
 
+    def keeps(self, service: str, log_id: LogId) -> bool:
+        """Say whether segments of a log are kept that stand alone."""
+
 
 class Logs:
     """All logs of the services that are taken up."""
@@ -362,7 +365,8 @@ class Logs:
         before = log.accepted
         self._heights_of(one.service).changed(one.log)
         log.accepted = log.count_accepted(chain)
-        return Taken(refold=log.accepted != before)
+        alone = self._memory.keeps(one.service, one.log)
+        return Taken(refold=alone or log.accepted != before)
 
     def recount(self, service: str, chain: Chain) -> tuple[bool, list[Segment]]:
         """The service's changes are others: say whether something no longer counts, and return
@@ -605,6 +609,11 @@ class Logs:
         """Return how far one log is known."""
         log = self._logs.get(service, {}).get(log_id)
         return log.height if log else 0
+
+    def fork_at(self, segment: Segment) -> int | None:
+        """Return the lowest forked seq that is known of a segment's log, None without a fork."""
+        log = self._logs.get(segment.service, {}).get(segment.log)
+        return log.fork_at if log is not None else None
 
     def logs_of(self, service: str) -> Mapping[LogId, Log]:
         """Return every log of a service."""

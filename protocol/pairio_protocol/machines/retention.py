@@ -177,6 +177,10 @@ class Retention:
                 return held.kept[segment_hash]
         return None
 
+    def keeps(self, service: str, log_id: LogId) -> bool:
+        """Say whether segments of a log are kept that stand alone."""
+        return any(segment.log == log_id for segment in self._of(service).kept.values())
+
     def has_kept(self, service: str) -> bool:
         """Say whether segments of dropped logs are kept."""
         return bool(self._of(service).kept)
