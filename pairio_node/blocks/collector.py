@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+#: How CIDs of raw blocks by sha2-256 begin; they link to nothing.
+_RAW_PREFIX = "bafkrei"
+
+
 class Stopped(Exception):
     """The node ends; the collection is left where it is."""
 
@@ -134,7 +138,7 @@ def survey(store: LocalStore, pace: Callable[[], None] = lambda: None) -> Survey
         pace()
         found.blocks[cid] = Block(size_bytes, used_unix_s)
     for cid in found.blocks:
-        if parse_cid(cid).codec in (DAG_PB, DAG_CBOR):
+        if not cid.startswith(_RAW_PREFIX) and parse_cid(cid).codec in (DAG_PB, DAG_CBOR):
             pace()
             try:
                 links = links_in(cid, store.read_sync(cid))

@@ -5,6 +5,7 @@ change says when the block was last used.
 """
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ from pairio_node.errors import StorageFullError
 from pairio_protocol.cid import CidError, matches, parse_cid
 
 __all__ = ["DiskBlockStore", "check_block"]
+
+
+#: CIDs of raw, dag-pb and dag-cbor blocks by sha2-256, exactly: parsing costs 20 microseconds each.
+_COMMON_CID = re.compile("baf(?:kre|ybe|yre)i[a-h][a-z2-7]{50}[aeimquy4]")
 
 
 def check_block(cid: str, data: bytes) -> None:
@@ -163,7 +168,8 @@ class DiskBlockStore:
                 continue
             for entry in list(os.scandir(folder.path)):
                 try:
-                    parse_cid(entry.name)
+                    if _COMMON_CID.fullmatch(entry.name) is None:
+                        parse_cid(entry.name)
                     found = entry.stat(follow_symlinks=False)
                 except (CidError, FileNotFoundError):  # being written, or gone
                     continue

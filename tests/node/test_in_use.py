@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairio_node.blocks import BlockMissing, DiskBlockStore, InUse, ScopedContent
+from pairio_node.blocks.disk import _COMMON_CID
 from pairio_node.errors import StorageFullError
-from pairio_protocol.cid import RAW, cid_of
+from pairio_protocol.cid import RAW, cid_of, parse_cid
 
 SERVICE = cid_of(RAW, b"a service")
 OTHER = cid_of(RAW, b"another service")
@@ -130,6 +133,18 @@ def test_the_listing_tells_sizes_and_when_blocks_were_used(tmp_path: Path) -> No
     store.put_sync(CID, DATA)  # it came again
     (block,) = store.stored_sync()
     assert block.used_unix_s > 1000
+
+
+@given(st.binary(max_size=40), st.sampled_from([0x55, 0x70, 0x71]))
+def test_common_cids_are_known_without_being_parsed(data: bytes, codec: int) -> None:
+    cid = cid_of(codec, data)
+    assert _COMMON_CID.fullmatch(cid)
+    assert cid.startswith("bafkrei") == (codec == RAW)
+
+
+@given(st.from_regex(_COMMON_CID, fullmatch=True))
+def test_what_looks_like_a_common_cid_is_one(text: str) -> None:
+    parse_cid(text)
 
 
 def test_a_block_that_does_not_fit_asks_for_room_and_is_refused_in_words_without(
