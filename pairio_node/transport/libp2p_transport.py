@@ -59,6 +59,8 @@ _OPEN_S = 10.0
 _DIAL_S = 5.0
 _DIAL_FAILURES_KEPT = 5  # in a row, before somebody else may have the place
 _WRITE_S = 20.0
+#: A peer needs one, and maybe another while the first is not known to be over.
+_SYNC_STREAMS_MAX = 2
 _QUEUE_FRAMES_MAX = 4096
 _COALESCE_BYTES = 256 * 1024
 #: A connection that lasted so long is no sign that dialling again is in vain. Two nodes with one
@@ -131,6 +133,7 @@ class _Peer:
         default_factory=lambda: {CHANNEL_CONTROL: trio.Event(), CHANNEL_SYNC: trio.Event()}
     )
     connections: list[Any] = field(default_factory=list)
+    sync_streams: int = 0
     opened: bool = False
     arrived: bool = False
     up: bool = False
@@ -470,10 +473,15 @@ class Libp2pTransport:
         peer = str(raw.muxed_conn.peer_id)
         state = self._peers.get(peer)
         stream = _Stream(raw, peer)
-        if state is None:
+        if state is None or state.sync_streams >= _SYNC_STREAMS_MAX:
+            self._counters["streams_refused"] += state is not None
             await stream.abort()
             return
-        await self._read_loop(state, stream, CHANNEL_SYNC, _SILENCE_S * 4)
+        state.sync_streams += 1
+        try:
+            await self._read_loop(state, stream, CHANNEL_SYNC, _SILENCE_S * 4)
+        finally:
+            state.sync_streams -= 1
 
     async def _read_loop(
         self, state: _Peer, stream: _Stream, channel: str, silence_s: float

@@ -35,7 +35,10 @@ _WINDOW_S = 20.0
 _READ_BYTES = 256 * 1024
 _NOTHING = memoryview(b"")
 _applied = False
-#: Exceptions that were kept from ending the host, by where.
+#: Streams that a peer may have open here, of all protocols; about 50 are of use to it.
+_STREAMS_PER_CONNECTION_MAX = 96
+_streams: dict[Any, int] = {}
+#: What was kept from ending the host, by where.
 contained: dict[str, int] = {}
 
 
@@ -73,11 +76,22 @@ def _contain_exceptions() -> None:
     read_loop = Pubsub.stream_handler
 
     async def safe_handle(self: Any, stream: Any) -> None:
+        connection = stream.muxed_conn
+        under_way = _streams.get(connection, 0)
+        if under_way >= _STREAMS_PER_CONNECTION_MAX:  # stock: as many as a peer likes
+            _note("streams beyond what is handled")
+            await _reset(stream)
+            return
+        _streams[connection] = under_way + 1
         try:
             await handle(self, stream)
         except Exception:
             _note("stream handler")
             await _reset(stream)
+        finally:
+            _streams[connection] -= 1
+            if not _streams[connection]:
+                del _streams[connection]
 
     async def safe_push(self: Any, forwarder: Any, msg: Any) -> None:
         if forwarder == self.my_id:  # own publish: the caller gets the error

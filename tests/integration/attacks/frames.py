@@ -2,10 +2,12 @@
 
 import os
 import socket
+from contextlib import suppress
 
 import trio
+from libp2p.peer.id import ID
 
-from pairio_node.transport.base import BLOCKS, CHANNEL_SYNC
+from pairio_node.transport.base import BLOCKS, CHANNEL_SYNC, TransportError
 from pairio_protocol.codec import pack
 from pairio_protocol.limits import FRAME_SIZE_BYTES_MAX
 from tests.integration.attacks.lab import Lab, until
@@ -52,6 +54,28 @@ async def _oversized(lab: Lab) -> None:
     assert await until(lambda: lab.counters().get("frames_refused", 0) > 0)
     assert await until(lambda: peer in me.connected(), 10), "the next connection works"
     await trio.sleep(0.5)  # house: waiting for another process
+
+
+@attack(FRAMES, "flood of streams for sync", has=HAS, does="opens 40, and says nothing on them",
+        counted="streams_refused")  # fmt: skip
+async def _sync_streams(lab: Lab) -> None:
+    for _ in range(40):
+        with suppress(TransportError), trio.move_on_after(5):
+            await lab.visitor.transport.open_stream(lab.visitor.node, CHANNEL_SYNC)
+
+
+@attack(FRAMES, "flood of streams", has=HAS, does="opens 200, and does not say for what",
+        counted="contained: streams beyond what is handled")  # fmt: skip
+async def _streams(lab: Lab) -> None:
+    network = lab.visitor.transport._host.get_network()
+    opened = []
+    for _ in range(200):
+        with suppress(Exception), trio.move_on_after(5):
+            opened.append(await network.new_stream(ID.from_base58(lab.visitor.node)))
+    await lab.has_taken(lab.visitor)
+    for stream in opened:
+        with suppress(Exception), trio.move_on_after(1):
+            await stream.reset()
 
 
 @attack(FRAMES, "a request for blocks above the bound", has=HAS, does="announces 4 GiB of CIDs",
