@@ -290,7 +290,7 @@ BITSWAP_ALL_PER_S_BYTES_MAX: Final = 64 * 1024 * 1024
 #: Answers with blocks that are made at once, each in memory.
 BITSWAP_ANSWERS_AT_ONCE_MAX: Final = 16
 #: Blocks that one peer is asked for at once.
-BITSWAP_WINDOW_MAX: Final = 32
+BITSWAP_WINDOW_MAX: Final = 16
 #: Peers that one fetch takes blocks from.
 BITSWAP_HOLDERS_MAX: Final = 4
 #: Peers that are asked whether they have some content.
