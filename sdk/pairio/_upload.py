@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,12 @@ def add_reference(
 
 
 def _add_folder(api: Api, top: Path) -> dict[str, Any]:
+    found = list(islice(_walk(top), _FILES_MAX + 1))  # nothing is sent before all may be
+    if len(found) > _FILES_MAX:
+        raise PairioError(f"{top} holds more than {_FILES_MAX} files", "put them into an archive")
     entries: list[dict[str, str | None]] = []
-    for path, is_folder in _walk(top):
+    for path, is_folder in found:
         name = path.relative_to(top).as_posix()
-        if len(entries) >= _FILES_MAX:
-            raise PairioError(
-                f"{top} holds more than {_FILES_MAX} files", "put them into an archive"
-            )
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise PairioError(f"{str(path)!r} is not named in UTF-8", "rename it") from None
         cid = None if is_folder else add_path(api, path)["cid"]
         entries.append({"path": name, "cid": cid})
     added: dict[str, Any] = api.call("POST", "/api/v1/content/folders", {"entries": entries})
@@ -75,10 +71,16 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
         raise PairioError(f"cannot read {folder}: {error.strerror}") from None
     for entry in found:
         path = Path(entry.path)
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise PairioError(f"{str(path)!r} is not named in UTF-8", "rename it") from None
         if entry.is_symlink():
             raise PairioError(f"{path} is a symbolic link", "copy what it points to")
-        if not entry.is_dir():
+        if entry.is_file():
             yield path, False
+        elif not entry.is_dir():
+            raise PairioError(f"{path} is neither file nor folder")
         elif os.listdir(path):
             yield from _walk(path)
         else:

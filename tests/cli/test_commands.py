@@ -348,7 +348,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["submit", "hello/nix"], 1, "no processor 'nix'"),
     (["submit", "hello/greet", "-p", "name"], 1, "'name' is not name=value"),
     (["submit", "hello/greet", "-i", "input=/nowhere"], 1, "no file '/nowhere'"),
-    (["submit", "hello/greet", "-i", "input=/"], 1, "no file '/'"),
+    (["submit", "hello/greet", "-i", "input=/dev/null"], 1, "neither file nor folder"),
     (["submit", "hello/greet", "--timeout", "3"], 2, "--timeout is given without --wait"),
     (["submit", "hello/greet", "--wait", "--timeout", "-1"], 2, "--timeout"),
     (["submit", "hello/greet", "--cpus", "many"], 2, "'many'"),
