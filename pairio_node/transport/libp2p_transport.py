@@ -49,6 +49,7 @@ from pairio_node.transport.base import (
 )
 from pairio_node.transport.hearers import HeardBy
 from pairio_node.transport.others import OtherConnections
+from pairio_node.transport.outbox import Outbox
 from pairio_protocol.limits import CONNECTIONS_MAX, FRAME_SIZE_BYTES_MAX
 
 __all__ = ["Libp2pTransport"]
@@ -61,7 +62,6 @@ _DIAL_FAILURES_KEPT = 5  # in a row, before somebody else may have the place
 _WRITE_S = 20.0
 #: A peer needs one, and maybe another while the first is not known to be over.
 _SYNC_STREAMS_MAX = 2
-_QUEUE_FRAMES_MAX = 4096
 _COALESCE_BYTES = 256 * 1024
 #: A connection that lasted so long is no sign that dialling again is in vain. Two nodes with one
 #: key push each other out: they take turns that grow.
@@ -126,8 +126,8 @@ class _Peer:
 
     id: str
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    queues: dict[str, deque[bytes]] = field(
-        default_factory=lambda: {CHANNEL_CONTROL: deque(), CHANNEL_SYNC: deque()}
+    queues: dict[str, Outbox] = field(
+        default_factory=lambda: {CHANNEL_CONTROL: Outbox(), CHANNEL_SYNC: Outbox()}
     )
     wakes: dict[str, trio.Event] = field(
         default_factory=lambda: {CHANNEL_CONTROL: trio.Event(), CHANNEL_SYNC: trio.Event()}
@@ -401,13 +401,13 @@ class Libp2pTransport:
                 with trio.CancelScope(shield=True), trio.move_on_after(0.5):
                     await stream.abort()
 
-    def _coalesce(self, queue: deque[bytes]) -> bytes:
+    def _coalesce(self, queue: Outbox) -> bytes:
         """Return queued frames as one write; a keepalive when there are none."""
         if not queue:
             return bytes(4)
         parts, size = [], 0
         while queue and size < _COALESCE_BYTES:
-            frame = queue.popleft()
+            frame = queue.take()
             parts += [len(frame).to_bytes(4, "big"), frame]
             size += len(frame)
             self._counters["frames_sent"] += 1
@@ -422,12 +422,12 @@ class Libp2pTransport:
     def send(self, peer: str, channel: str, frame: bytes) -> bool:
         """Queue a frame; False when the queue is full or there is no such connection."""
         state = self._peers.get(peer)
-        if state is None or not state.up or len(state.queues[channel]) >= _QUEUE_FRAMES_MAX:
+        if state is None or not state.up or not state.queues[channel].has_room(frame):
             self._counters["frames_dropped"] += 1
             return False
         if not 0 < len(frame) <= FRAME_SIZE_BYTES_MAX:
             raise ValueError(f"a frame of {len(frame)} bytes; 1 to {FRAME_SIZE_BYTES_MAX}")
-        state.queues[channel].append(frame)
+        state.queues[channel].put(frame)
         state.wakes[channel].set()
         return True
 
