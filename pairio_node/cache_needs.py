@@ -209,7 +209,7 @@ async def roots(
 
 
 def _is_due(core: NodeCore, promise: _Promise, promise_ms: int) -> bool:
-    return core.ctx.unix_ms - promise.since_unix_ms <= promise_ms
+    return max(0, core.ctx.unix_ms - promise.since_unix_ms) < promise_ms  # clocks jump
 
 
 def _contents(service: str, result: ResultInfo) -> Iterator[tuple[str, Name]]:

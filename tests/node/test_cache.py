@@ -223,7 +223,6 @@ async def test_after_a_promise_has_lapsed_the_copy_goes_and_is_made_again_elsewh
         assert job["safe"] and _is_here(admin, job) == [True]
         await until(lambda: worker.cache.promises.kept, "the promise was noted")
         worker.config = replace(worker.config, promise_days=0)
-        await until(lambda: worker.core.ctx.unix_ms > 0, "time passes")
         await _collect_all(worker)
         assert _is_here(worker, job) == [False]
         await until(lambda: not worker.cache.promises.kept, "it promises nothing any more")
@@ -235,6 +234,19 @@ async def test_after_a_promise_has_lapsed_the_copy_goes_and_is_made_again_elsewh
             lambda: any(n.core.replication.is_safe(key) for n in (admin, worker, guest)),
             "it is safe again",
         )
+
+
+async def test_who_let_a_copy_go_knows_it_and_fetches_it_again_for_who_asks(tmp_path: Path) -> None:
+    async with three(MemoryNetwork(), tmp_path) as (admin, worker, _):
+        job = await _result(admin, "Ada")
+        assert job["safe"]
+        admin.config = replace(admin.config, promise_days=0)
+        await _collect_all(admin)
+        assert _is_here(admin, job) == [False]
+        await until(lambda: not admin.job(job["jobId"], None)["safe"], "it is safe no more")
+        again = await _result(admin, "Ada")
+        assert again["cached"] and await admin.output(again) == "hello Ada"
+        assert worker.runner.ran == ["Ada"]
 
 
 async def test_a_copy_whose_blocks_were_taken_is_made_again(tmp_path: Path) -> None:
