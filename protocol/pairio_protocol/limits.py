@@ -92,6 +92,8 @@ OFFER_WEIGHT_MAX: Final = 8 * 1024 * 1024
 OFFER_WORK_PER_MINUTE_MAX: Final = 32 * 1024 * 1024
 #: Services whose changes come in several messages and have not named this node yet.
 UNNAMED_MAX: Final = 8
+#: Services in one hello that are unknown here and whose changes are asked for.
+HELLO_UNKNOWN_MAX: Final = 16
 #: Proposed changes kept for a service, and of those that one admin proposed.
 PROPOSALS_MAX: Final = 64
 PROPOSALS_PER_ADMIN_MAX: Final = 8

@@ -9,6 +9,7 @@ from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.effects import Send
 from pairio_protocol.limits import (
+    HELLO_UNKNOWN_MAX,
     OFFER_WEIGHT_MAX,
     OFFERS_MAX,
     PARKED_SEGMENTS_PER_AUTHOR_MAX,
@@ -16,7 +17,7 @@ from pairio_protocol.limits import (
     UNNAMED_MAX,
 )
 from pairio_protocol.machines import membership, retention
-from pairio_protocol.messages import MESSAGES, Changes, Push, WantChanges
+from pairio_protocol.messages import MESSAGES, Changes, Hello, HelloService, Push, WantChanges
 from pairio_protocol.records import Cancel
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain
@@ -276,3 +277,18 @@ def test_what_is_parked_for_a_later_change_is_not_asked_for_with_each_other_one(
         held = [i for i in core.logs.logs_of(service) if i.author == MEMBER.peer]
         assert len(held) == (50 if number else 0)
     assert asked == [0, 0]
+
+
+def test_of_a_hello_only_some_unknown_services_are_asked_for_and_those_of_the_owner_all() -> None:
+    core = _fresh_node()
+    names = [_service(number, STRANGER).service for number in range(100)]
+    core.membership.expected.add(names[-1])
+    hello = Hello(bytes(16), tuple(HelloService(name, 0, name, bytes(32)) for name in names))
+    effects = core.handle(ev.FrameReceived(STRANGER.peer, MESSAGES.encode(hello)), 1)
+    sent = [MESSAGES.decode(effect.data) for effect in effects if isinstance(effect, Send)]
+    asked = [message.service for message in sent if isinstance(message, WantChanges)]
+    assert asked == [*names[:HELLO_UNKNOWN_MAX], names[-1]]
+    counted = core.ctx.counters["refused: a hello of more unknown services than are looked at"]
+    assert counted == 1
+    effects = core.handle(ev.FrameReceived(TRUSTED.peer, MESSAGES.encode(hello)), 1)
+    assert sum(isinstance(effect, Send) for effect in effects) == 100

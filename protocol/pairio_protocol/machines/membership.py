@@ -22,6 +22,7 @@ from pairio_protocol.limits import (
     CHANGES_PER_REPLY_MAX,
     DECLINED_MAX,
     FRAME_SIZE_BYTES_MAX,
+    HELLO_UNKNOWN_MAX,
     HOME_NODES,
     OFFER_WEIGHT_MAX,
     OFFER_WORK_PER_MINUTE_MAX,
@@ -271,16 +272,24 @@ class Membership:
 
     def on_hello(self, peer: str, hello: Hello) -> None:
         """Ask for what the peer knows more of, or otherwise."""
+        unknown = 0
         for entry in hello.services:
             chain = self.chains.get(entry.service)
-            if chain is None:
-                if self.choices.get(entry.service) != "declined":
+            if chain is None and self.choices.get(entry.service) != "declined":
+                asked_for = entry.service in self.expected | self.followed
+                asked_for = asked_for or peer in self._ctx.config.trust
+                unknown += not asked_for
+                if asked_for or unknown <= HELLO_UNKNOWN_MAX:  # the next hello names the rest again
                     self._ctx.send(peer, WantChanges(entry.service, 0, ""))
-            elif entry.digest != chain.digest:
+            if chain is None:
+                continue
+            if entry.digest != chain.digest:
                 # Behind on the same branch: the rest of it. Otherwise there is a fork somewhere, or
                 # a signature that decides one is missing here: then its head is known already.
                 ahead = entry.epoch > chain.epoch and not chain.knows(entry.head)
                 self._want(peer, entry.service, chain if ahead else None)
+        if unknown > HELLO_UNKNOWN_MAX:
+            self._ctx.refuse(peer, "a hello of more unknown services than are looked at")
 
     def _want(self, peer: str, service: str, chain: Chain | None) -> None:
         if chain is None:

@@ -7,8 +7,15 @@ import trio
 
 from pairio_protocol.documents import decode, encode
 from pairio_protocol.ids import peer_of
-from pairio_protocol.limits import MEMBERS_MAX
-from pairio_protocol.messages import Changes, Digest, Hello, HelloService, PresenceUpdate
+from pairio_protocol.limits import HELLO_UNKNOWN_MAX, MEMBERS_MAX
+from pairio_protocol.messages import (
+    Changes,
+    Digest,
+    Hello,
+    HelloService,
+    PresenceUpdate,
+    WantChanges,
+)
 from pairio_protocol.proofs import proof_of_invitation
 from pairio_protocol.service import Chain, SignedChange
 from pairio_protocol.signing import SigningKey
@@ -245,13 +252,16 @@ async def _older(lab: Lab) -> bool:
 
 
 @attack(LIST, "a crowd of services in a hello", has="a connection",
-        does="names 300 services that there are not",
-        refused_by="their changes are asked for, once")  # fmt: skip
-async def _hello(lab: Lab) -> bool:
+        does="names 300 services that there are not, so that all are asked for",
+        counted="refused: a hello of more unknown services than are looked at")  # fmt: skip
+async def _hello(lab: Lab) -> None:
     names = [own.cid for own in (signed_change(os.urandom(8)) for _ in range(300))]
     entries = tuple(HelloService(name, 1, name, bytes(32)) for name in names)
+    lab.stranger.heard.clear()
     lab.stranger.say(Hello(bytes(16), entries))
-    return await _stays(lab, lab.stranger)
+    assert await _stays(lab, lab.stranger), "the list has changed"
+    asked = sum(isinstance(message, WantChanges) for message in lab.stranger.heard)
+    assert asked <= HELLO_UNKNOWN_MAX, f"{asked} are asked for"
 
 
 # -- the removed -------------------------------------------------------------------------------
