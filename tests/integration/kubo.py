@@ -45,7 +45,8 @@ class Kubo:
         self.cli("init", "--profile=test")
         config = json.loads((folder / "config").read_text())
         config["Addresses"]["Swarm"] = ["/ip4/127.0.0.1/tcp/0"]
-        config["Provide"] = {"Strategy": "pinned"}
+        # By sweeps, the default, a daemon that found nobody at its start announces minutes later.
+        config["Provide"] = {"Strategy": "pinned", "DHT": {"SweepEnabled": False}}
         config["Routing"] = {"Type": "dhtserver", "LoopbackAddressesOnLanDHT": True}
         config["AutoConf"] = {"Enabled": False}
         config["AutoTLS"] = {"Enabled": False}

@@ -57,7 +57,7 @@ def test_a_public_result_is_found_by_its_job_id_and_read_by_any_kubo(
     start_kubo: StartKubo, start_node: StartNode, record_property: Callable[[str, object], None]
 ) -> None:
     kubo, stranger = start_kubo("kubo"), start_kubo("stranger")
-    stranger.connect(kubo)  # at once: a daemon that finds nobody announces minutes later
+    stranger.connect(kubo)
     node = _with_service(start_node("node", "--ipfs", kubo.url))
     private = _job(node, "Ada")
     assert private["status"] == "completed"

@@ -21,10 +21,11 @@ from pairio_node.blocks import (
     ScopedContent,
     StoreUnavailable,
 )
-from pairio_node.blocks.kubo import CLIENTS_MAX, KuboApi, KuboError
+from pairio_node.blocks.kubo import CLIENTS_MAX, KuboApi, KuboError, Provider
 from pairio_node.blocks.kubo_store import KuboBlockStore
 from pairio_node.blocks.unixfs import Entry, UnixfsError, directory_block, parse_node
 from pairio_node.errors import StorageFullError, UserError
+from pairio_node.ipfs import Kubo as IpfsKubo
 from pairio_node.ipfs_settings import parse_ipfs
 from pairio_protocol.cid import DAG_CBOR, DAG_PB, RAW, cid_of
 from pairio_protocol.documents import encode
@@ -179,6 +180,8 @@ async def test_blocks_survive_the_daemons_collection_and_nothing_is_pinned(
     before = kubo.cli("pin", "ls", "--quiet").stdout
     store = _store(kubo, tmp_path)
     whole = await Content(store).add_bytes(os.urandom(3 * 2**20))
+    _collect(kubo)  # at once: an add that has returned is safe
+    assert (await Content(store).missing(whole.cid)) == []
     document = encode({"type": "test", "v": 1, "text": "x" * 1000})
     leaf = os.urandom(1000)  # of a file that is not here whole
     blocks = {cid_of(DAG_CBOR, document): document, cid_of(RAW, leaf): leaf}
@@ -408,6 +411,27 @@ async def test_another_daemon_at_the_address_is_not_taken_for_the_same(
     store.api.expect(store.daemon)
     with pytest.raises(StoreUnavailable, match="another Kubo daemon answers"):
         await store.put(cid_of(RAW, b"x"), b"x")
+
+
+async def test_providers_are_asked_for_within_bounds_and_none_are_known_to_a_daemon_that_is_away(
+    start_kubo: StartKubo, tmp_path: Path
+) -> None:
+    kubo, asker = start_kubo("holder"), start_kubo("asker")
+    asker.connect(kubo)
+    cid = _added(kubo, b"wanted")
+    settings = parse_ipfs(asker.url)
+    store = KuboBlockStore(KuboApi(settings), PEER, tmp_path / "kubo", 2**30)
+    ours = IpfsKubo(settings, store)
+    assert await ours.find_providers(cid) == []
+    store_there = _store(kubo, tmp_path / "there")
+    await trio.to_thread.run_sync(store_there.api.provide, cid, 10.0)
+    found: list[Provider] = []
+    with trio.fail_after(60):
+        while not found:
+            found = await ours.find_providers(cid, count=1, timeout_s=2.0)
+    assert [p.peer for p in found] == [kubo.peer_id]
+    asker.kill()
+    assert await ours.find_providers(cid) == []
 
 
 # -- the way in --------------------------------------------------------------------------------
