@@ -221,6 +221,8 @@ STORED_ASKED: Final = 3
 SEALED_MS: Final = 5_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
+#: Connected members that a submit asks for its job: the home nodes among them, and some more.
+LOOKUP_ASKED: Final = 6
 #: Jobs in one look-up.
 LOOKUP_JOBS_MAX: Final = 512
 #: Jobs on which one looked-up job rests that are answered with it.
@@ -363,3 +365,4 @@ assert DEFINITION_SIZE_BYTES_MAX < SEGMENT_SIZE_BYTES_MAX
 assert PRESENCE_INTERVAL_MS * 2 < PRESENCE_EXPIRY_MS
 assert LOG_AGE_MAX_MS * 2 < RETENTION_MS
 assert REQUEST_EXPIRY_MS < RETENTION_MS
+assert HOME_NODES < LOOKUP_ASKED <= 8

@@ -7,6 +7,7 @@ A member that did not answer in time is not waited for until it does. An answer 
 segments (of logs), or as `kept` ones (of logs that the member has dropped), then `looked_up`.
 """
 
+import heapq
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,14 @@ from pairio_protocol import events as ev
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import Resolution, ResultInfo, ServiceFold
 from pairio_protocol.gather import request_for
-from pairio_protocol.limits import ASKED_MS, LOOKUP_JOBS_MAX, LOOKUP_MS, UPSTREAM_SENT_MAX
+from pairio_protocol.ids import rendezvous
+from pairio_protocol.limits import (
+    ASKED_MS,
+    LOOKUP_ASKED,
+    LOOKUP_JOBS_MAX,
+    LOOKUP_MS,
+    UPSTREAM_SENT_MAX,
+)
 from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.messages import LookedUp, Lookup
 from pairio_protocol.records import Result, ResultDocument
@@ -82,19 +90,26 @@ class Lookups:
         fold = self._core.fold(service)
         jobs: dict[str, None] = {}
         events: list[_Call] = []
+        peers = self._whom_to_ask(service)
+        asked: dict[str, dict[str, None]] = {peer: {} for peer in peers}
         while unasked and len(jobs) < LOOKUP_JOBS_MAX:
             event, job = unasked.popleft()
             events.append(event)
             known = job in fold.definitions  # not if the fold was made anew meanwhile
             resolution = fold.resolve(job) if known else Resolution(None, None)
-            jobs.update(dict.fromkeys([job, resolution.job or job, *resolution.waits_for]))
-        peers = self._whom_to_ask(service)
+            names = dict.fromkeys([job, resolution.job or job, *resolution.waits_for])
+            jobs |= names
+            all_of_them = isinstance(event, ev.LookFor)  # somebody knows that it is somewhere
+            key = resolution.job or job
+            for peer in peers if all_of_them else _nearest(key, peers):
+                asked[peer] |= names
+        asked = {peer: names for peer, names in asked.items() if names}
         self._ticket += 1
-        self._under_way[self._ticket] = _Lookup(service, events, set(peers))
+        self._under_way[self._ticket] = _Lookup(service, events, set(asked))
         self._due.set(self._ticket, self._ctx.now_ms + LOOKUP_MS)
-        for peer in peers:
-            self._ctx.send(peer, Lookup(service, self._ticket, tuple(jobs)[:LOOKUP_JOBS_MAX]))
-        if not peers:
+        for peer, names in asked.items():
+            self._ctx.send(peer, Lookup(service, self._ticket, tuple(names)[:LOOKUP_JOBS_MAX]))
+        if not asked:
             self._go_on(self._ticket)
 
     def on_looked_up(self, peer: str, ticket: int) -> None:
@@ -190,3 +205,9 @@ class Lookups:
         if request is not None:
             self._core.push(peer, request.segment)
         self._core.push(peer, result.segment)
+
+
+def _nearest(job: str, peers: list[str]) -> list[str]:
+    """Return those of some members who are asked for a job first: its home nodes, and a few more
+    in the order by which members become home nodes."""
+    return heapq.nlargest(LOOKUP_ASKED, peers, key=lambda peer: rendezvous(job, peer))
