@@ -222,7 +222,7 @@ SEALED_MS: Final = 5_000
 #: How long a submit waits for members that may have the result.
 LOOKUP_MS: Final = 250
 #: Connected members that a submit asks for its job: the home nodes among them, and some more.
-LOOKUP_ASKED: Final = 6
+LOOKUP_ASKED: Final = 8
 #: Jobs in one look-up.
 LOOKUP_JOBS_MAX: Final = 512
 #: Jobs on which one looked-up job rests that are answered with it.
