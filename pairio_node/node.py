@@ -1,20 +1,14 @@
-"""The node: start and stop order, and the facade that the API calls."""
+"""The node: its parts, what goes between them and the core, the facade that the API calls."""
 
-import os
-import secrets
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import astuple
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import trio
 
 from pairio_node.admins import Admins
-from pairio_node.api.auth import Auth
 from pairio_node.api.links import Links
-from pairio_node.api.server import serve_api
 from pairio_node.bitswap import Bitswap
 from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, LocalStore, ScopedContent
 from pairio_node.blocks.guests import GuestBlocks
@@ -32,7 +26,7 @@ from pairio_node.execution import Executions
 from pairio_node.folders import build_folder
 from pairio_node.home import Home
 from pairio_node.inputs import JobInputs
-from pairio_node.ipfs import Kubo, open_kubo
+from pairio_node.ipfs import Kubo
 from pairio_node.joins import Joins
 from pairio_node.outside import Outside
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
@@ -40,9 +34,10 @@ from pairio_node.public import Public
 from pairio_node.publishing import Publishing
 from pairio_node.referenced import ReferencedData
 from pairio_node.results import Results
-from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
+from pairio_node.runner import Runner
 from pairio_node.services import Services
 from pairio_node.serving import Found, Item, Serving
+from pairio_node.status import status_view
 from pairio_node.store import CommitRows, Store, Writer
 from pairio_node.strangers import Pace
 from pairio_node.transport import (
@@ -55,14 +50,12 @@ from pairio_node.transport import (
     Transport,
     TransportEvent,
 )
-from pairio_node.transport.libp2p_transport import Libp2pTransport
 from pairio_node.urls import UrlRules, split_url
 from pairio_node.views import (
     TWIN_HINT,
     find_request,
     is_settled,
     job_view,
-    twin_view,
     twin_words,
     why_view,
 )
@@ -74,7 +67,7 @@ from pairio_protocol.fold import RequestState
 from pairio_protocol.records import Resources
 from pairio_protocol.segment import Segment
 
-__all__ = ["Node", "run_node"]
+__all__ = ["Node"]
 
 _CHANNELS = {"control": CHANNEL_CONTROL, "sync": CHANNEL_SYNC}
 _TOPIC_PREFIX = "/pairio/1/"
@@ -84,8 +77,6 @@ _YIELD_S = 4.0
 _FAREWELL_S = 0.1
 #: Bytes that a client gave stay so long for the job that is to name them.
 _NAMED_S = 60.0
-#: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
-_SECOND_SIGNAL_S = 1.0
 
 
 def _topic(service: str) -> str:
@@ -93,7 +84,7 @@ def _topic(service: str) -> str:
 
 
 class Node:
-    """One running node. Made by `run_node`; the API calls its public methods."""
+    """One running node. Made by `run.run_node`; the API calls its public methods."""
 
     def __init__(
         self,
@@ -126,7 +117,7 @@ class Node:
         if config.bitswap:
             self.bitswap = Bitswap(self.publishing.blocks, transport, config.ipfs_peers)
         self.outside = Outside(self.contents, self.exchange, lambda: self.bitswap)
-        self._runners = runners
+        self.runners = runners
         self.cache = Cache(self, self._find, self._ensure)
         self.exchange.on_served = self.cache.used
         self.services = Services(self)
@@ -164,7 +155,7 @@ class Node:
 
     def begin(self) -> None:
         """Make core and driver; the transport must be listening."""
-        isolations = [r.isolation for r in self._runners]
+        isolations = [r.isolation for r in self.runners]
         strongest = "medium" if "medium" in isolations else "none"
         trust = {*self.config.trust, *map(peer_in, self.config.bootstrap)}
         boot, past_boots = self.home.begin_boot()
@@ -239,7 +230,7 @@ class Node:
     @property
     def strongest(self) -> Runner:
         """The runner that isolates best of those that work here."""
-        return self._runners[0]
+        return self.runners[0]
 
     # -- transport -> core ----------------------------------------------------------------
 
@@ -290,7 +281,7 @@ class Node:
     def _runner_for(self, isolation_min: str) -> Runner | None:
         """The strongest runner; a weaker one than asked only where the core let the run in,
         because the owner allows it (`allow_process`)."""
-        return self._runners[0] if self._runners else None
+        return self.runners[0] if self.runners else None
 
     # -- effects (Shell) ------------------------------------------------------------------
 
@@ -631,52 +622,9 @@ class Node:
         """This node's id."""
         return self.transport.peer_id
 
-    def _bitswap_status(self) -> dict[str, Any] | None:
-        """Return how much went over Bitswap, and whom it goes with; None when it is off."""
-        if self.bitswap is None:
-            return None
-        return {"peers": self.bitswap.peers(), **self.bitswap.counters}
-
     def status(self) -> dict[str, Any]:
         """Return what `pairio-node status` shows."""
-        core = self.core
-        return {
-            "peerId": self.peer_id,
-            "addresses": list(self.transport.addresses()),
-            "apiUrl": self.api_url,
-            "version": _version(),
-            "home": str(self.home.path),
-            "compute": self.config.compute,
-            "capacity": {
-                "numCpus": self.config.cpu_millicores / 1000,
-                "memoryGb": self.config.memory_mib / 1024,
-                "numGpus": self.config.gpus,
-            },
-            "isolation": core.ctx.config.isolation,
-            "runners": [r.name for r in self._runners],
-            **self.crashes,
-            "running": self.executions.running,
-            "accepted": len(core.worker.tasks),
-            "peers": sorted(self.transport.connected()),
-            "services": [core.membership.petnames[s] for s in sorted(core.membership.taken_up)],
-            "offers": len(core.membership.offers()),
-            "joins": self.joins.all(),
-            "closedNow": [name or "all services" for name in sorted(core.ctx.closed)],
-            "rulesForNone": rules_for_none(
-                self.config.rules, {*core.membership.chains, *core.membership.petnames.values()}
-            ),
-            "twins": [twin_view(twin) for twin in core.twins.live],
-            "codeMissing": sorted({bundle for _, bundle in self.code.missing}),
-            "ipfs": self.kubo.status() if self.kubo else None,
-            "blocks": {**self.cache.status(), **self.exchange.counters},
-            "bitswap": self._bitswap_status(),
-            "counters": {
-                **self.transport.counters(),
-                **core.ctx.counters,
-                **core.logs.counts(),
-                **(self.bitswap.refusals() if self.bitswap is not None else {}),
-            },
-        }
+        return status_view(self)
 
 
 def _given(raw: dict[str, Any]) -> dict[str, Any]:
@@ -700,124 +648,3 @@ def _no_service(name: str) -> str:
         f"warning: [rules.services.{name}] in node.toml: no service {name!r} here (yet), so these"
         " rules narrow nothing. See the names: pairio service ls"
     )
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("pairio")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-async def _choose_runners(config: NodeConfig, launcher: Launcher) -> tuple[list[Runner], str]:
-    """Return usable runners, strongest first, and a line to say when the sandbox is missing."""
-    bwrap = BwrapRunner(launcher)
-    probe = await bwrap.probe()
-    if probe.ok:
-        return [bwrap], ""
-    allowed = ", ".join(config.allow_process)
-    note = f"no sandbox: {probe.why}. {probe.hint}."
-    note += f" Runs without one: {allowed}" if allowed else " Jobs are not run here."
-    return [ProcessRunner(launcher)], note
-
-
-def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
-    listen = config.listen or (f"/ip4/0.0.0.0/tcp/{home.ports().listen}",)
-    if again and len(listen) == 1:
-        listen = (_same_port(listen[0], home.last_addresses()),)
-    return Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
-
-
-def _same_port(listen: str, before: list[str]) -> str:
-    """After a crash, the port that the system chose then: others know it."""
-    if not listen.endswith("/tcp/0") or not before:
-        return listen
-    port = before[0].partition("/tcp/")[2].partition("/")[0]
-    return f"{listen.removesuffix('0')}{port}"
-
-
-async def run_node(
-    home: Home,
-    config: NodeConfig,
-    ready: Callable[[dict[str, Any]], None],
-    say: Callable[[str], None] = lambda _: None,
-    crashes: dict[str, Any] | None = None,
-) -> None:
-    """Run a node until SIGINT or SIGTERM. `crashes` is what the status says of earlier ones.
-
-    Raises:
-        UserError: a port is taken, the home is in use or corrupt; nothing was changed.
-    """
-    home.lock()
-    stop = trio.Event()
-    store = Store.open(home.path / "node.db")
-    try:
-        with Launcher(home.path / "node.alive") as launcher:
-            async with trio.open_nursery() as top:
-                await top.start(_watch_signals, stop)
-                kubo = await open_kubo(home, config)
-                runners, note = await _choose_runners(config, launcher)
-                if note and config.compute:
-                    say(note)
-                node = Node(
-                    home,
-                    config,
-                    store,
-                    runners,
-                    _libp2p(home, config, bool(crashes and crashes["restarts"])),
-                    kubo,
-                )
-                node.crashes |= crashes or {}
-                node.say = say
-                await _serve(node, ready, stop)
-                top.cancel_scope.cancel()
-    finally:
-        store.close()
-        home.unlock()
-
-
-async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio.Event) -> None:
-    """API outermost to innermost: transport, driver, API; stopped the other way round."""
-    home, ports = node.home, node.home.ports()
-    home.remove_api()  # of a start that crashed: its token is refused from now on
-    api_port = node.config.api_port or ports.api
-    gateway_port = node.config.gateway_port or ports.gateway
-    token = secrets.token_urlsafe(32)
-    auth = Auth(token, home.path / "tokens.json", api_port)
-    node.links = Links(api_port, gateway_port, home.secret("links.key"))
-    node.api_url = f"http://127.0.0.1:{api_port}"
-    async with node.transport.running(node.on_transport):
-        node.begin()
-        try:
-            async with trio.open_nursery() as nursery:
-                node.start(nursery)
-                async with trio.open_nursery() as api:
-                    await api.start(
-                        partial(serve_api, node, auth, node.links, api_port, gateway_port, stop)
-                    )
-                    addresses = list(node.transport.addresses())
-                    info = {"url": node.api_url, "token": token, "pid": os.getpid()}
-                    gateway_url = f"http://127.0.0.1:{gateway_port}"
-                    home.write_api({**info, "gatewayUrl": gateway_url, "addresses": addresses})
-                    ready({"peerId": node.peer_id, "addresses": addresses, "apiUrl": node.api_url})
-                home.remove_api()
-                await node.leave_jobs()
-                nursery.cancel_scope.cancel()
-        finally:
-            node.references.close()
-            if node.writer is not None:
-                node.writer.stop()
-
-
-async def _watch_signals(stop: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as numbers:
-        task_status.started()
-        first_s = 0.0
-        async for _ in numbers:
-            if not stop.is_set():
-                first_s = trio.current_time()
-                stop.set()
-            elif trio.current_time() - first_s > _SECOND_SIGNAL_S:
-                os._exit(1)  # the second one means it

@@ -96,7 +96,7 @@ def _run_here(settings: dict[str, Any], json: bool, crashes: dict[str, Any] | No
     import trio
 
     from pairio_node.config import load_config
-    from pairio_node.node import run_node
+    from pairio_node.run import run_node
 
     home = _home(None)
     config = load_config(home.path / "node.toml", settings)

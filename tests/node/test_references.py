@@ -406,7 +406,7 @@ async def test_a_job_reads_the_file_itself_and_a_change_meanwhile_is_no_result(
     tmp_path: Path,
 ) -> None:
     async with running(MemoryNetwork(), tmp_path / "node") as node:
-        runner = node._runners[0] = BoundRunner()
+        runner = node.runners[0] = BoundRunner()
         app = app_directory(tmp_path / "app")
         spec = json.loads((app / "spec.json").read_text())
         spec["processors"][0]["inputs"] = [{"name": "data"}]

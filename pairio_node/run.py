@@ -1,0 +1,139 @@
+"""One start of a node: home, database, sandbox, transport, API, and the end of them all."""
+
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+from pairio_node.api.auth import Auth
+from pairio_node.api.links import Links
+from pairio_node.api.server import serve_api
+from pairio_node.config import NodeConfig
+from pairio_node.home import Home
+from pairio_node.ipfs import open_kubo
+from pairio_node.node import Node
+from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
+from pairio_node.store import Store
+from pairio_node.transport import Transport
+from pairio_node.transport.libp2p_transport import Libp2pTransport
+
+__all__ = ["run_node"]
+
+#: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
+_SECOND_SIGNAL_S = 1.0
+
+
+async def _choose_runners(config: NodeConfig, launcher: Launcher) -> tuple[list[Runner], str]:
+    """Return usable runners, strongest first, and a line to say when the sandbox is missing."""
+    bwrap = BwrapRunner(launcher)
+    probe = await bwrap.probe()
+    if probe.ok:
+        return [bwrap], ""
+    allowed = ", ".join(config.allow_process)
+    note = f"no sandbox: {probe.why}. {probe.hint}."
+    note += f" Runs without one: {allowed}" if allowed else " Jobs are not run here."
+    return [ProcessRunner(launcher)], note
+
+
+def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
+    listen = config.listen or (f"/ip4/0.0.0.0/tcp/{home.ports().listen}",)
+    if again and len(listen) == 1:
+        listen = (_same_port(listen[0], home.last_addresses()),)
+    return Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
+
+
+def _same_port(listen: str, before: list[str]) -> str:
+    """After a crash, the port that the system chose then: others know it."""
+    if not listen.endswith("/tcp/0") or not before:
+        return listen
+    port = before[0].partition("/tcp/")[2].partition("/")[0]
+    return f"{listen.removesuffix('0')}{port}"
+
+
+async def run_node(
+    home: Home,
+    config: NodeConfig,
+    ready: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None] = lambda _: None,
+    crashes: dict[str, Any] | None = None,
+) -> None:
+    """Run a node until SIGINT or SIGTERM. `crashes` is what the status says of earlier ones.
+
+    Raises:
+        UserError: a port is taken, the home is in use or corrupt; nothing was changed.
+    """
+    home.lock()
+    stop = trio.Event()
+    store = Store.open(home.path / "node.db")
+    try:
+        with Launcher(home.path / "node.alive") as launcher:
+            async with trio.open_nursery() as top:
+                await top.start(_watch_signals, stop)
+                kubo = await open_kubo(home, config)
+                runners, note = await _choose_runners(config, launcher)
+                if note and config.compute:
+                    say(note)
+                node = Node(
+                    home,
+                    config,
+                    store,
+                    runners,
+                    _libp2p(home, config, bool(crashes and crashes["restarts"])),
+                    kubo,
+                )
+                node.crashes |= crashes or {}
+                node.say = say
+                await _serve(node, ready, stop)
+                top.cancel_scope.cancel()
+    finally:
+        store.close()
+        home.unlock()
+
+
+async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio.Event) -> None:
+    """API outermost to innermost: transport, driver, API; stopped the other way round."""
+    home, ports = node.home, node.home.ports()
+    home.remove_api()  # of a start that crashed: its token is refused from now on
+    api_port = node.config.api_port or ports.api
+    gateway_port = node.config.gateway_port or ports.gateway
+    token = secrets.token_urlsafe(32)
+    auth = Auth(token, home.path / "tokens.json", api_port)
+    node.links = Links(api_port, gateway_port, home.secret("links.key"))
+    node.api_url = f"http://127.0.0.1:{api_port}"
+    async with node.transport.running(node.on_transport):
+        node.begin()
+        try:
+            async with trio.open_nursery() as nursery:
+                node.start(nursery)
+                async with trio.open_nursery() as api:
+                    await api.start(
+                        partial(serve_api, node, auth, node.links, api_port, gateway_port, stop)
+                    )
+                    addresses = list(node.transport.addresses())
+                    info = {"url": node.api_url, "token": token, "pid": os.getpid()}
+                    gateway_url = f"http://127.0.0.1:{gateway_port}"
+                    home.write_api({**info, "gatewayUrl": gateway_url, "addresses": addresses})
+                    ready({"peerId": node.peer_id, "addresses": addresses, "apiUrl": node.api_url})
+                home.remove_api()
+                await node.leave_jobs()
+                nursery.cancel_scope.cancel()
+        finally:
+            node.references.close()
+            if node.writer is not None:
+                node.writer.stop()
+
+
+async def _watch_signals(stop: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as numbers:
+        task_status.started()
+        first_s = 0.0
+        async for _ in numbers:
+            if not stop.is_set():
+                first_s = trio.current_time()
+                stop.set()
+            elif trio.current_time() - first_s > _SECOND_SIGNAL_S:
+                os._exit(1)  # the second one means it

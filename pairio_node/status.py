@@ -1,0 +1,69 @@
+"""What `pairio-node status` shows."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from pairio_node.owner_rules import rules_for_none
+from pairio_node.views import twin_view
+
+if TYPE_CHECKING:
+    from pairio_node.node import Node
+
+__all__ = ["status_view"]
+
+
+def status_view(node: "Node") -> dict[str, Any]:
+    """Return the state of a node and its counters, in the original's style of names."""
+    core, config = node.core, node.config
+    membership = core.membership
+    return {
+        "peerId": node.peer_id,
+        "addresses": list(node.transport.addresses()),
+        "apiUrl": node.api_url,
+        "version": _version(),
+        "home": str(node.home.path),
+        "compute": config.compute,
+        "capacity": {
+            "numCpus": config.cpu_millicores / 1000,
+            "memoryGb": config.memory_mib / 1024,
+            "numGpus": config.gpus,
+        },
+        "isolation": core.ctx.config.isolation,
+        "runners": [r.name for r in node.runners],
+        **node.crashes,
+        "running": node.executions.running,
+        "accepted": len(core.worker.tasks),
+        "peers": sorted(node.transport.connected()),
+        "services": [membership.petnames[s] for s in sorted(membership.taken_up)],
+        "offers": len(membership.offers()),
+        "joins": node.joins.all(),
+        "closedNow": [name or "all services" for name in sorted(core.ctx.closed)],
+        "rulesForNone": rules_for_none(
+            config.rules, {*membership.chains, *membership.petnames.values()}
+        ),
+        "twins": [twin_view(twin) for twin in core.twins.live],
+        "codeMissing": sorted({bundle for _, bundle in node.code.missing}),
+        "ipfs": node.kubo.status() if node.kubo else None,
+        "blocks": {**node.cache.status(), **node.exchange.counters},
+        "bitswap": _bitswap(node),
+        "counters": {
+            **node.transport.counters(),
+            **core.ctx.counters,
+            **core.logs.counts(),
+            **(node.bitswap.refusals() if node.bitswap is not None else {}),
+        },
+    }
+
+
+def _bitswap(node: "Node") -> dict[str, Any] | None:
+    """Return how much went over Bitswap, and whom it goes with; None when it is off."""
+    if node.bitswap is None:
+        return None
+    return {"peers": node.bitswap.peers(), **node.bitswap.counters}
+
+
+def _version() -> str:
+    try:
+        return version("pairio")
+    except PackageNotFoundError:
+        return "unknown"
