@@ -181,7 +181,7 @@ async def read_ahead() -> None:
 async def window_wait() -> None:
     """A writer goes on when its reader does, also after more than 5 s."""
     a, b = _host(b"A" * 32), _host(b"B" * 32)
-    size, begun = 4 * 1024 * 1024, trio.Event()
+    size, begun = 32 * 1024 * 1024, trio.Event()  # beyond any window that stock may open
 
     async def serve(stream: Any) -> None:
         await begun.wait()
