@@ -275,8 +275,8 @@ class Cache:
             for cid in cids:
                 if await content.missing(cid):
                     return False
-        except (ValueError, LookupError):
-            return False  # no content at all: a fetch says so
+        except (ValueError, LookupError, UserError, OSError):
+            return False  # no content at all, or a store that fails: a fetch says so
         return True
 
     def room_for_copy(self, ticket: str) -> int:

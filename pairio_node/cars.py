@@ -88,10 +88,11 @@ class Cars:
             until then is here, and goes when its place is needed.
         """
         reader, blocks, size = CarReader(), 0, 0
+        came: set[bytes] = set()
         with self._node.blocks.in_use.working():
             try:
                 async for data in chunks:
-                    blocks += await trio.to_thread.run_sync(self._store, reader, data)
+                    blocks += await trio.to_thread.run_sync(self._store, reader, data, came)
                     size += len(data)
                 roots = reader.finish()
             except (DecodeError, BlockCorrupt) as error:
@@ -100,13 +101,16 @@ class Cars:
             evidence = await trio.to_thread.run_sync(self._evidence, roots)
             if evidence is None:
                 return {**answer, "serviceId": None, "serviceName": None, "results": []}
-            return {**answer, **await self._take(evidence)}
+            return {**answer, **await self._take(evidence, came)}
 
-    def _store(self, reader: CarReader, data: bytes) -> int:
-        """Store the blocks that are whole with this data, in a thread; return their number."""
+    def _store(self, reader: CarReader, data: bytes, came: set[bytes]) -> int:
+        """Store the blocks that are whole with this data, in a thread; return their number. `came`
+        has their hashes, as many as an export may have."""
         count = 0
         for cid, block, _ in reader.feed(data):
             self._node.content.store.put_sync(cid, block)
+            if len(came) < CONTENT_BLOCKS_MAX:
+                came.add(parse_cid(cid).digest)
             count += 1
         return count
 
@@ -127,8 +131,9 @@ class Cars:
         except DecodeError as error:
             raise UserError(f"the export is damaged: {error}", hint=_HINT) from None
 
-    async def _take(self, evidence: Evidence) -> dict[str, Any]:
-        """Hand evidence to the core; let the service have the content of what counts."""
+    async def _take(self, evidence: Evidence, came: set[bytes]) -> dict[str, Any]:
+        """Hand evidence to the core; let the service have the content of what counts, as far as it
+        was in the file: a result may name what lies here for another service."""
         membership, service = self._node.core.membership, evidence.service
         if service not in membership.taken_up:
             why_not = "this node is not in its service"
@@ -144,7 +149,9 @@ class Cars:
             if cid in fold.results:
                 rests = await self._node.results.rests(cid, service, ask=False)
                 for content in rests.contents:
-                    await self._node.contents.share(service, content)
+                    here, missing = await self._node.content.walk(content)
+                    if not missing and all(parse_cid(block).digest in came for block in here):
+                        await self._node.contents.share(service, content)
             why_not = "" if cid in fold.results else whys.get(cid, "it does not count here")
             rows.append(_row(cid, why_not))
         name = membership.petnames.get(service, service)

@@ -5,6 +5,7 @@ that starts again on the home takes the run up (`adoption`), and nothing is run 
 """
 
 import hashlib
+import shutil
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from pairio_protocol.events import Adopted, Executed
 __all__ = ["Executions"]
 
 _LIMIT_BYTES = 2**42
+#: A copy of an input takes at most so much of what is free where jobs lie.
+_DISK_PERCENT_MAX = 90
 #: What strangers ask for takes the CPU that nothing else on the machine wants.
 _GUESTS_NICE = 19
 
@@ -229,7 +232,10 @@ class Executions:
         if own is not None:
             run.bound.append(cid)
             return own
-        await self._contents.of(effect.service).export(cid, path)
+        free_bytes = await trio.to_thread.run_sync(lambda: shutil.disk_usage(run.folder).free)
+        # A few blocks can name a file without end: what is left of the disk is for others, too.
+        limit_bytes = min(limit_bytes, free_bytes * _DISK_PERCENT_MAX // 100)
+        await self._contents.of(effect.service).export(cid, path, limit_bytes=limit_bytes)
         return path
 
     async def _bundle(self, effect: Execute) -> Path:

@@ -78,7 +78,7 @@ class KuboPublisher:
                     with suppress(StoreUnavailable):  # said by who watches the daemon
                         if trio.current_time() - reviewed_s >= REVIEW_S:
                             reviewed_s = trio.current_time()
-                            await self._review()
+                            await self._review_and_count()
                         await self._publish_new()
                 await trio.sleep(LOOK_S)
 
@@ -165,6 +165,12 @@ class KuboPublisher:
             raise StorageFullError(f"cannot note what is published: {error.strerror}") from None
 
     # -- withdraw ------------------------------------------------------------------------
+
+    async def _review_and_count(self) -> None:
+        try:
+            await self._review()
+        except (KuboError, OSError):
+            self._counters["publishFailures"] += 1  # done again with the next review
 
     async def _review(self) -> None:
         """Withdraw what is not to be known any more, or is not kept; look at all others again."""

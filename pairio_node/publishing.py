@@ -74,14 +74,14 @@ class Publishing:
         found = await self._find(what, service)
         async with self._turn:
             same = next((e for e in self._published if e["cids"] == found["cids"]), None)
-            if same is not None:
-                return {**same, "changed": False}
             blocks = await self._whole(found["cids"])
-            await trio.to_thread.run_sync(self.blocks.mark_sync, OWN, blocks)
             entry = {**found, "sinceUnixMs": self._node.clock.unix_ms(), "blocks": len(blocks)}
-            await self._store([*self._published, entry])
-        self._node.on_more_public()
-        return {**entry, "changed": True}
+            if same is None:  # listed first: nothing is public that is not listed
+                await self._store([*self._published, entry])
+            new = await trio.to_thread.run_sync(self.blocks.mark_sync, OWN, blocks)
+        if new:
+            self._node.on_more_public()
+        return {**(same or entry), "changed": same is None}
 
     async def unpublish(self, what: str) -> Json:
         """Let nobody else read it any more; what others have read stays theirs."""
@@ -94,10 +94,11 @@ class Publishing:
                     hint="`pairio published` lists what is",
                 )
             left = [e for e in self._published if e is not chosen[0]]
-            await self._store(left)
             cids = [cid for entry in left for cid in entry["cids"]]
             blocks = await self._here(cids)
+            # Hidden first: what cannot be hidden, as on a full disk, is still listed.
             await trio.to_thread.run_sync(self.blocks.replace_sync, OWN, blocks)
+            await self._store(left)
         return {**chosen[0], "changed": True}
 
     def published(self) -> Json:

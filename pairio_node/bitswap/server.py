@@ -15,6 +15,7 @@ from pairio_node.bitswap.outbox import Outbox
 from pairio_node.bitswap.rate import Rate
 from pairio_node.bitswap.wire import Message, Want, encode_message
 from pairio_node.blocks.base import BlockMissing
+from pairio_node.errors import UserError
 from pairio_node.transport.base import Transport, TransportError
 from pairio_protocol.limits import (
     BITSWAP_ALL_PER_S_BYTES_MAX,
@@ -144,7 +145,7 @@ class Server:
                         ledger.wake = trio.Event()
                         with trio.move_on_after(_LINGER_S):
                             await ledger.wake.wait()
-        except (TransportError, BlockMissing, OSError):  # it is gone, or the store does not answer
+        except (TransportError, BlockMissing, UserError, OSError):  # it is gone, or the store fails
             self._counters["bitswap_answers_lost"] += 1
             if self._ledgers.get(peer) is ledger:
                 del self._ledgers[peer]

@@ -25,6 +25,8 @@ __all__ = ["DEPTH_MAX", "Content"]
 
 DEPTH_MAX = 64
 FILES_MAX = 100_000
+#: Files and folders written at once: those of a folder that may be added, and itself.
+EXPORTED_MAX = FILES_MAX + 1
 
 
 class Content:
@@ -217,16 +219,22 @@ class Content:
         """Write a file or folder to `destination` (which must not exist); return its bytes.
 
         Programs (ELF, `#!`) become executable, since UnixFS carries no mode. A folder's names
-        are checked; nothing is ever written outside `destination`.
+        are checked; nothing is ever written outside `destination`. A few blocks can name folders
+        without end, one in the other twice: the count of what is written is bounded, too.
 
         Raises:
             BlockMissing, UnixfsError: what was written so far lies there still.
         """
-        return await self._export(cid, destination, limit_bytes, 0)
+        return await self._export(cid, destination, limit_bytes, 0, [0])
 
-    async def _export(self, cid: str, destination: Path, limit_bytes: int, depth: int) -> int:
+    async def _export(
+        self, cid: str, destination: Path, limit_bytes: int, depth: int, count: list[int]
+    ) -> int:
         if depth > DEPTH_MAX or parse_cid(cid).codec == DAG_CBOR:
             raise UnixfsError(f"{cid} is no file or folder")
+        count[0] += 1
+        if count[0] > EXPORTED_MAX:
+            raise UnixfsError(f"more than {EXPORTED_MAX} files and folders")
         node = await self.node(cid)
         if not node.is_directory:
             if node.size_bytes > limit_bytes:
@@ -241,7 +249,7 @@ class Content:
                 raise UnixfsError(f"a folder with {entry.name!r} twice")
             names.add(entry.name)
             written += await self._export(
-                entry.cid, destination / entry.name, limit_bytes - written, depth + 1
+                entry.cid, destination / entry.name, limit_bytes - written, depth + 1, count
             )
         return written
 

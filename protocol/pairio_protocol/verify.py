@@ -313,6 +313,8 @@ class _Checker:
         if document.status == "completed" and lacking:
             raise _Break(f"it is completed and has no output {lacking[0]!r}")
         said = f"{document.status} under {document.isolation}, at change {segment.epoch}: {cid}"
+        if any("job" in entry["source"] for entry in self._job(cid)["inputs"]):
+            raise _Break("its job names outputs of jobs, not what they were")
         return self._right(said, ((worker, _member(folded, worker)),))
 
     def _job(self, cid: str) -> dict[str, Any]:

@@ -43,6 +43,22 @@ async def test_a_file_of_many_chunks_comes_whole(tmp_path: Path) -> None:
         assert b.bitswap.counters["bitswap_blocks_unasked"] == 0
 
 
+async def test_a_store_that_fails_costs_an_answer_and_not_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> set[str]:
+        raise StorageFullError("cannot note a block: No space left on device")
+
+    async with ends(tmp_path, "a", "b") as (_, (a, b)):
+        added = await a.shelf.content.add_bytes(b"abc")
+        with monkeypatch.context() as patch:
+            patch.setattr(a.shelf, "among", full)
+            with pytest.raises(FetchFailed):
+                await b.fetch(added.cid)
+        assert a.bitswap.counters["bitswap_answers_lost"] == 1
+        await b.fetch(added.cid)
+
+
 async def test_a_folder_with_folders_comes_whole(tmp_path: Path) -> None:
     source = tmp_path / "folder"
     (source / "deep" / "deeper").mkdir(parents=True)

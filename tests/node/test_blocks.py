@@ -122,6 +122,36 @@ async def test_a_hostile_folder_writes_nothing_outside(name: str, tmp_path: Path
     assert list((tmp_path / "out").iterdir()) == []
 
 
+async def test_folders_that_repeat_without_end_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairio_node.blocks.content.EXPORTED_MAX", 100)
+    content = _content(tmp_path)
+    cid = (await content.add_bytes(b"x")).cid
+    for _ in range(40):  # 41 blocks, two to the power of 40 files
+        block = directory_block([Entry(cid, 0, 0, "a"), Entry(cid, 0, 0, "b")])
+        cid = cid_of(DAG_PB, block)
+        await content.store.put(cid, block)
+    with pytest.raises(UnixfsError, match="more than 100 files and folders"):
+        await content.export(cid, tmp_path / "out")
+    assert sum(1 for _ in (tmp_path / "out").rglob("*")) <= 100
+
+
+async def test_a_file_without_end_is_not_written(tmp_path: Path) -> None:
+    content = _content(tmp_path)
+    blocks: dict[str, bytes] = {}
+    builder = FileBuilder(blocks.__setitem__)
+    for _ in range(100):
+        builder.add_chunk(bytes(2**20))  # one block on the disk
+    below = builder.finish()
+    for cid, block in blocks.items():
+        await content.store.put(cid, block)
+    assert len(blocks) == 2
+    with pytest.raises(UnixfsError, match="larger than 1000000 bytes"):
+        await content.export(below.cid, tmp_path / "out", limit_bytes=1_000_000)
+    assert not (tmp_path / "out").exists()
+
+
 async def test_wrong_bytes_and_bytes_beyond_the_quota_are_not_stored(tmp_path: Path) -> None:
     content = _content(tmp_path, quota_bytes=10)
     with pytest.raises(BlockCorrupt):

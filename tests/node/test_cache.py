@@ -68,6 +68,23 @@ def _repair_now(*nodes: LabNode) -> None:
 # -- alone --------------------------------------------------------------------------------------
 
 
+async def test_a_store_that_fails_has_nothing_and_the_node_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_: str) -> bool:
+        raise UserError("the Kubo daemon says: repo needs migration")
+
+    async with running(MemoryNetwork(), tmp_path / "a") as alone:
+        node = await _alone(alone, tmp_path)
+        job = await _result(node, "Ada")
+        service = node.services.id_of(SERVICE)
+        assert await node.cache.is_here(service, [_cid(job)])
+        with monkeypatch.context() as patch:
+            patch.setattr(node.blocks, "has", refuses)
+            assert not await node.cache.is_here(service, [_cid(job)])
+        assert await node.cache.is_here(service, [_cid(job)])
+
+
 async def test_alone_results_go_and_pinned_ones_and_apps_stay(tmp_path: Path) -> None:
     async with running(MemoryNetwork(), tmp_path / "a") as alone:
         node = await _alone(alone, tmp_path)

@@ -74,6 +74,25 @@ async def test_a_result_that_comes_by_file_is_a_hit(tmp_path: Path) -> None:
         assert (await guest.greet("Ada"))["cached"]
 
 
+async def test_a_file_opens_no_content_to_a_service_that_was_not_in_it(tmp_path: Path) -> None:
+    """Somebody signs a result that names content which lies here for others, and sends a file."""
+    network = MemoryNetwork()
+    async with three(network, tmp_path) as (admin, worker, guest):
+        cut_off(network, guest, admin, worker)
+        await until(lambda: not guest.transport.connected(), "cut off")
+        job = await admin.done(await admin.greet("Ada"))
+        cid, service = job["outputFileResults"][0]["cid"], job["serviceId"]
+        await guest.add_content(in_pieces(b"hello Ada"))
+        car = await exported(admin, job["jobId"])
+        _, evidence, _ = opened(car)
+        made = pack_export(evidence, [], [])  # without the output
+        data = car_header(made.root) + b"".join(car_section(*b) for b in made.blocks.items())
+        assert [row["counts"] for row in (await imported(guest, data))["results"]] == [True]
+        assert await guest.contents.of(service).missing(cid) == [cid]
+        await imported(guest, car)
+        assert await guest.contents.of(service).missing(cid) == []
+
+
 async def test_what_came_by_file_and_then_from_members_is_whole_after_a_restart(
     tmp_path: Path,
 ) -> None:

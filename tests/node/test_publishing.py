@@ -12,7 +12,7 @@ import trio
 from pairio_node.bitswap import BITSWAP
 from pairio_node.bitswap.wire import encode_message, want
 from pairio_node.blocks import FetchFailed
-from pairio_node.errors import NotFoundError, UserError
+from pairio_node.errors import NotFoundError, StorageFullError, UserError
 from pairio_node.transport import MemoryNetwork, StreamEnded
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.documents import Link, decode
@@ -130,6 +130,39 @@ async def test_unpublished_is_hidden_again_but_for_what_is_published_besides(
         with pytest.raises(NotFoundError, match="not published"):
             await publishing.unpublish(other)
         assert publishing.published()["published"] == []
+
+
+async def test_what_could_not_be_hidden_is_still_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFullError("cannot publish: No space left on device")
+
+    async with lab(tmp_path) as here:
+        publishing = here.worker.publishing
+        await publishing.publish(here.job["jobId"], None)
+        with monkeypatch.context() as patch, pytest.raises(StorageFullError):
+            patch.setattr(publishing.blocks, "replace_sync", full)
+            await publishing.unpublish(here.job["jobId"])
+        assert [e["id"] for e in publishing.published()["published"]] == [here.job["jobId"]]
+        await publishing.unpublish(here.job["jobId"])
+        assert await here.is_hidden(here.output)
+
+
+async def test_what_was_published_by_half_is_so_when_it_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFullError("cannot publish: No space left on device")
+
+    async with lab(tmp_path) as here:
+        publishing = here.worker.publishing
+        with monkeypatch.context() as patch, pytest.raises(StorageFullError):
+            patch.setattr(publishing.blocks, "mark_sync", full)
+            await publishing.publish(here.output, None)
+        assert publishing.roots() == {here.output}  # it may be public in part, and is listed
+        await publishing.publish(here.output, None)
+        assert await here.read(here.output) == b"hello Ada"
 
 
 async def test_what_is_published_is_so_after_a_restart(tmp_path: Path) -> None:

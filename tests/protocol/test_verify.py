@@ -13,6 +13,7 @@ from pairio_protocol.cid import DAG_CBOR, DAG_PB, cid_of
 from pairio_protocol.documents import decode, encode
 from pairio_protocol.evidence import Evidence, resolved_with
 from pairio_protocol.gather import Held, gather
+from pairio_protocol.ids import request_id
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.records import Result, ResultDocument, result_cid
 from pairio_protocol.segment import Segment
@@ -107,6 +108,27 @@ def test_a_block_with_other_bytes_or_none_is_a_break_where_it_is_needed() -> Non
         assert broken(checks(evidence, other)) == (what, f"block {cid} holds other bytes")
         less = {name: data for name, data in lab.blocks.items() if name != cid}
         assert broken(checks(evidence, less)) == (what, f"block {cid} is not here")
+
+
+def test_a_result_of_a_job_that_was_not_resolved_is_a_break() -> None:
+    lab = Lab()
+    lab.begin()
+    first = lab.job("shout", lab.file(b"abc")[0])
+    job = lab.job("count", f"job:{job_id_of(first)}/output")
+    lab.write(ALICE, [lab.request(job)])
+    document = lab.result(job, b"3")
+    lab.write(BOB, [Result(document)])
+    lab.blocks[job_id_of(job)] = encode(job)
+    evidence = Evidence(
+        lab.chain.service,
+        ((result_cid(document), request_id(lab.chain.service, ALICE.peer, bytes([1] * 16), 0)),),
+        tuple(change.encode() for change in lab.chain.changes()),
+        tuple(segment.encode() for segment in lab.segments),
+    )
+    assert broken(checks(evidence, lab.blocks)) == (
+        "result",
+        "its job names outputs of jobs, not what they were",
+    )
 
 
 def test_an_output_of_another_size_than_the_result_says_is_a_break() -> None:
