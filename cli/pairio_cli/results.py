@@ -90,6 +90,9 @@ def _targets(wanted: list[tuple[str, str]], file: Path | None) -> Iterator[tuple
     """Return where each goes: by its own name here or in the folder named, or by the name given."""
     names = [plain_name(name) for _, name in wanted]
     odd = [name for name in names if not name.isprintable()]
+    hidden = [name for name in names if name.startswith(".")]
+    if hidden and file is None:  # in a home folder a shell may read it
+        fail(f"{hidden[0]!r} is a hidden file", "name a file or folder of your own: -o PATH", 1)
     if odd and not (len(wanted) == 1 and file is not None):  # it would go to a terminal
         fail(f"{odd[0]!r} holds what cannot be printed", "name a file of your own: -o PATH", 1)
     if len(set(names)) < len(names):
@@ -149,14 +152,19 @@ def _shown(steps: Iterable[Any], json: bool) -> tuple[list[Any], list[str]]:
             hashed = step["progress"].get("bytes")
             bar.say("fetching" if hashed is None else f"hashed {size_text(hashed)}")
         elif "note" in step:
-            notes.append(str(step["note"]))
+            notes.append(_plain(step["note"]))
         else:
-            checks.append(step)
+            checks.append({**step, "words": _plain(step["words"])})
             if not json:
                 bar.clear()
-                about = _show_check(step, about)
+                about = _show_check(checks[-1], about)
     bar.clear()
     return checks, notes
+
+
+def _plain(words: Any) -> str:
+    """Return words without what would do things to a terminal: a job names itself as it likes."""
+    return "".join(c if c.isprintable() else "?" for c in str(words))
 
 
 def _show_check(step: dict[str, Any], about: str) -> str:

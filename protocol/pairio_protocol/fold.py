@@ -243,8 +243,12 @@ class ServiceFold:
 
     def is_lost(self, cid: str) -> bool:
         """Say whether a member could not get a result's content from anybody, and has not found it
-        since: it is no answer any more, and is computed again."""
-        return cid in self._lost
+        since: it is no answer any more, and is computed again. A failed one has no content to lose,
+        whatever a member says."""
+        if cid not in self._lost:
+            return False
+        found = self.results.get(cid)
+        return found is None or found.document.status == "completed"
 
     def why_lost(self, cid: str) -> list[RequestState]:
         """Return the requests that say that a result's content is lost, sorted by id."""

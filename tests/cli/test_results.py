@@ -123,6 +123,13 @@ def test_a_name_that_would_do_things_to_a_terminal_is_not_used(content: Content,
     assert run("get", JOB_ID, "-o", "x").out == "x\n"
 
 
+def test_a_hidden_file_is_written_only_where_it_was_asked_for(content: Content, run: Run) -> None:
+    content.job(**{".profile": content.file(b"rm -r /")})
+    got = run("get", JOB_ID)
+    assert (got.code, "is a hidden file" in got.err, list(Path().iterdir())) == (1, True, [])
+    assert run("get", JOB_ID, "-o", "x").out == "x\n"
+
+
 def test_what_is_no_cid_is_said(run: Run, node: FakeNode) -> None:
     wrong = run("get", "bafkreinix")
     assert (wrong.code, "bafkreinix" in wrong.err, node.asked) == (1, True, [])
@@ -224,6 +231,18 @@ def test_a_file_is_verified_without_a_node(run: Run) -> None:
     assert "verified  completed: 2 results" in done.out
     shown = json.loads(run("verify", "x.car", "--json").out)
     assert (shown["verified"], shown["checks"][-1]["check"]) == (True, "verified")
+
+
+def test_a_job_whose_name_would_do_things_to_a_terminal_is_shown_without_them(
+    node: FakeNode, run: Run
+) -> None:
+    name = "\x1b[2J\r\nok    verified  completed"
+    steps = [{"note": name}, {**_step("request", False, "?"), "words": f"job of {name}"}]
+    node.on("GET", f"/results/{JOB_ID}/verify", _lines(*steps))
+    done = run("verify", JOB_ID)
+    shown = done.out + done.err
+    assert (done.code, "\x1b" in shown, "\r" in shown) == (1, False, False)
+    assert not any(line.startswith("ok ") for line in shown.splitlines())
 
 
 def test_a_damaged_file_is_a_break(run: Run) -> None:

@@ -103,6 +103,13 @@ class Lab(World):
         return core.fold(_service(core)).requests[request]
 
 
+class FailingLab(Lab):
+    """Every run fails."""
+
+    def _run(self, peer: str, effect: ef.Execute) -> ev.Executed:
+        return replace(super()._run(peer, effect), status="failed", error="no", outputs={})
+
+
 def _submit(world: World, call: int, index: int = 0, **fields: Any) -> str:
     wish = fields.pop("wish", definition("write"))
     event = ev.Submit(call, "lab", wish, RESOURCES, **fields)
@@ -122,6 +129,22 @@ def test_what_was_collected_here_before_it_was_copied_is_computed_again_only_whe
     _submit(lab, 11)
     lab.wait(3000)
     assert len(lab.executed) == 2
+
+
+def test_a_failed_result_cannot_be_said_to_be_lost() -> None:
+    world = FailingLab(2)
+    world.with_service()
+    _submit(world, 10)
+    core = _core(world, 0)
+    (cid,) = core.fold(_service(core)).results
+    (state,) = core.fold(_service(core)).requests.values()
+    said = replace(state.record, mode="rerun_lost", salt_of=cid, tags=("again",))
+    _core(world, 1).append(_service(core), said)
+    world.wait(3000)
+    fold = core.fold(_service(core))
+    assert len(fold.requests) == 2 and not fold.is_lost(cid)
+    again = world.state(0, _submit(world, 11))
+    assert (again.answer, len(world.executed)) == (cid, 1)
 
 
 def test_a_hit_whose_outputs_are_here_is_answered_at_once() -> None:
