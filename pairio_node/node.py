@@ -359,7 +359,7 @@ class Node:
                     await self._fetch_copy(effect)
         except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
-        except UserError as error:
+        except (UserError, OSError) as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error), no_room=True))
         else:
             self.cache.on_held(effect.ticket, effect.service)

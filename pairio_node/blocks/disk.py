@@ -90,6 +90,8 @@ class DiskBlockStore:
             return self._file(cid).read_bytes()
         except FileNotFoundError:
             raise BlockMissing(cid) from None
+        except OSError as error:  # a disk that fails: nobody who looks for it is to fail with it
+            raise BlockMissing(f"{cid} cannot be read: {error.strerror}") from None
 
     async def put(self, cid: str, data: bytes) -> None:
         """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pairio_node.errors import UserError
+from pairio_node.errors import StorageFullError, UserError
 
 __all__ = ["CHANGED", "GOOD", "FileRow", "LeafRow", "ReferenceDb", "RootRow", "Stat"]
 
@@ -110,13 +110,16 @@ class ReferenceDb:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._db.execute("begin immediate")
             try:
+                self._db.execute("begin immediate")
                 yield self._db
-            except BaseException:
-                self._db.execute("rollback")
+                self._db.execute("commit")
+            except BaseException as error:
+                if self._db.in_transaction:
+                    self._db.execute("rollback")
+                if isinstance(error, sqlite3.Error):
+                    raise StorageFullError(f"cannot note what is referenced: {error}") from None
                 raise
-            self._db.execute("commit")
 
     def _rows(self, query: str, given: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         with self._lock:

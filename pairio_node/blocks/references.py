@@ -30,7 +30,7 @@ from pairio_node.blocks.unixfs import (
     directory_block,
     parse_node,
 )
-from pairio_node.errors import UserError
+from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import DAG_PB, RAW, cid_of, matches, parse_cid
 
 __all__ = ["Referenced", "References"]
@@ -230,7 +230,10 @@ class References:
     def _changed(self, file: FileRow) -> None:
         self._looked.pop(file.id, None)
         roots = [r for r in self._db.roots() if r.id == file.root and r.state == GOOD]
-        self._db.set_state(file.root, CHANGED)
+        try:
+            self._db.set_state(file.root, CHANGED)
+        except StorageFullError:
+            return  # noted and told when there is room: it is looked at each time
         self._look_up()
         for root in roots:
             self.on_changed(root)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pairio_node.blocks import BlockCorrupt, Content, DiskBlockStore
+from pairio_node.blocks import BlockCorrupt, BlockMissing, Content, DiskBlockStore
 from pairio_node.blocks.unixfs import Entry, FileBuilder, UnixfsError, directory_block, parse_node
 from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import DAG_PB, RAW, cid_of
@@ -120,6 +120,19 @@ async def test_a_hostile_folder_writes_nothing_outside(name: str, tmp_path: Path
     with pytest.raises(UnixfsError):
         await content.export(cid, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+async def test_a_block_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
+    content = _content(tmp_path)
+    (tmp_path / "folder").mkdir()
+    cid = (await content.add_directory(tmp_path / "folder")).cid
+    file = tmp_path / "blocks" / cid[-2:] / cid
+    file.unlink()
+    file.mkdir()  # reading fails, as on a broken disk
+    with pytest.raises(BlockMissing, match="cannot be read"):
+        await content.walk(cid)
+    with pytest.raises(BlockMissing, match="cannot be read"):
+        await content.node(cid)
 
 
 async def test_folders_that_repeat_without_end_are_not_written(

@@ -18,7 +18,7 @@ from pairio_node.blocks import BlockMissing, Content, DiskBlockStore, FetchFaile
 from pairio_node.blocks.reference_db import GOOD, RootRow
 from pairio_node.blocks.references import Referenced, References
 from pairio_node.blocks.referencing import ReferencingStore
-from pairio_node.errors import UserError
+from pairio_node.errors import StorageFullError, UserError
 from pairio_node.runner import RunOutcome, RunSpec
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol.cid import RAW, parse_cid
@@ -81,6 +81,26 @@ async def test_a_file_has_the_cid_of_its_copy_and_no_copy(size: int, tmp_path: P
         assert await here.read(added.cid) == file.read_bytes()
         assert await here.content.missing(added.cid) == []
         assert here.references.roots() == {added.cid}
+
+
+async def test_a_change_that_cannot_be_noted_is_looked_at_again(tmp_path: Path) -> None:
+    with lab(tmp_path) as here:
+        file = _file(tmp_path / "data.bin", 3)
+        added = await here.add(file)
+        db = here.references._db._db
+        _file(file, 4)
+        db.execute("pragma query_only = on")  # writing fails, as on a full disk
+        here.references._looked.clear()
+        assert not await here.content.has(added.cid)
+        with pytest.raises(BlockMissing):
+            await here.read(added.cid)
+        with pytest.raises(StorageFullError, match="cannot note what is referenced"):
+            await here.add(file)
+        assert here.changed == []
+        db.execute("pragma query_only = off")
+        assert not await here.content.has(added.cid)
+        assert [root.cid for root in here.changed] == [added.cid]
+        assert await here.read((await here.add(file)).cid) == file.read_bytes()
 
 
 async def test_a_folder_too(tmp_path: Path) -> None:
