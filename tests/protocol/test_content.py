@@ -8,8 +8,8 @@ from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState
-from pairio_protocol.limits import LOST_PATIENCE_MS
-from pairio_protocol.messages import MESSAGES, Where
+from pairio_protocol.limits import HOLDS_SERVED_MAX, LOST_PATIENCE_MS
+from pairio_protocol.messages import MESSAGES, Hold, Where
 from tests.protocol.test_core_sim import RESOURCES, World, definition
 
 
@@ -318,6 +318,53 @@ def test_a_full_disk_is_no_reason_to_compute_again() -> None:
     core = _core(lab, 0)
     assert core.ctx.counters["results whose content was looked for"] == 0
     assert len(lab.executed) == 1
+
+
+class SlowLab(Lab):
+    """Disks that are looked at for long: `looks` are those under way."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.looks: list[tuple[str, ef.Locate | ef.FetchBlocks]] = []
+
+    def _carry_out(self, peer: str, effects: list[ef.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, ef.Locate | ef.FetchBlocks):
+                self.looks.append((peer, effect))
+            else:
+                super()._carry_out(peer, [effect])
+
+    def hear(self, peer: str, message: Where | Hold) -> None:
+        self.do(self.peers[0], ev.FrameReceived(peer, MESSAGES.encode(message)))
+
+
+def test_what_a_member_asks_again_and_again_is_looked_at_once_at_a_time() -> None:
+    lab = SlowLab(2)
+    lab.with_service()
+    core, asker = _core(lab, 0), lab.peers[1]
+    service = _service(core)
+    for _ in range(100):
+        lab.hear(asker, Where(service, "look:x", ("bafy",)))
+        lab.hear(asker, Hold(service, "x", ("bafy",), (asker,), b""))
+    assert len(lab.looks) == 2
+    for _, effect in lab.looks[:]:
+        if isinstance(effect, ef.Locate):
+            lab.do(lab.peers[0], ev.Located(effect.ticket, False))
+    lab.hear(asker, Where(service, "look:x", ("bafy",)))
+    assert len(lab.looks) == 3
+    lab.hear(asker, Where(service, "x" * 10_000, ("bafy",)))
+    assert (len(lab.looks), lab.refused[-1].reason) == (3, "a where with a long name")
+
+
+def test_one_member_who_asks_for_much_leaves_place_for_others() -> None:
+    lab = SlowLab(3)
+    lab.with_service()
+    core = _core(lab, 0)
+    for number in range(HOLDS_SERVED_MAX):
+        lab.hear(lab.peers[1], Where(_service(core), f"look:{number}", ("bafy",)))
+    assert len(lab.looks) == HOLDS_SERVED_MAX // 2
+    lab.hear(lab.peers[2], Where(_service(core), "look:1", ("bafy",)))
+    assert len(lab.looks) == HOLDS_SERVED_MAX // 2 + 1
 
 
 def test_a_strangers_look_is_refused() -> None:

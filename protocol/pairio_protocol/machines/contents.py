@@ -29,6 +29,7 @@ from pairio_protocol.limits import (
     LOOK_AGAIN_MS,
     LOOKS_MAX,
     LOST_PATIENCE_MS,
+    NAME_LENGTH_MAX,
     WHERE_MS,
 )
 from pairio_protocol.machines.deadlines import Deadlines
@@ -220,10 +221,16 @@ class Contents:
 
     def on_where(self, peer: str, message: Where) -> None:
         """A member asks whether this node holds some content, whole."""
-        if len(self._serving) >= HOLDS_SERVED_MAX:
+        if len(message.ticket) > NAME_LENGTH_MAX:
+            self._ctx.refuse(peer, "a where with a long name")
+            return
+        ticket = f"{peer}|{message.ticket}"
+        if ticket in self._serving:
+            return  # it is being looked at, and answered then
+        mine = sum(asked_by == peer for asked_by in self._serving.values())
+        if len(self._serving) >= HOLDS_SERVED_MAX or mine >= HOLDS_SERVED_MAX // 2:
             self._ctx.counters["looks beyond what is served at once"] += 1
             return  # no answer is no denial
-        ticket = f"{peer}|{message.ticket}"
         self._serving[ticket] = peer
         self._ctx.emit(Locate(message.service, ticket, message.cids[: FILES_PER_JOB_MAX + 1]))
 

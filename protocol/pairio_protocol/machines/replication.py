@@ -234,12 +234,14 @@ class Replication:
         if len(message.ticket) > NAME_LENGTH_MAX:
             self._ctx.refuse(peer, "a hold with a long name")
             return
+        ticket = f"{peer}|{message.ticket}"
+        if ticket in self._serving:
+            return  # it is being fetched, and answered then
         mine = sum(asked_by == peer for asked_by, _ in self._serving.values())
         if len(self._serving) >= HOLDS_SERVED_MAX or mine >= HOLDS_SERVED_MAX // 2:
             self._ctx.counters["holds beyond what is served at once"] += 1
             self._ctx.send(peer, Held(message.ticket, False))
             return
-        ticket = f"{peer}|{message.ticket}"
         self._serving[ticket] = (peer, message.segment)
         roles_of = self._membership.folded(message.service).roles_of
         named = (p for p in message.holders if roles_of(p))  # others have nothing, and learn of it
