@@ -85,6 +85,7 @@ class _Fetch:
     def __init__(self, node: Any, force: bool) -> None:
         self._node = node
         self._force = force
+        self._count = 0
 
     def _block(self, cid: str) -> bytes:
         from pairio_protocol.cid import matches
@@ -106,7 +107,12 @@ class _Fetch:
             fail(f"{cid} cannot be written to a file: {error}", "it is no file or folder", 1)
 
     def any(self, cid: str, target: Path, depth: int) -> int:
-        """Write a file or folder."""
+        """Write a file or folder. A few blocks can name folders without end."""
+        from pairio_protocol.limits import CONTENT_BLOCKS_MAX
+
+        self._count += 1
+        if self._count > CONTENT_BLOCKS_MAX:
+            fail(f"{cid} is one of more than {CONTENT_BLOCKS_MAX} files", "name one of them", 1)
         node = self._parsed(cid)
         if node is None or not node.is_directory:
             return self._file(cid, target, node)

@@ -132,6 +132,8 @@ def unpack_export(root: str, block: Block) -> tuple[Evidence, tuple[str, ...]]:
             if not isinstance(part[name], list):
                 raise DecodeError(f"{name} of an export are no list")
             found[name] += part[name]
+        if sum(len(part[name]) for name in _LISTS) > EXPORT_PART_ENTRIES_MAX:
+            raise DecodeError(f"a part of an export of more than {EXPORT_PART_ENTRIES_MAX} entries")
     if len(found["asked"]) > EVIDENCE_RESULTS_MAX:
         raise DecodeError(f"an export of more than {EVIDENCE_RESULTS_MAX} results")
     result = _cid(plain["result"])

@@ -123,6 +123,20 @@ def test_a_name_that_would_do_things_to_a_terminal_is_not_used(content: Content,
     assert run("get", JOB_ID, "-o", "x").out == "x\n"
 
 
+def test_folders_that_repeat_without_end_are_not_written(
+    content: Content, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairio_protocol.limits.CONTENT_BLOCKS_MAX", 20)
+    cid = content.file(b"x")
+    for _ in range(30):
+        block = directory_block([Entry(cid, 0, 0, "a"), Entry(cid, 0, 0, "b")])
+        cid = cid_of(DAG_PB, block)
+        content.block(cid, block)
+    got = run("get", cid, "-o", "x")
+    assert (got.code, "more than 20 files" in got.err) == (1, True)
+    assert len(list(Path("x").rglob("*"))) < 20
+
+
 def test_a_hidden_file_is_written_only_where_it_was_asked_for(content: Content, run: Run) -> None:
     content.job(**{".profile": content.file(b"rm -r /")})
     got = run("get", JOB_ID)

@@ -119,6 +119,19 @@ def test_a_part_that_is_none_is_refused(name: str, value: Any) -> None:
         unpack_export(cid_of(DAG_CBOR, data), blocks.get)
 
 
+def test_a_part_that_names_one_small_block_without_end_is_refused() -> None:
+    _, _, made = packed()
+    root = decode(made.blocks[made.root], 2**20)
+    part = decode(made.blocks[root["parts"][0].cid], 2**20)
+    blocks = {**made.blocks, cid_of(RAW, b"x"): b"x"}
+    data = encode({**part, "changes": [Link(cid_of(RAW, b"x"))] * 40_000})
+    blocks[cid_of(DAG_CBOR, data)] = data
+    data = encode({**root, "parts": [Link(cid_of(DAG_CBOR, data))] * 200})
+    blocks[cid_of(DAG_CBOR, data)] = data
+    with pytest.raises(DecodeError, match="a part of an export of more than"):
+        unpack_export(cid_of(DAG_CBOR, data), blocks.get)
+
+
 def test_more_than_fits_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, made = packed()
     monkeypatch.setattr(export_module, "EVIDENCE_SIZE_BYTES_MAX", 3000)
