@@ -14,7 +14,7 @@ from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo
 from pairio_protocol.jobs import decode_job
 from pairio_protocol.machines.log import why_not_alone
-from pairio_protocol.messages import Kept
+from pairio_protocol.messages import Forks, Kept
 from pairio_protocol.open_submit import why_not_sponsored
 from pairio_protocol.records import (
     Cancel,
@@ -68,6 +68,8 @@ class Intake:
             self._ctx.refuse(peer, "a kept segment that was not asked for")
         elif self._is_forked(segment):
             self._ctx.refuse(peer, "a kept segment of a forked log")
+        elif self._notes_fork(segment, chain):
+            self._ctx.refuse(peer, "a kept segment that contradicts a log")
         elif self._core.logs.get(segment.hash) is None and self._core.retention.take(
             segment, chain
         ):
@@ -89,6 +91,8 @@ class Intake:
         why_not = why_not_alone(segment, chain, self._core.logs.fork_at(segment))
         if why_not or self.holds(segment.hash):
             return why_not
+        if self._notes_fork(segment, chain):
+            return why_not_alone(segment, chain, self._core.logs.fork_at(segment))
         log = self._core.logs.logs_of(segment.service).get(segment.log)
         if segment.first_seq == (log.held_height if log is not None else 0):
             self.take(self._ctx.me, data)
@@ -128,6 +132,18 @@ class Intake:
         if chain is not None and self._core.retention.take_late(segment, chain):
             self._core.logs.unstored.add(segment.hash)
             self.fold_segment(segment)
+
+    def _notes_fork(self, segment: Segment, chain: Chain) -> bool:
+        """Say whether a segment that is to stand alone contradicts the log that is held: then the
+        log is void from there, as when it had come by sync."""
+        log = self._core.logs.logs_of(segment.service).get(segment.log)
+        rival = log.conflict(segment) if log is not None else None
+        if rival is None:
+            return False
+        pair = (rival.encode(), segment.encode())
+        if self._core.logs.on_forks(self._ctx.me, Forks(segment.service, (pair,)), chain):
+            self.refold(segment.service)
+        return True
 
     def _is_forked(self, segment: Segment) -> bool:
         """Say whether a segment that stands alone lies where its log is known to be forked."""

@@ -113,6 +113,16 @@ def test_what_came_in_a_file_counts_until_its_log_is_known_to_be_forked() -> Non
         assert "two different segments" in _import(world, segments=(segment,))["0"]
 
 
+def test_a_segment_that_contradicts_a_log_that_is_held_is_a_fork_and_does_not_count() -> None:
+    world = World(3).with_service()
+    one, other = _forked(world)
+    core = world.cores[world.peers[0]]
+    assert _import(world, segments=(one.encode(),)) == {}
+    assert "two different segments" in _import(world, segments=(other.encode(),))["0"]
+    assert not core.intake.holds(other.hash)
+    assert not core.logs.logs_of(one.service)[one.log].counting()
+
+
 def test_a_segment_that_stands_alone_is_void_too_once_its_log_is_known_to_be_forked() -> None:
     world = World(3).with_service()
     one, other = _forked(world)
