@@ -73,6 +73,11 @@ class Exchange:
         self.on_served: Callable[[str], None] = lambda _: None
         transport.set_stream_handler(BLOCKS, self._serve)
 
+    @property
+    def streams_served(self) -> int:
+        """Streams on which others ask this node now."""
+        return self._streams.total()
+
     # -- serving --------------------------------------------------------------------------------
 
     async def _serve(self, stream: ByteStream) -> None:

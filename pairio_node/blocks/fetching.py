@@ -260,7 +260,9 @@ class Fetch:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await stream.abort()
             raise
-        await stream.close()
+        # The last block cancels this: a stream whose end is not said keeps its place at the holder.
+        with trio.CancelScope(shield=True), trio.move_on_after(1):
+            await stream.close()
 
     async def _send(self, stream: ByteStream, value: object) -> None:
         with trio.fail_after(self._patience.stall_s):

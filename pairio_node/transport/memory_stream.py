@@ -94,12 +94,12 @@ class MemoryStream:
 
     async def close(self) -> None:
         """End cleanly: what was sent is still read there, nothing is read here any more."""
+        await trio.lowlevel.checkpoint()  # canceled here, nothing is ended, as in libp2p
         self._outgoing.end()
         self._incoming.discard()
-        await trio.lowlevel.checkpoint()
 
     async def abort(self) -> None:
         """Reset both directions."""
+        await trio.lowlevel.checkpoint()
         self._outgoing.break_off()
         self._incoming.break_off()
-        await trio.lowlevel.checkpoint()

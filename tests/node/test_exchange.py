@@ -19,7 +19,11 @@ from pairio_node.transport import MemoryNetwork, MemoryTransport
 from pairio_node.transport.base import BLOCKS, ByteStream, TransportEvent
 from pairio_protocol.cid import DAG_PB, RAW, cid_of
 from pairio_protocol.codec import pack, unpack
-from pairio_protocol.limits import BLOCK_REQUEST_SIZE_BYTES_MAX, BLOCKS_PER_REQUEST_MAX
+from pairio_protocol.limits import (
+    BLOCK_REQUEST_SIZE_BYTES_MAX,
+    BLOCK_STREAMS_PER_PEER_MAX,
+    BLOCKS_PER_REQUEST_MAX,
+)
 from tests.node.node_lab import until
 
 SERVICE = cid_of(RAW, b"a service")
@@ -175,6 +179,15 @@ async def test_a_small_block_is_asked_of_one_holder(tmp_path: Path) -> None:
         cid = await _give(b"small", *holders)
         await asker.fetch(cid, *holders)
         assert [holder.sent for holder in holders] == [1, 0, 0]
+
+
+async def test_a_fetch_that_is_over_keeps_no_place_at_its_holder(tmp_path: Path) -> None:
+    """However many come one after the other: each stream is ended, and the holder hears of it."""
+    async with sides(tmp_path, "me one") as (_, (me, one)):
+        for number in range(3 * BLOCK_STREAMS_PER_PEER_MAX):
+            await me.fetch(await _give(b"block %d" % number, one), one)
+        assert one.exchange.counters["block_streams_refused"] == 0
+        await until(lambda: not one.exchange.streams_served, "all streams are ended")
 
 
 async def test_what_several_need_at_once_comes_once(tmp_path: Path) -> None:
