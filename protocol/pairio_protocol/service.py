@@ -117,6 +117,12 @@ class Chain:
         """The seq of the newest change of the winning branch."""
         return len(self._links) - 1
 
+    def epoch_of_new(self, author: str) -> int:
+        """Return the epoch under which an author writes now: that of the newest change, or of a
+        later one on a losing branch that took something from him. It cuts away whatever he writes
+        under an earlier one."""
+        return max([self.epoch, *(cutting.epoch for cutting in self.cuttings(author))])
+
     @property
     def head(self) -> str:
         """The CID of the newest change of the winning branch."""

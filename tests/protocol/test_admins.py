@@ -8,6 +8,7 @@ from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.allowlist import Folded
 from pairio_protocol.core import NodeCore
+from pairio_protocol.fold import RequestState
 from pairio_protocol.ids import LogId
 from pairio_protocol.limits import CUT_WAIT_MS, PROPOSALS_PER_ADMIN_MAX
 from pairio_protocol.machines.proposals import NOTE
@@ -497,3 +498,28 @@ def test_what_a_losing_branch_took_is_given_back_when_an_admin_signs_over_it() -
     assert lab.list_at(0).roles_of(lab.peers[3]) == ("compute", "submit")
     assert lab.chain().losing_heads() == []
     assert "no branch" in lab.fails(0, ev.SignOver)
+
+
+def test_who_lost_one_role_on_a_longer_losing_branch_is_heard_in_the_others() -> None:
+    lab = Lab(4)
+    lab.act(0, ev.SetAdmins, tuple(lab.peers[:2]), 1)
+    lab.cut_off(0, 1)
+    lab.act(0, ev.RenameMember, lab.name(3), "Bob")
+    lab.act(1, ev.RenameMember, lab.name(2), "Carol")
+    lab.act(1, ev.Revoke, "node-" + lab.peers[3][-6:], ("compute",))
+    lab.connect(lab.peers[0], lab.peers[1])
+    lab.connect(lab.peers[0], lab.peers[3])
+    assert lab.list_at(3).roles_of(lab.peers[3]) == ("submit",)
+    ends = [lab.chain(3).epoch, lab.chain(3).cuttings(lab.peers[3])[-1].epoch]
+    assert ends[0] < ends[1]  # the branch that took the role goes on beyond the one that won
+    for _ in range(2):  # and in one log
+        asked = lab.act(3, ev.Submit, definition("write"), RESOURCES, "skip_cache")
+        state = lab.core(0).fold(lab.service).requests[asked["request"]]
+        assert state.author == lab.peers[3]
+    assert len(lab.core(0).logs.logs_of(lab.service)[_log_of(lab, state)].counting()) > 1
+
+
+def _log_of(lab: Lab, state: RequestState) -> LogId:
+    segment = lab.core(0).logs.get(state.segment)
+    assert segment is not None
+    return segment.log

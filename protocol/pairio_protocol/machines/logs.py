@@ -139,7 +139,7 @@ class Logs:
             turn -= 1
         log_id = LogId(self._ctx.me, boot, 0)
         log = self._log(service, log_id)
-        ahead = bool(log.segments) and log.segments[-1].epoch > chain.epoch
+        ahead = bool(log.segments) and log.segments[-1].epoch > chain.epoch_of_new(self._ctx.me)
         began_ms = self._began_ms.setdefault(service, self._ctx.now_ms)
         old = bool(log.segments) and (
             self._ctx.now_ms - began_ms >= self._ctx.config.log_age_ms
@@ -188,7 +188,7 @@ class Logs:
             service,
             log_id.boot,
             log.held_height,
-            chain.epoch,
+            chain.epoch_of_new(self._ctx.me),
             log.head,
             self._pending[service],
         )
