@@ -243,11 +243,13 @@ def test_logs_that_derive_from_a_twin_are_the_twins(machines: Machines) -> None:
     assert twins.is_own(sha256(b"1" * 16)[:16])
 
 
-def _presence(machines: Machines, boot: bytes, counter: int) -> None:
-    """A neighbour shows A1 what its key signed under a boot, before A1 started."""
+def _presence(machines: Machines, boot: bytes, counter: int, later_ms: int = -1) -> None:
+    """A neighbour shows A1 what its key signed under a boot, that began before A1 did, or later."""
     entry = machines.cores["a1"].own_presence(next(iter(machines.cores["a1"].folds)))
     assert entry is not None
-    old = replace(entry, boot=boot, counter=counter, started_unix_ms=entry.started_unix_ms - 1)
+    old = replace(
+        entry, boot=boot, counter=counter, started_unix_ms=entry.started_unix_ms + later_ms
+    )
     update = MESSAGES.encode(PresenceUpdate((old.sign(KEY),)))
     machines.do("a1", ev.FrameReceived(OTHER_KEY.peer, update))
 
@@ -262,6 +264,21 @@ def test_what_an_earlier_start_of_this_home_said_may_be_replayed_for_ever(
         _presence(machines, b"0" * 16, counter)
         machines.pass_time(20_000)
     assert not machines.has_noticed("a1")
+
+
+def test_what_a_twin_said_last_does_not_keep_it_alive(machines: Machines) -> None:
+    """Neighbours who know two starts of a key tell one of the other, also long after it ended."""
+    _submit(machines, "a1")
+    a1 = machines.cores["a1"]
+    for _ in range(TWIN_EXPIRY_MS // 60_000):
+        _presence(machines, b"9" * 16, 6, later_ms=1)
+        assert machines.has_noticed("a1")
+        machines.pass_time(60_000)
+    _presence(machines, b"9" * 16, 6, later_ms=1)
+    assert not machines.has_noticed("a1")
+    _presence(machines, b"9" * 16, 7, later_ms=1)
+    assert machines.has_noticed("a1")
+    assert len(machines.seen["a1"]) == a1.ctx.counters["twins noticed"] == 2
 
 
 def test_presence_that_was_on_its_way_at_the_start_proves_nothing(machines: Machines) -> None:

@@ -129,3 +129,22 @@ def test_requests_at_one_place_of_the_logs_of_two_services_are_two() -> None:
     for name, request in zip(("lab", "other"), asked, strict=True):
         state = core.fold(core.membership.find(name) or "").requests[request]
         assert state.answer is not None, name
+
+
+def test_what_a_request_waits_for_is_asked_for_also_when_its_submitter_is_gone() -> None:
+    """The job of an input looks open to all, and its own submitter sees to it no more."""
+    world = World(3).with_service()
+    gone, submitter, idle = world.peers
+    world.cores[submitter].coordinator.award_open = lambda: None  # type: ignore[method-assign]
+    job = world.call(submitter, ev.Submit(9, "lab", definition("write"), RESOURCES))["job"]
+    source = {"input": f"job:{job}/output"}
+    world.call(gone, ev.Submit(10, "lab", definition("count", source), RESOURCES))
+    for _ in range(3):
+        world.pass_time(3500)
+    assert world.executed == []
+    world.peers = [submitter, idle]
+    for peer in world.peers:
+        world.do(peer, ev.PeerDown(gone))
+    for _ in range(40):
+        world.pass_time(2000)
+    assert [processor for _, processor in world.executed] == ["write", "count"]

@@ -3,7 +3,8 @@
     unstarted for BID_DELAY_MS --rank--> bid to the coordinator, again every BID_INTERVAL_MS
         |                                   |
         |                                   +-- not connected: dial; not reached for
-        |                                       TAKE_DELAY_MS + rank, synced since: take
+        |                                       TAKE_DELAY_MS + rank, synced since: take;
+        |                                       it waits for inputs: want these, WANT_DELAY_MS later
         +-- started, answered, canceled, expired, gone: forgotten
 
 The rank is by rendezvous(request, node): about three bids per job however many members. It is found
@@ -28,6 +29,7 @@ from pairio_protocol.limits import (
     TAKE_DELAY_MS,
     TAKE_RANK_MS,
     UNSTARTED_MAX,
+    WANT_DELAY_MS,
 )
 from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.machines.membership_view import MembershipView
@@ -69,11 +71,17 @@ class Hooks:
         """Become the coordinator of somebody else's request."""
         raise NotImplementedError
 
+    def want(self, service: str, jobs: tuple[str, ...], state: RequestState, in_vain: bool) -> None:
+        """See to it that somebody wants the jobs on which a request waits; `in_vain` when it has
+        waited long for those who seem to."""
+        raise NotImplementedError
+
 
 @dataclass
 class _Seen:
     lost_since_ms: int | None = None
     ranked: bool = False
+    want_ms: int = 0  # not before it is looked once more whether its inputs are wanted
 
 
 class Bidder:
@@ -136,9 +144,11 @@ class Bidder:
                 seen.lost_since_ms = None
             elif seen.lost_since_ms is None:
                 seen.lost_since_ms = self._ctx.now_ms
-            if not self.is_free(service, state) or not idle:
+            is_free = self.is_free(service, state)
+            if not idle or self._owner.closed(service) is not None:
                 continue
-            if self._owner.closed(service) is not None:
+            if not is_free:
+                self._want_inputs(service, state, seen)
                 continue
             if state.record.sponsor_of and not self._hooks.takes_guests():
                 continue
@@ -161,13 +171,15 @@ class Bidder:
             return None
         if self._owner.refusal(service, state) is not None:
             return None
+        return state if self._fits(service, state) else None
+
+    def _fits(self, service: str, state: RequestState) -> bool:
+        """Say whether this machine, if it computes, has what a request needs."""
         entry = self._hooks.own_presence(service)
-        needed = isolation_needed(state.record, chain.now)
+        needed = isolation_needed(state.record, self._membership.folded(service))
         if entry is None or not entry.compute:
-            return state
-        if misfit(entry, state.record.resources, needed, state.record.targets) is not None:
-            return None
-        return state
+            return True
+        return misfit(entry, state.record.resources, needed, state.record.targets) is None
 
     def is_free(self, service: str, state: RequestState) -> bool:
         """Say whether the run can begin and no live attempt of it is known."""
@@ -199,13 +211,38 @@ class Bidder:
         addresses = self._hooks.addresses_of(service, state.author)
         if addresses:
             self._ctx.emit(Connect(state.author, addresses))
-        rank = min(self._before(service, state.id)[0], RANK_MAX)
-        waited_ms = self._ctx.now_ms - seen.lost_since_ms
-        synced_ms = self._hooks.synced_ms(service)
-        synced = synced_ms is None or synced_ms > seen.lost_since_ms
-        if waited_ms >= TAKE_DELAY_MS + rank * TAKE_RANK_MS and synced:
+        if self._is_left(service, state, seen.lost_since_ms, TAKE_DELAY_MS):
             self._ctx.counters["runs taken"] += 1
             self._hooks.take(service, state.id)
+
+    def _is_left(self, service: str, state: RequestState, since_ms: int, delay_ms: int) -> bool:
+        """Say whether a coordinator was out of reach for `delay_ms` and this node's turn, and what
+        others know was heard since."""
+        waited_ms = self._ctx.now_ms - since_ms
+        if waited_ms < delay_ms:
+            return False
+        rank = min(self._before(service, state.id)[0], RANK_MAX)
+        synced_ms = self._hooks.synced_ms(service)
+        synced = synced_ms is None or synced_ms > since_ms
+        return waited_ms >= delay_ms + rank * TAKE_RANK_MS and synced
+
+    def _want_inputs(self, service: str, state: RequestState, seen: _Seen) -> None:
+        """Who waits for a job that looks open here, and that its own submitter holds for answered,
+        asks for it himself; for who is gone a member does, of those that could run it at once. (A
+        stranger asks again.)"""
+        since_ms, now_ms = seen.lost_since_ms, self._ctx.now_ms
+        if since_ms is None or state.record.sponsor_of or now_ms < seen.want_ms:
+            return
+        folded, fold = self._membership.folded(service), self._hooks.fold(service)
+        resolution = fold.resolve(state.job)
+        waits_for = resolution.waits_for or resolution.lacks
+        if not waits_for or "submit" not in folded.roles_of(self._ctx.me):
+            return
+        if self._is_left(service, state, since_ms, TAKE_DELAY_MS + WANT_DELAY_MS):
+            seen.want_ms = now_ms + WANT_DELAY_MS
+            last = {job: fold.by_job.get(job, ())[-1:] for job in waits_for}
+            jobs = [j for j in last if all(self._fits(service, fold.requests[r]) for r in last[j])]
+            self._hooks.want(service, tuple(jobs), state, in_vain=True)
 
     def on_wake(self) -> None:
         """The machine slept: whom it did not reach meanwhile is not for that reason gone."""

@@ -32,7 +32,8 @@ _SUSPECTS_MAX = 16
 
 @dataclass
 class Twin:
-    """Another start of this key. Live once it was proved to run beside this one."""
+    """Another start of this key. Live once it was proved to run beside this one. `shown` is the
+    counter of the newest presence that proved it: neighbours may show it for ever."""
 
     boot: bytes
     counter: int
@@ -40,6 +41,7 @@ class Twin:
     since_unix_ms: int
     heard_ms: int
     live: bool = False
+    shown: int = -1
 
 
 class Twins:
@@ -81,9 +83,12 @@ class Twins:
         if self.is_own(entry.boot):
             return
         twin = self._twin(entry.boot, entry.counter)
+        if entry.counter <= twin.shown:
+            return  # said once more by others: it may be gone since
         now_ms, config = self._ctx.now_ms, self._ctx.config
         grew = entry.counter > twin.counter and now_ms - twin.first_ms >= TWIN_PROOF_MS
         if grew or entry.started_unix_ms > config.started_unix_ms:
+            twin.shown = entry.counter
             self._hear(twin, entry.started_unix_ms)
 
     def on_segment(self, boot: bytes, issued_unix_ms: int) -> None:
@@ -140,7 +145,7 @@ class Twins:
         """Who was not heard of for long is gone."""
         gone = [t for t in self.live if self._ctx.now_ms - t.heard_ms >= TWIN_EXPIRY_MS]
         for twin in gone:
-            del self._twins[twin.boot]
+            twin.live = False  # what it said last is known, and is no news when it is shown again
         if gone:
             self._on_change()
 
