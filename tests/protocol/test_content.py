@@ -9,7 +9,7 @@ from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState
 from pairio_protocol.limits import HOLDS_SERVED_MAX, LOST_PATIENCE_MS
-from pairio_protocol.messages import MESSAGES, Hold, Where
+from pairio_protocol.messages import MESSAGES, Held, Hold, Where
 from tests.protocol.test_core_sim import RESOURCES, World, definition
 
 
@@ -354,6 +354,20 @@ def test_what_a_member_asks_again_and_again_is_looked_at_once_at_a_time() -> Non
     assert len(lab.looks) == 3
     lab.hear(asker, Where(service, "x" * 10_000, ("bafy",)))
     assert (len(lab.looks), lab.refused[-1].reason) == (3, "a where with a long name")
+
+
+def test_who_waits_for_a_copy_that_is_collected_before_its_document_is_stored_is_told_no() -> None:
+    lab = SlowLab(2)
+    lab.with_service()
+    core, asker = _core(lab, 0), lab.peers[1]
+    service = _service(core)
+    lab.hear(asker, Hold(service, "result", ("bafy",), (asker,), bytes(32)))
+    ((_, fetch),) = lab.looks
+    assert isinstance(fetch, ef.FetchBlocks)
+    lab.do(lab.peers[0], ev.Fetched(fetch.ticket, True))
+    told = [e for e in core.handle(ev.ContentDropped(service, ("result",)), lab.now_ms)
+            if isinstance(e, ef.Send)]  # fmt: skip
+    assert [MESSAGES.decode(e.data) for e in told] == [Held("result", False)]
 
 
 def test_one_member_who_asks_for_much_leaves_place_for_others() -> None:

@@ -251,7 +251,8 @@ class Life:
             if node in holders and len(holders) > 2:
                 self.hit("collected")
                 self.world.lose(node, cids)
-                self.world.give(node, ev.ContentDropped(self.service, (cid,)))
+                hit = [r for r in self._given(node) if {*self._outputs_of(node, r)} & {*cids}]
+                self.world.give(node, ev.ContentDropped(self.service, tuple(hit)))
                 return
 
     def _given(self, node: Node) -> list[str]:

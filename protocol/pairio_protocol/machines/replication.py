@@ -15,7 +15,7 @@ REPAIR_INTERVAL_MS.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from pairio_protocol.context import Context
@@ -268,9 +268,14 @@ class Replication:
         self._ctx.emit(JobChanged(copies.service, copies.job))
         self._advance(copies)
 
-    def on_dropped(self, keys: Iterable[str]) -> None:
+    def on_dropped(self, keys: Collection[str]) -> None:
         """This node no longer holds what lies under these keys, and that is no loss to be mended:
-        copies are to be elsewhere, if anybody is known to have it."""
+        copies are to be elsewhere, if anybody is known to have it. Who asked this node to hold it,
+        and waits for the document to be on the disk, is told no."""
+        fetched = sorted(ticket for tickets in self._unstored.values() for ticket in tickets)
+        for ticket in fetched:
+            if ticket in self._serving and ticket.partition("|")[2] in keys:
+                self._answer_hold(ticket, False)
         for key in keys:
             self._safe.pop(key, None)
             copies = self.copies.get(key)
