@@ -392,9 +392,9 @@ DEFECTS = [
         (
             service.Chain,
             "changes",
-            lambda self, start=0, after="": [
+            lambda self, start=0, after="", most=None: [
                 k.change for k in self._links if (k.seq, k.cid) > (start, after)
-            ],
+            ][:most],
         ),
     ),
 ]
