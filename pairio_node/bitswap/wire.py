@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from pairio_node.transport.base import ByteStream
+from pairio_protocol import protobuf
 from pairio_protocol.cid import CidError, cid_bytes, cid_text_of_any
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import BITSWAP_ENTRIES_MAX
@@ -93,32 +94,15 @@ def _text(raw: bytes) -> str:
 # -- writing ------------------------------------------------------------------------------
 
 
-def _varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 127:
-        out.append(n & 127 | 128)
-        n >>= 7
-    out.append(n)
-    return bytes(out)
-
-
-def _number(tag: int, n: int) -> bytes:
-    return _varint(tag << 3) + _varint(n)
-
-
-def _field(tag: int, data: bytes) -> bytes:
-    return _varint(tag << 3 | 2) + _varint(len(data)) + data
-
-
 def _entry(entry: Want) -> bytes:
-    body = _field(1, entry.raw) + _number(2, 1)
+    body = protobuf.field(1, entry.raw) + protobuf.number(2, 1)
     if entry.is_cancel:
-        body += _number(3, 1)
+        body += protobuf.number(3, 1)
     if entry.is_have:
-        body += _number(4, _WANT_HAVE)
+        body += protobuf.number(4, _WANT_HAVE)
     if entry.send_dont_have:
-        body += _number(5, 1)
-    return _field(1, body)
+        body += protobuf.number(5, 1)
+    return protobuf.field(1, body)
 
 
 def encode_message(
@@ -133,11 +117,17 @@ def encode_message(
     entries = b"".join(map(_entry, wants))
     body = []
     if entries or is_full:
-        body.append(_field(1, entries + (_number(2, 1) if is_full else b"")))
-    body += [_field(3, _field(1, prefix) + _field(2, data)) for prefix, data in blocks]
-    body += [_field(4, _field(1, raw) + _number(2, int(not here))) for raw, here in presences]
+        body.append(protobuf.field(1, entries + (protobuf.number(2, 1) if is_full else b"")))
+    body += [
+        protobuf.field(3, protobuf.field(1, prefix) + protobuf.field(2, data))
+        for prefix, data in blocks
+    ]
+    body += [
+        protobuf.field(4, protobuf.field(1, raw) + protobuf.number(2, int(not here)))
+        for raw, here in presences
+    ]
     size = sum(map(len, body))
-    return b"".join([_varint(size), *body])
+    return b"".join([protobuf.varint(size), *body])
 
 
 # -- reading ------------------------------------------------------------------------------

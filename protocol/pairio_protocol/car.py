@@ -9,6 +9,7 @@ whole, and no length is believed before it was compared with its bound.
 
 from collections.abc import Iterator
 
+from pairio_protocol import protobuf
 from pairio_protocol.cid import CidError, cid_bytes, cid_text_of_any, matches
 from pairio_protocol.documents import Link, decode, encode
 from pairio_protocol.errors import DecodeError
@@ -24,12 +25,12 @@ _VARINT_BYTES_MAX = 9
 def car_header(root: str) -> bytes:
     """Return the beginning of a CAR with one root."""
     header = encode({"roots": [Link(root)], "version": 1})
-    return _varint(len(header)) + header
+    return protobuf.varint(len(header)) + header
 
 
 def car_section(cid: str, block: bytes) -> bytes:
     """Return a block as it stands in a CAR."""
-    return _varint(_CID_SIZE_BYTES + len(block)) + cid_bytes(cid) + block
+    return protobuf.varint(_CID_SIZE_BYTES + len(block)) + cid_bytes(cid) + block
 
 
 class CarReader:
@@ -85,15 +86,6 @@ class CarReader:
         del self._buffer[: begin + size]
         self._at += begin + size
         return section, self._at - size
-
-
-def _varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 127:
-        out.append(n & 127 | 128)
-        n >>= 7
-    out.append(n)
-    return bytes(out)
 
 
 def _read_varint(data: bytearray) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from pairio_protocol import protobuf
 from pairio_protocol.cid import DAG_PB, RAW, CidError, cid_bytes, cid_of, cid_text_of_any, parse_cid
 
 __all__ = [
@@ -52,28 +53,13 @@ class Node:
     size_bytes: int
 
 
-def _varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 127:
-        out.append(n & 127 | 128)
-        n >>= 7
-    out.append(n)
-    return bytes(out)
-
-
-def _number(tag: int, n: int) -> bytes:
-    return _varint(tag << 3) + _varint(n)
-
-
-def _field(tag: int, data: bytes) -> bytes:
-    return _varint(tag << 3 | 2) + _varint(len(data)) + data
-
-
 def _links(entries: list[Entry]) -> bytes:
     return b"".join(
-        _field(
+        protobuf.field(
             2,
-            _field(1, cid_bytes(e.cid)) + _field(2, e.name.encode()) + _number(3, e.total_bytes),
+            protobuf.field(1, cid_bytes(e.cid))
+            + protobuf.field(2, e.name.encode())
+            + protobuf.number(3, e.total_bytes),
         )
         for e in entries
     )
@@ -82,7 +68,7 @@ def _links(entries: list[Entry]) -> bytes:
 def directory_block(entries: list[Entry]) -> bytes:
     """Return the block of a folder; raises UnixfsError when it would need sharding."""
     ordered = sorted(entries, key=lambda e: e.name.encode())
-    block = _links(ordered) + _field(1, _number(1, _DIRECTORY))
+    block = _links(ordered) + protobuf.field(1, protobuf.number(1, _DIRECTORY))
     if len(block) > DIRECTORY_SIZE_BYTES_MAX:
         raise UnixfsError(f"a folder with {len(entries)} entries is too large; use subfolders")
     return block
@@ -111,9 +97,9 @@ class FileBuilder:
 
     def _parent(self, group: list[Entry]) -> Entry:
         size = sum(e.size_bytes for e in group)
-        unixfs = _number(1, _FILE) + _number(3, size)
-        unixfs += b"".join(_number(4, e.size_bytes) for e in group)
-        block = _links(group) + _field(1, unixfs)
+        unixfs = protobuf.number(1, _FILE) + protobuf.number(3, size)
+        unixfs += b"".join(protobuf.number(4, e.size_bytes) for e in group)
+        block = _links(group) + protobuf.field(1, unixfs)
         cid = cid_of(DAG_PB, block)
         self._store(cid, block)
         return Entry(cid, size, len(block) + sum(e.total_bytes for e in group))

@@ -326,12 +326,13 @@ async def test_a_part_that_lies_about_its_size_is_not_read(
 ) -> None:
     """A node says how long its parts are; a longer one would shift all that follows."""
     async with gateway(tmp_path) as (web, node):
-        from pairio_protocol.unixfs import _field, _links, _number
+        from pairio_protocol.protobuf import field, number
+        from pairio_protocol.unixfs import _links
 
         parts = [b"aaaa", b"bbbb"]
         entries = [Entry(cid_of(RAW, p), 3, 3) for p in parts]  # each is 4
-        unixfs = _number(1, 2) + _number(3, 6) + _number(4, 3) + _number(4, 3)
-        block = _links(entries) + _field(1, unixfs)
+        unixfs = number(1, 2) + number(3, 6) + number(4, 3) + number(4, 3)
+        block = _links(entries) + field(1, unixfs)
         cid = cid_of(DAG_PB, block)
         await node.blocks.put(cid, block)
         for part in parts:
