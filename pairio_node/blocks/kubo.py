@@ -415,6 +415,7 @@ def _short(error: BaseException) -> str:
     for known in (
         "Connection refused",
         "Connection reset",
+        "Connection aborted",  # it ended while it answered
         "No such file",
         "Name or service not known",
         "timed out",

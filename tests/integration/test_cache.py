@@ -151,7 +151,9 @@ def test_what_a_worker_let_go_comes_back_from_another_holder(lab: Lab) -> None:
     assert all(job["safe"] for job in jobs)
     until("it is below its mark", lambda: small.get("cache")["usedBytes"] <= QUOTA_BYTES * 0.9)
     gone = [number for number, job in enumerate(jobs) if cid_of(job) not in here(small)]
-    assert gone == list(range(len(gone))) and len(gone) >= 8
+    # Giving a copy away is a use too, and a result on its way stays: neighbours may change places.
+    assert 0 in gone and len(gone) >= 8
+    assert all(number <= place + 4 for place, number in enumerate(gone)), gone
     assert {cid_of(job) for job in jobs} <= here(large)  # that node promised, and has room
     again = ran(small, 0)
     assert again["cached"] and again["attempts"] == jobs[0]["attempts"]
