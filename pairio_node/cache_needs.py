@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from pairio_node.blocks.collection import Needs
+from pairio_protocol.apps import archives_of
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.core import NodeCore
 from pairio_protocol.errors import DecodeError
@@ -225,7 +226,7 @@ def _apps(core: NodeCore, service: str, found: Roots) -> None:
     lists += [weighed.after for weighed in core.membership.proposals.of(service)]
     for folded in lists:
         for name, app in folded.apps.items():
-            found.keep(APPS, [app["bundle"]], Name("app", service, name))
+            found.keep(APPS, [app["bundle"], *archives_of(app)], Name("app", service, name))
 
 
 def _live(core: NodeCore, found: Roots) -> None:
@@ -235,6 +236,7 @@ def _live(core: NodeCore, found: Roots) -> None:
         service = task.award.service
         document = task.resolution.document or task.state.document
         cids = [*_sources(core.fold(service), document), task.bundle]
+        cids += archives_of({"processors": [task.processor]})
         found.keep(LIVE, cids, Name("input", service, task.state.job))
     for wish in list(core.coordinator.wishes.values()):
         fold = core.fold(wish.service)

@@ -4,8 +4,13 @@ An app document stands in a service change: `{name, description, bundle, process
 the CID of the app's folder. The **processor record** holds everything that can change a result
 (bundle, executable, image, declared names and types) and nothing else; its CID is the job's `code`.
 Labels and descriptions are for people and are not hashed.
+
+A processor that runs in a container has `container: {archive, id}`: the CID of a docker-archive
+and the image's id, which is the digest of its configuration. Then the name in `image` is for
+people, too. Without `container` the name is all that is known, and the app runs without an image.
 """
 
+import re
 from typing import Any
 
 from pairio_protocol.cid import CidError, parse_cid
@@ -13,8 +18,16 @@ from pairio_protocol.documents import document_cid, encode
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.limits import NAME_LENGTH_MAX, PARAMETERS_PER_JOB_MAX, TEXT_LENGTH_MAX
 
-__all__ = ["PARAMETER_TYPES", "code_of", "find_processor", "processor_record", "validate_app"]
+__all__ = [
+    "PARAMETER_TYPES",
+    "archives_of",
+    "code_of",
+    "find_processor",
+    "processor_record",
+    "validate_app",
+]
 
+_IMAGE_ID = re.compile("sha256:[0-9a-f]{64}")
 _SCALARS = ("str", "int", "float", "bool")
 _LISTS = tuple(f"List[{scalar}]" for scalar in _SCALARS)
 #: The union of what the original's server and its Python SDK know.
@@ -74,7 +87,10 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
     for kind, entries in (("inputs", inputs), ("outputs", outputs), ("parameters", parameters)):
         _unique([str(entry["name"]) for entry in entries], f"{where}.{kind}")
     image = raw.get("image")
-    return {
+    container = raw.get("container")
+    # Set only where there is one: what was installed before keeps its bytes.
+    runs_in = {} if container is None else {"container": _container(container, where)}
+    return runs_in | {
         "name": _text(raw, "name", where, NAME_LENGTH_MAX),
         "description": _text(raw, "description", where, TEXT_LENGTH_MAX, ""),
         "label": _text(raw, "label", where, NAME_LENGTH_MAX, ""),
@@ -85,6 +101,27 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
         "parameters": parameters,
         "attributes": list(_list(raw, "attributes", where, [])),
     }
+
+
+def _container(raw: Any, where: str) -> dict[str, Any]:
+    where = f"{where}.container"
+    archive = _text(raw, "archive", where, 200)
+    try:
+        parse_cid(archive)
+    except CidError as error:
+        raise DefinitionError(f"{where}.archive: {error}") from None
+    image_id = _text(raw, "id", where, 200)
+    if not _IMAGE_ID.fullmatch(image_id):
+        raise DefinitionError(
+            f"{where}.id is {image_id!r}", "use the image's id: sha256: and 64 hexadecimal digits"
+        )
+    return {"archive": archive, "id": image_id}
+
+
+def archives_of(app: dict[str, Any]) -> list[str]:
+    """Return the CIDs of the docker-archives that an app's processors run in, each once."""
+    found = (p["container"]["archive"] for p in app["processors"] if "container" in p)
+    return list(dict.fromkeys(found))
 
 
 def _parameter(raw: Any, where: str) -> dict[str, Any]:
@@ -118,12 +155,14 @@ def find_processor(app: dict[str, Any], name: str) -> dict[str, Any]:
 
 def processor_record(app: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
     """Return all of a processor that can change a result, in one order."""
-    return {
+    container = processor.get("container")
+    runs_in = {} if container is None else {"container": container}
+    return runs_in | {
         "type": "pairio/processor",
         "v": 1,
         "bundle": app["bundle"],
         "executable": processor["executable"],
-        "image": processor["image"],
+        "image": None if container else processor["image"],
         "inputs": sorted(
             ({"name": i["name"], "list": i["list"]} for i in processor["inputs"]),
             key=lambda i: str(i["name"]),

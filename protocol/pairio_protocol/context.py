@@ -38,7 +38,10 @@ class CoreConfig:
     cpu_millicores: int = 1000
     memory_mib: int = 1024
     gpus: int = 0
+    #: how strongly apps without an image are isolated here
     isolation: str = "none"
+    #: what runs jobs here, by name; apps with an image need `container`
+    executors: tuple[str, ...] = ()
     #: services or apps that may run without a sandbox here; "*" = all
     allow_process: tuple[str, ...] = ()
     #: what else the owner does not let run here

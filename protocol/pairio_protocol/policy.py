@@ -1,16 +1,34 @@
 """Pure choices: who fits, in what order, and why somebody does not."""
 
+from typing import Any
+
 from pairio_protocol.allowlist import Folded
 from pairio_protocol.ids import rendezvous
 from pairio_protocol.messages import Presence
 from pairio_protocol.records import ISOLATIONS, Request, Resources
 
-__all__ = ["ISOLATIONS", "isolation_needed", "misfit", "rank"]
+__all__ = [
+    "CONTAINER_ISOLATION",
+    "ISOLATIONS",
+    "isolation_needed",
+    "misfit",
+    "needs_container",
+    "rank",
+]
+
+#: What holds in a container of any node that says it has them.
+CONTAINER_ISOLATION = "medium"
 
 
 def isolation_needed(request: Request, folded: Folded) -> str:
     """Return the isolation that a request asks for; else the service's policy, else medium."""
     return request.isolation_min or str(folded.policy.get("isolation_min", "medium"))
+
+
+def needs_container(folded: Folded, document: dict[str, Any]) -> bool:
+    """Say whether a job's processor, as the list has it now, runs in a container."""
+    processors = folded.apps.get(document["app"], {}).get("processors", [])
+    return any("container" in p for p in processors if p["name"] == document["processor"])
 
 
 def misfit(

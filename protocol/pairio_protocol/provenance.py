@@ -116,7 +116,8 @@ def _code(chain: Chain, jobs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
             "processors": sorted({*known_as, usual}),
             "bundle": known[0] if known is not None else None,
             "executable": record.get("executable"),
-            "image": record.get("image"),
+            "image": record.get("container", {}).get("id") or record.get("image"),
+            "imageArchive": record.get("container", {}).get("archive"),
         }
     return list(found.values())
 

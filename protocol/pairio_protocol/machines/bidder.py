@@ -35,7 +35,7 @@ from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.machines.owner import Owner
 from pairio_protocol.messages import Bid, Presence
-from pairio_protocol.policy import isolation_needed, misfit
+from pairio_protocol.policy import isolation_needed, misfit, needs_container
 
 __all__ = ["Bidder", "Hooks"]
 
@@ -179,6 +179,11 @@ class Bidder:
         needed = isolation_needed(state.record, self._membership.folded(service))
         if entry is None or not entry.compute:
             return True
+        folded = self._membership.folded(service)
+        if "container" not in self._ctx.config.executors and needs_container(
+            folded, state.document
+        ):
+            return False
         return misfit(entry, state.record.resources, needed, state.record.targets) is None
 
     def is_free(self, service: str, state: RequestState) -> bool:

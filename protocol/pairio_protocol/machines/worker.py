@@ -33,7 +33,7 @@ from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.machines.owner import Owner
 from pairio_protocol.messages import Award, Beat, Decline, Have
 from pairio_protocol.open_submit import GUESTS, OpenSubmit
-from pairio_protocol.policy import ISOLATIONS, isolation_needed
+from pairio_protocol.policy import CONTAINER_ISOLATION, ISOLATIONS, isolation_needed
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
 from pairio_protocol.segment import record_size
 
@@ -200,8 +200,9 @@ class Worker:
         if isinstance(found, _Refusal):
             return found
         needed = isolation_needed(state.record, chain.now)
-        if not self._isolates(needed, award.service, state.document["app"]):
-            return _Refusal("isolation", needed, config.isolation)
+        weaker = self._refuses_isolation(found[0], needed, award.service, state.document["app"])
+        if weaker is not None:
+            return weaker
         resources = state.record.resources
         for name, need, have in (
             ("CPUs", resources.cpu_millicores, config.cpu_millicores),
@@ -286,6 +287,21 @@ class Worker:
         if code_of(app, processor) != state.document["code"]:
             return _Refusal("the job names other code than the list")
         return processor, app["bundle"]
+
+    def _refuses_isolation(
+        self, processor: dict[str, Any], needed: str, service: str, app: str
+    ) -> _Refusal | None:
+        """Say why a run cannot have what it asks to be run in."""
+        config = self.ctx.config
+        if "container" in processor:  # without its image it would be another program
+            if "container" not in config.executors:
+                have = ", ".join(config.executors) or "no sandbox"
+                return _Refusal("executor", "container", have)
+            if ISOLATIONS.index(needed) > ISOLATIONS.index(CONTAINER_ISOLATION):
+                return _Refusal("isolation", needed, CONTAINER_ISOLATION)
+        elif not self._isolates(needed, service, app):
+            return _Refusal("isolation", needed, config.isolation)
+        return None
 
     def _isolates(self, needed: str, service: str, app: str) -> bool:
         config = self.ctx.config
