@@ -46,6 +46,8 @@ class Supervisor:
         self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
         self._console_fd = -1
         self._wake_fd = _woken_by_signals()
+        #: More descriptors that are readable when the end of the job is to be looked for.
+        self._end_fds: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._root = 0
         self._status: int | None = None
@@ -99,7 +101,8 @@ class Supervisor:
     def _watch(self) -> None:
         poll = select.poll()
         poll.register(self._console_fd, select.POLLIN)
-        poll.register(self._wake_fd, select.POLLIN)
+        for fd in (self._wake_fd, *self._end_fds):
+            poll.register(fd, select.POLLIN)
         look_at_s = 0.0
         while self._status is None:
             now_s = time.monotonic()
@@ -110,25 +113,25 @@ class Supervisor:
             if not self._why and now_s >= limit_s:
                 self._end("time")
             if self._kill_at_s is not None and now_s >= self._kill_at_s:
-                send(descendants(os.getpid()), signal.SIGKILL)
+                send(self._tree(), signal.SIGKILL)
                 self._kill_at_s = now_s + _WATCH_S
             due_s = min(look_at_s, limit_s if not self._why else look_at_s)
             due_s = min(due_s, self._kill_at_s or due_s)
             for fd, _ in poll.poll(max(1.0, (due_s - now_s) * 1000)):
-                if fd == self._wake_fd:
-                    if signal.SIGTERM in os.read(fd, 512):
-                        self._end("canceled")
+                if fd == self._wake_fd and signal.SIGTERM in os.read(fd, 512):
+                    self._end("canceled")
+                if fd != self._console_fd:
                     self._reap()
                 elif not self._read_console():
                     poll.unregister(fd)
 
     def _look(self, now_s: float) -> None:
         """See what the job holds, and whether a node is there."""
-        used = resident_bytes(descendants(os.getpid()))
+        used = resident_bytes(self._tree())
         self._peak_bytes = max(self._peak_bytes, used)
         if used > self._plan["memory_bytes"] and self._why != "memory":
             self._why = self._why or "memory"
-            send(descendants(os.getpid()), signal.SIGKILL)
+            send(self._tree(), signal.SIGKILL)
         if self._node_lives():
             self._alone_since_s = None
         elif self._alone_since_s is None:
@@ -151,9 +154,13 @@ class Supervisor:
             return
         self._why = why
         self._kill_at_s = time.monotonic() + _GRACE_S
-        tree = descendants(os.getpid())
+        tree = self._tree()
         inner = [pid for pid in tree if pid != self._root] if self._plan["sandboxed"] else []
         send(inner or tree, signal.SIGTERM)
+
+    def _tree(self) -> list[int]:
+        """Return the processes of the job, parents first."""
+        return descendants(os.getpid())
 
     def _reap(self) -> None:
         """Take the ends of the job's first process and of those that it has left behind."""
@@ -172,12 +179,12 @@ class Supervisor:
     def _end_all(self) -> None:
         """Kill until nothing is left: all that the job ever started is below this process."""
         gives_up_s = time.monotonic() + _KILL_S
-        while tree := descendants(os.getpid()):
+        while tree := self._tree():
             send(tree, signal.SIGKILL)
             self._reap()
             if time.monotonic() > gives_up_s:
                 raise TimeoutError(f"processes {tree} cannot be killed")
-            select.select([self._wake_fd], [], [], 0.01)
+            select.select([self._wake_fd, *self._end_fds], [], [], 0.01)
             _emptied(self._wake_fd)
         self._reap()
 

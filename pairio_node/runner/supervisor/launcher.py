@@ -12,12 +12,13 @@ import os
 import shutil  # noqa: F401 - for the supervisors: a module is imported once, here
 import signal
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .job import ERRORS_FILE, LOCK_FILE, Supervisor
 
-__all__ = ["main"]
+__all__ = ["launch", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -36,14 +37,18 @@ def main() -> None:
     with open(_CHANNEL_FD, "rb", closefd=False) as requests:
         for line in requests:
             try:
-                answer: dict[str, Any] = {"pid": _launch(json.loads(line))}
+                answer: dict[str, Any] = {"pid": launch(json.loads(line), _supervise)}
             except OSError as error:
                 answer = {"error": str(error)}
             os.write(_CHANNEL_FD, json.dumps(answer).encode() + b"\n")
 
 
-def _launch(plan: dict[str, Any]) -> int:
-    """Fork a supervisor; its lock is held before this returns."""
+def _supervise(plan: dict[str, Any]) -> None:
+    Supervisor(plan, _die_with_parent).run()
+
+
+def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any]], None]) -> int:
+    """Fork a supervisor, which calls `supervise`; its lock is held before this returns."""
     folder = Path(plan["folder"])
     lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -55,7 +60,8 @@ def _launch(plan: dict[str, Any]) -> int:
     if pid == 0:
         code = 70
         try:
-            _become_supervisor(plan, folder, lock_fd)
+            _become_supervisor(folder, lock_fd)
+            supervise(plan)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -65,7 +71,7 @@ def _launch(plan: dict[str, Any]) -> int:
     return pid
 
 
-def _become_supervisor(plan: dict[str, Any], folder: Path, lock_fd: int) -> None:
+def _become_supervisor(folder: Path, lock_fd: int) -> None:
     os.setsid()
     os.pwrite(lock_fd, str(os.getpid()).encode(), 0)
     null_fd = os.open(os.devnull, os.O_RDWR)
@@ -76,7 +82,6 @@ def _become_supervisor(plan: dict[str, Any], folder: Path, lock_fd: int) -> None
     os.close(errors_fd)
     # Whatever the job leaves behind becomes a child of the supervisor: nothing gets away.
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Supervisor(plan, _die_with_parent).run()
 
 
 def _die_with_parent() -> None:
