@@ -25,6 +25,7 @@ from pairio_node.runner.supervisor.console import (
     HEAD_BYTES,
     TAIL_BYTES,
     ConsoleWriter,
+    follow,
     read_console,
 )
 
@@ -383,3 +384,21 @@ def _bounded(written: bytes) -> bytes:
         return written
     gap = f"\n[{left_out} bytes left out]\n".encode()
     return written[:HEAD_BYTES] + gap + written[-TAIL_BYTES:]
+
+
+@pytest.mark.parametrize("step", [1000, 200_000, 3_000_000])
+def test_a_growing_console_can_be_followed(step: int, tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    assert follow(path, 0).next_offset == 0  # nothing was written yet
+    writer = ConsoleWriter(path)
+    written = bytes(range(251)) * 20_000
+    offset = skipped = 0
+    for at in range(0, len(written), step):
+        writer.add(written[at : at + step])
+        while (piece := follow(path, offset)).data:
+            assert piece.next_offset == offset + piece.skipped_bytes + len(piece.data)
+            assert piece.data == written[piece.next_offset - len(piece.data) : piece.next_offset]
+            assert len(piece.data) <= 65536
+            offset, skipped = piece.next_offset, skipped + piece.skipped_bytes
+    assert offset == len(written)
+    assert (skipped == 0) == (step < 400_000)

@@ -5,12 +5,15 @@ Readable while the job runs; a reader may see the newest piece half written.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HEAD_BYTES", "TAIL_BYTES", "ConsoleWriter", "read_console"]
+__all__ = ["HEAD_BYTES", "TAIL_BYTES", "ConsoleWriter", "Piece", "follow", "read_console"]
 
 HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 512 * 1024
+#: What is added at once; while it is written, so much of the ring is neither old nor new.
+PIECE_BYTES = 64 * 1024
 _COUNT_BYTES = 8
 
 
@@ -24,7 +27,11 @@ class ConsoleWriter:
         os.pwrite(self._fd, bytes(_COUNT_BYTES), 0)
 
     def add(self, data: bytes) -> None:
-        """Append what the job wrote."""
+        """Append what the job wrote, by at most PIECE_BYTES."""
+        for at in range(0, len(data), PIECE_BYTES):
+            self._add(data[at : at + PIECE_BYTES])
+
+    def _add(self, data: bytes) -> None:
         try:
             self._put(data)
             total = self._total + len(data)
@@ -62,7 +69,7 @@ def read_console(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     try:
-        total = int.from_bytes(os.pread(fd, _COUNT_BYTES, 0), "big")
+        total = _total(fd)
         parts, known = [], 0
         for piece, offset in _pieces(0, total):
             if piece.start > known:
@@ -72,3 +79,46 @@ def read_console(path: Path) -> bytes:
         return b"".join(parts)
     finally:
         os.close(fd)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a job wrote from somewhere on: `next_offset` is where to go on, `skipped_bytes` how much
+    before `data` is no longer there."""
+
+    data: bytes
+    next_offset: int
+    skipped_bytes: int
+
+
+def follow(path: Path, offset: int, limit_bytes: int = PIECE_BYTES) -> Piece:
+    """Return what a job wrote from `offset` of its output on, also while it writes; nothing when
+    there is nothing new. No byte comes twice, none that was overwritten meanwhile."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Piece(b"", offset, 0)
+    try:
+        while True:
+            total = _total(fd)
+            start = offset if offset < HEAD_BYTES else max(offset, _oldest(total))
+            end = HEAD_BYTES if start < HEAD_BYTES else total
+            stop = min(total, end, start + limit_bytes)
+            if stop <= start:
+                return Piece(b"", offset, 0)
+            parts = [
+                os.pread(fd, len(piece), _COUNT_BYTES + at) for piece, at in _pieces(start, stop)
+            ]
+            if start < HEAD_BYTES or _oldest(_total(fd)) <= start:
+                return Piece(b"".join(parts), stop, start - offset)
+    finally:
+        os.close(fd)
+
+
+def _total(fd: int) -> int:
+    return int.from_bytes(os.pread(fd, _COUNT_BYTES, 0), "big")
+
+
+def _oldest(total: int) -> int:
+    """Return the first byte of the ring that nobody overwrites just now."""
+    return max(HEAD_BYTES, total + PIECE_BYTES - TAIL_BYTES)
