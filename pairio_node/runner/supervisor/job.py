@@ -113,7 +113,7 @@ class Supervisor:
             if not self._why and now_s >= limit_s:
                 self._end("time")
             if self._kill_at_s is not None and now_s >= self._kill_at_s:
-                send(self._tree(), signal.SIGKILL)
+                self._kill()
                 self._kill_at_s = now_s + _WATCH_S
             due_s = min(look_at_s, limit_s if not self._why else look_at_s)
             due_s = min(due_s, self._kill_at_s or due_s)
@@ -131,7 +131,7 @@ class Supervisor:
         self._peak_bytes = max(self._peak_bytes, used)
         if used > self._plan["memory_bytes"] and self._why != "memory":
             self._why = self._why or "memory"
-            send(self._tree(), signal.SIGKILL)
+            self._kill()
         if self._node_lives():
             self._alone_since_s = None
         elif self._alone_since_s is None:
@@ -154,9 +154,17 @@ class Supervisor:
             return
         self._why = why
         self._kill_at_s = time.monotonic() + _GRACE_S
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask the job's processes to end."""
         tree = self._tree()
         inner = [pid for pid in tree if pid != self._root] if self._plan["sandboxed"] else []
         send(inner or tree, signal.SIGTERM)
+
+    def _kill(self) -> None:
+        """Kill the job's processes."""
+        send(self._tree(), signal.SIGKILL)
 
     def _tree(self) -> list[int]:
         """Return the processes of the job, parents first."""
@@ -201,22 +209,26 @@ class Supervisor:
                 return
 
     def _leave_outcome(self, error: str) -> None:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         exit_code = 0 if self._status is None else os.waitstatus_to_exitcode(self._status)
         outcome = {
             "exit_code": exit_code,
             "why": self._why,
             "error": error,
             "console_lost_bytes": self._console.lost_bytes,
-            "usage": {
-                "wall_ms": int((time.monotonic() - self._began_s) * 1000),
-                "cpu_ms": int((used.ru_utime + used.ru_stime) * 1000),
-                "memory_peak_bytes": max(self._peak_bytes, used.ru_maxrss * 1024),
-            },
+            "usage": self._usage(),
         }
         part = self._folder / f"{OUTCOME_FILE}.part"
         part.write_text(json.dumps(outcome))
         part.rename(self._folder / OUTCOME_FILE)
+
+    def _usage(self) -> dict[str, int]:
+        """Return what the job used in all."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return {
+            "wall_ms": int((time.monotonic() - self._began_s) * 1000),
+            "cpu_ms": int((used.ru_utime + used.ru_stime) * 1000),
+            "memory_peak_bytes": max(self._peak_bytes, used.ru_maxrss * 1024),
+        }
 
 
 def _woken_by_signals() -> int:
