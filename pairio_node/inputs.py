@@ -12,6 +12,7 @@ from pairio_node.blocks.holders import find_holders
 from pairio_node.blocks.unixfs import Node as Unixfs
 from pairio_node.blocks.unixfs import UnixfsError, parse_node
 from pairio_node.errors import as_user_errors
+from pairio_node.urls import split_url
 from pairio_protocol.cid import DAG_PB, parse_cid
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.ids import rendezvous
@@ -40,6 +41,16 @@ class JobInputs:
 
     def __init__(self, node: "Node") -> None:
         self._node = node
+
+    async def name_all(self, definition: dict[str, Any]) -> None:
+        """Give every input that names something in a folder the CID of what lies there; refuse
+        URLs that no node fetches."""
+        for entry in definition.get("inputFiles", []):
+            url = str(entry.get("url"))
+            if url.startswith(("http://", "https://")):
+                split_url(url)
+            if url.startswith(("http://", "https://", "ipfs://")):
+                await self.name_inside(entry, url)
 
     async def name_inside(self, entry: dict[str, Any], url: str) -> None:
         """Give an input that names something in a folder the CID of what lies there."""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import astuple
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -10,7 +11,14 @@ import trio
 from pairio_node.admins import Admins
 from pairio_node.api.links import Links
 from pairio_node.bitswap import Bitswap
-from pairio_node.blocks import DiskBlockStore, Exchange, FetchFailed, LocalStore, ScopedContent
+from pairio_node.blocks import (
+    Added,
+    DiskBlockStore,
+    Exchange,
+    FetchFailed,
+    LocalStore,
+    ScopedContent,
+)
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.references import References
 from pairio_node.blocks.referencing import ReferencingStore
@@ -24,22 +32,26 @@ from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
 from pairio_node.folders import build_folder
+from pairio_node.hiding import Hiding
 from pairio_node.home import Home
 from pairio_node.inputs import JobInputs
 from pairio_node.ipfs import Kubo
 from pairio_node.joins import Joins
 from pairio_node.outside import Outside
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
+from pairio_node.pinning import UrlPins
 from pairio_node.public import Public
 from pairio_node.publishing import Publishing
 from pairio_node.referenced import ReferencedData
 from pairio_node.results import Results
 from pairio_node.runner import Runner
+from pairio_node.search import JobQuery, Search
 from pairio_node.services import Services
 from pairio_node.serving import Found, Item, Serving
 from pairio_node.status import status_view
 from pairio_node.store import CommitRows, Store, Writer
 from pairio_node.strangers import Pace
+from pairio_node.submits import Submits
 from pairio_node.transport import (
     CHANNEL_CONTROL,
     CHANNEL_SYNC,
@@ -50,15 +62,17 @@ from pairio_node.transport import (
     Transport,
     TransportEvent,
 )
-from pairio_node.urls import UrlRules, split_url
+from pairio_node.urls import UrlRules
 from pairio_node.views import (
     TWIN_HINT,
     find_request,
     is_settled,
+    job_status,
     job_view,
     twin_words,
     why_view,
 )
+from pairio_node.watching import Watching
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
@@ -126,6 +140,8 @@ class Node:
         self.public = Public(self)
         self.results = Results(self)
         self.cids = CidIndex()
+        self.hiding, self.search, self.submits = Hiding(self), Search(self), Submits(self)
+        self.watching, self.url_pins = Watching(self), UrlPins(self)
         self.cars = Cars(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
@@ -206,6 +222,8 @@ class Node:
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
         self.cache.start(nursery, snapshot.notes)
+        self.hiding.restore(snapshot.notes)
+        self.submits.restore(snapshot.notes)
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
         nursery.start_soon(self.code.run)
@@ -318,6 +336,8 @@ class Node:
             case ef.JobChanged() | ef.WishChanged():
                 self._changed.set()
                 self._changed = trio.Event()
+                if isinstance(effect, ef.JobChanged):
+                    self.watching.changed(effect.service, effect.job)
             case ef.TwinSeen():
                 self.say(f"warning: {twin_words(effect.boot, effect.since_unix_ms)}. {TWIN_HINT}")
             case ef.Refuse() | ef.Reply() | ef.Fail():
@@ -342,7 +362,18 @@ class Node:
             notes=commit.notes,
             forgotten=commit.forgotten,
         )
+        self.submits.written(commit.notes)
         self.writer.submit(rows, on_done)
+
+    def write_notes(self, notes: tuple[tuple[str, str, bytes], ...]) -> None:
+        """Store notes with the next transaction; one that fails says so with the next commit."""
+        assert self.writer is not None
+
+        def on_done(error: Exception | None) -> None:
+            if error is not None:
+                self.core.ctx.counters["notes not stored"] += len(notes)
+
+        self.writer.submit(CommitRows(notes=notes), on_done)
 
     async def leave_jobs(self) -> None:
         """Leave running jobs to their supervisors, or give them up where nothing is to be left."""
@@ -404,7 +435,12 @@ class Node:
         """Return (service, request) of a job known here."""
         return self._find(job_id, service)
 
-    def _view(self, service: str, state: RequestState) -> dict[str, Any]:
+    def status_of(self, service: str, state: RequestState) -> str:
+        """Return the status of a request."""
+        return job_status(self.core, service, state)[0]
+
+    def view(self, service: str, state: RequestState) -> dict[str, Any]:
+        """Return a job as clients see it, by one of its requests."""
         assert self.links is not None
         view = job_view(self.core, service, state, self.links)
         view["inputsReplicated"] = view["inputsReplicated"] and not self.inputs.only_here(view)
@@ -414,12 +450,7 @@ class Node:
         """Submit a job in the original's form; returns the job."""
         service = self.services.id_of(body.get("serviceName"))
         definition = body["jobDefinition"]
-        for entry in definition.get("inputFiles", []):
-            url = str(entry.get("url"))
-            if url.startswith(("http://", "https://")):
-                split_url(url)  # what no node fetches is refused here
-            if url.startswith(("http://", "https://", "ipfs://")):
-                await self.inputs.name_inside(entry, url)
+        await self.inputs.name_all(definition)
         mode = "skip_cache" if body.get("skipCache") else "use"
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"
@@ -438,12 +469,13 @@ class Node:
                 targets=tuple(body.get("targetComputeClientIds") or ()),
                 local_content=tuple(inputs.local),
                 held=tuple(inputs.held),
+                key=body.get("key") or "",
             )
         )
         state = self.core.fold(service).requests[answer["request"]]
         if state.cached and state.answer is not None:
             self.cache.hit(service, state.answer)
-        return self._view(service, state)
+        return self.view(service, state)
 
     def on_more_public(self) -> None:
         """More may be read by anybody than before."""
@@ -452,7 +484,7 @@ class Node:
 
     def job(self, job_id: str, service: str | None) -> dict[str, Any]:
         """Return a job by job id, unique prefix, or request id."""
-        return self._view(*self._find(job_id, service))
+        return self.view(*self._find(job_id, service))
 
     def jobs(
         self,
@@ -466,25 +498,16 @@ class Node:
     ) -> list[dict[str, Any]]:
         """Return the newest jobs known here that match; `output` and `input_` are CIDs that they
         made and used."""
-        names = [n for n in self.named_or_all(service) if n in self.core.membership.chains]
-        wanted = {n: self.cids.jobs_with(n, self.core.fold(n), output, input_) for n in names}
-        states = [
-            (name, state)
-            for name, jobs in wanted.items()
-            for state in self.core.fold(name).requests.values()
-            if jobs is None or state.job in jobs
-        ]
-        states.sort(key=lambda pair: pair[1].record.issued_unix_ms, reverse=True)
-        found = []
-        for name, state in states:
-            if tag is not None and tag not in state.record.tags:
-                continue
-            view = self._view(name, state)
-            if status is None or view["status"] == status:
-                found.append(view)
-            if len(found) >= limit:
-                break
-        return found
+        return self.search.newest(
+            JobQuery(
+                service=service,
+                statuses=(status,) if status is not None else (),
+                tags=(tag,) if tag is not None else (),
+                limit=limit,
+                output=output,
+                input_=input_,
+            )
+        )
 
     def why(self, job_id: str, service: str | None) -> dict[str, Any]:
         """Return why a job is where it is: what it waits for, and what every node says to it."""
@@ -504,7 +527,7 @@ class Node:
             same = (s for s in every if not self.core.is_twins(s))
             requests = [s.id for s in same if folded.member_of(s.author) == mine] or [state.id]
         await self.driver.call(lambda call: ev.CancelRequests(call, name, tuple(requests)))
-        return self._view(name, state)
+        return self.view(name, state)
 
     async def changed(self) -> None:
         """Wait until something that clients see of jobs or wishes changes."""
@@ -516,10 +539,10 @@ class Node:
         with trio.move_on_after(timeout_s):
             while not is_settled(self.core, name, state):
                 await self._changed.wait()
-                state = self._still(name, state)
-        return self._view(name, state)
+                state = self.still(name, state)
+        return self.view(name, state)
 
-    def _still(self, service: str, state: RequestState) -> RequestState:
+    def still(self, service: str, state: RequestState) -> RequestState:
         """Return a request as it is now; as it was when it counts no more, and what it was."""
         fold = self.core.fold(service)
         fold.define(state.job, state.document)
@@ -528,7 +551,7 @@ class Node:
     async def console(self, job_id: str, service: str | None) -> AsyncIterator[bytes]:
         """Yield the console output of a job that has ended."""
         name, state = self._find(job_id, service)
-        cid = self._view(name, state)["consoleOutputCid"]
+        cid = self.view(name, state)["consoleOutputCid"]
         if cid is not None:
             await self._ensure(cid, name, state)
             async for chunk in self.content.read(cid):
@@ -539,7 +562,7 @@ class Node:
     ) -> tuple[str, str, int]:
         """Return (CID, file name, size) of an output whose blocks are here now."""
         name, state = self._find(job_id, service)
-        view = self._view(name, state)
+        view = self.view(name, state)
         results = [*view["outputFileResults"], *view["otherFileOutputs"]]
         for result in results:
             if result["name"] == output:
@@ -611,6 +634,11 @@ class Node:
         """Add bytes; returns (CID, size)."""
         with self.blocks.in_use.working(_NAMED_S):
             return await self.content.add_stream(chunks)
+
+    async def add_file(self, path: Path) -> Added:
+        """Add a file of this machine."""
+        with self.blocks.in_use.working(_NAMED_S):
+            return await self.content.add_file(path)
 
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
         """Add a folder of files that are here; returns (CID, size)."""

@@ -109,6 +109,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
         try:
             async with trio.open_nursery() as nursery:
                 node.start(nursery)
+                nursery.start_soon(_end_streams, node, stop)
                 async with trio.open_nursery() as api:
                     await api.start(
                         partial(serve_api, node, auth, node.links, api_port, gateway_port, stop)
@@ -125,6 +126,12 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
             node.references.close()
             if node.writer is not None:
                 node.writer.stop()
+
+
+async def _end_streams(node: Node, stop: trio.Event) -> None:
+    """End what would else be served until the grace of a stop is over."""
+    await stop.wait()
+    node.watching.stop()
 
 
 async def _watch_signals(stop: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:

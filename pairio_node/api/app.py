@@ -3,9 +3,9 @@
 import json
 import logging
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -13,16 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pairio_node.api.admins import admin_routes
 from pairio_node.api.auth import COOKIE, Auth
-from pairio_node.api.batch import BatchBody, submit_all
 from pairio_node.api.cache import cache_routes
 from pairio_node.api.content import output_response
 from pairio_node.api.facade import NodeFacade
+from pairio_node.api.jobs import many_job_routes
 from pairio_node.api.joins import join_routes
 from pairio_node.api.models import (
     FolderBody,
     LinkBody,
-    Status,
-    SubmitBody,
     TokenBody,
 )
 from pairio_node.api.pages import home_page, job_page, login_page
@@ -57,6 +55,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     )
     _errors(app)
     app.add_middleware(_Guard, auth=auth)
+    many_job_routes(app, node)
     _job_routes(app, node)
     reference_routes(app, node.referenced)  # before what takes any name for a CID
     service_routes(app, node.services)
@@ -149,33 +148,6 @@ def _check_size(request: Request) -> None:
 
 
 def _job_routes(app: FastAPI, node: NodeFacade) -> None:
-    @app.post("/api/v1/jobs")
-    async def submit(body: SubmitBody) -> JSONResponse:
-        return JSONResponse(await node.submit(body.model_dump()))
-
-    @app.post("/api/v1/jobs/batch")
-    async def submit_batch(body: BatchBody) -> JSONResponse:
-        return JSONResponse({"jobs": await submit_all(node, body.jobs)})
-
-    @app.get("/api/v1/jobs")
-    async def jobs(
-        serviceName: str | None = None,  # noqa: N803
-        status: Status | None = None,
-        tag: str | None = None,
-        limit: Annotated[int, Query(ge=1)] = 100,
-        output: str | None = None,
-        input_: Annotated[str | None, Query(alias="input")] = None,
-    ) -> JSONResponse:
-        found = node.jobs(
-            service=serviceName,
-            status=status,
-            tag=tag,
-            limit=min(limit, 1000),
-            output=output,
-            input_=input_,
-        )
-        return JSONResponse({"jobs": found})
-
     @app.get("/api/v1/jobs/{job_id}")
     async def job(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
         return JSONResponse(node.job(job_id, serviceName))

@@ -1,11 +1,11 @@
 """Many submits in one call: answers in order, an error object in place of each that failed."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pairio_node.api.facade import NodeFacade
 from pairio_node.api.models import SubmitBody
 from pairio_node.errors import UserError
 
@@ -13,6 +13,10 @@ __all__ = ["BATCH_JOBS_MAX", "BatchBody", "submit_all"]
 
 #: Jobs in one call. The body's own limit (8 MiB) is reached first by large definitions.
 BATCH_JOBS_MAX = 5_000
+
+
+#: Submits one job, by a key if it is not empty.
+Submit = Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]]
 
 
 class BatchBody(BaseModel):
@@ -23,14 +27,15 @@ class BatchBody(BaseModel):
     jobs: list[Any] = Field(max_length=BATCH_JOBS_MAX)
 
 
-async def submit_all(node: NodeFacade, entries: list[Any]) -> list[dict[str, Any]]:
-    """Submit all at once; returns the job, or `{"error": {message, hint, code}}`, of each."""
+async def submit_all(submit: Submit, entries: list[Any], key: str = "") -> list[dict[str, Any]]:
+    """Submit all at once; returns the job, or `{"error": {message, hint, code}}`, of each. With a
+    key each has its own, so that the same call made again submits what is missing."""
     answers: list[dict[str, Any]] = [{} for _ in entries]
 
-    async def submit(number: int, entry: Any) -> None:
+    async def submit_one(number: int, entry: Any) -> None:
         try:
             body = SubmitBody.model_validate(entry)
-            answers[number] = await node.submit(body.model_dump())
+            answers[number] = await submit(body.model_dump(), f"{key}/{number}" if key else "")
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "job"
@@ -40,7 +45,7 @@ async def submit_all(node: NodeFacade, entries: list[Any]) -> list[dict[str, Any
 
     async with trio.open_nursery() as nursery:
         for number, entry in enumerate(entries):
-            nursery.start_soon(submit, number, entry)
+            nursery.start_soon(submit_one, number, entry)
     return answers
 
 

@@ -9,9 +9,22 @@ from pairio_node.api.public import PublicFacade
 from pairio_node.api.publishing import PublishingFacade
 from pairio_node.api.references import ReferencesFacade
 from pairio_node.results import Rests
+from pairio_node.search import JobQuery
 from pairio_node.serving import Found, Item
+from pairio_node.watching import WatchQuery
 
-__all__ = ["AdminsFacade", "CarsFacade", "NodeFacade", "ResultsFacade", "ServicesFacade"]
+__all__ = [
+    "AdminsFacade",
+    "CarsFacade",
+    "HidingFacade",
+    "NodeFacade",
+    "ResultsFacade",
+    "SearchFacade",
+    "ServicesFacade",
+    "SubmitsFacade",
+    "UrlPinsFacade",
+    "WatchingFacade",
+]
 
 Json = dict[str, Any]
 
@@ -20,7 +33,6 @@ class NodeFacade(Protocol):
     """Implemented by `pairio_node.node.Node`; every method may raise `UserError`."""
 
     def status(self) -> Json: ...
-    async def submit(self, body: Json) -> Json: ...
     def job(self, job_id: str, service: str | None) -> Json: ...
     def jobs(
         self,
@@ -32,6 +44,16 @@ class NodeFacade(Protocol):
         output: str | None = None,
         input_: str | None = None,
     ) -> list[Json]: ...
+    @property
+    def search(self) -> "SearchFacade": ...
+    @property
+    def submits(self) -> "SubmitsFacade": ...
+    @property
+    def hiding(self) -> "HidingFacade": ...
+    @property
+    def watching(self) -> "WatchingFacade": ...
+    @property
+    def url_pins(self) -> "UrlPinsFacade": ...
     def why(self, job_id: str, service: str | None) -> Json: ...
     async def cancel(self, job_id: str, service: str | None) -> Json: ...
     async def wait(self, job_id: str, service: str | None, timeout_s: float) -> Json: ...
@@ -114,3 +136,34 @@ class CarsFacade(Protocol):
 
     async def export(self, rests: Rests) -> AsyncIterator[bytes]: ...
     async def import_(self, chunks: AsyncIterator[bytes]) -> Json: ...
+
+
+class SearchFacade(Protocol):
+    """Implemented by `pairio_node.search.Search`; every method may raise `UserError`."""
+
+    async def page(self, query: JobQuery) -> Json: ...
+    async def by_definition(self, definition: Json, service: str | None) -> Json: ...
+
+
+class SubmitsFacade(Protocol):
+    """Implemented by `pairio_node.submits.Submits`; every method may raise `UserError`."""
+
+    async def submit(self, body: Json, key: str = "") -> Json: ...
+
+
+class HidingFacade(Protocol):
+    """Implemented by `pairio_node.hiding.Hiding`; every method may raise `UserError`."""
+
+    def hide_job(self, job_id: str, service: str | None) -> list[str]: ...
+
+
+class WatchingFacade(Protocol):
+    """Implemented by `pairio_node.watching.Watching`; every method may raise `UserError`."""
+
+    def open(self, query: WatchQuery) -> AsyncIterator[bytes]: ...
+
+
+class UrlPinsFacade(Protocol):
+    """Implemented by `pairio_node.pinning.UrlPins`; every method may raise `UserError`."""
+
+    async def add(self, url: str) -> Json: ...

@@ -17,6 +17,7 @@ __all__ = [
     "AppBody",
     "FolderBody",
     "GrantBody",
+    "JobDefinition",
     "LinkBody",
     "NameBody",
     "RenameBody",
@@ -54,7 +55,9 @@ class _Parameter(_Body):
     value: Any = None
 
 
-class _Definition(_Body):
+class JobDefinition(_Body):
+    """A job definition in the original's form."""
+
     appName: _Text  # noqa: N815
     processorName: _Text  # noqa: N815
     inputFiles: list[_InputFile] = Field(default_factory=list)  # noqa: N815
@@ -76,7 +79,7 @@ class SubmitBody(_Body):
     """A wish to have a job done."""
 
     serviceName: _Text | None = None  # noqa: N815
-    jobDefinition: _Definition  # noqa: N815
+    jobDefinition: JobDefinition  # noqa: N815
     requiredResources: _Resources = Field(default_factory=_Resources)  # noqa: N815
     tags: list[_Short] = Field(default_factory=list, max_length=TAGS_MAX)
     skipCache: bool = False  # noqa: N815

@@ -38,7 +38,10 @@ from pairio_protocol.service_commands import ServiceCommands
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
 
-__all__ = ["Commands"]
+__all__ = ["SUBMIT_NOTE", "Commands"]
+
+#: The kind of note that says which request a client's submit became.
+SUBMIT_NOTE = "submit"
 
 #: Seqs of local handles (hits have no record) lie above those of any log.
 _HANDLE_SEQ = 2**62
@@ -167,6 +170,9 @@ class Commands:
                 "wait until some of them have ended, then submit again",
             )
         request = self._core.own_request_id(service, *self._core.append(service, record))
+        if event.key:
+            note = f"{service} {request} {self._ctx.unix_ms}".encode()
+            self._core.membership.unsaved_notes.append((SUBMIT_NOTE, event.key, note))
         local = event.local_content
         self._core.coordinator.holdings.note(event.held)
         self._submits[request] = _Submit(event.call, service, request, job, local)

@@ -139,6 +139,8 @@ class Submit:
     local_content: tuple[str, ...] = ()  # CIDs of inputs that this node holds, to be replicated
     #: Inputs, their bytes, and members that hold them; this node may be one.
     held: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    #: Stored with the request, as a note that says which one it became; empty: none.
+    key: str = ""
 
 
 @dataclass(frozen=True)

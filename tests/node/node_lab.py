@@ -42,6 +42,7 @@ class InstantRunner:
 
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.fails = False
 
     async def probe(self) -> ProbeResult:
         return ProbeResult(True)
@@ -52,6 +53,8 @@ class InstantRunner:
         path = spec.work_dir / "output"
         path.write_text(f"hello {name}")
         usage = {"cpu_ms": 1, "wall_ms": 1, "memory_peak_bytes": 1}
+        if self.fails:
+            return RunOutcome("failed", "it broke", {}, b"broken\n", usage)
         return RunOutcome("completed", "", {"output": path}, b"greeting\n", usage)
 
     async def resume(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:

@@ -19,7 +19,9 @@ from pairio_node.api.auth import COOKIE, Auth
 from pairio_node.api.content import make_gateway
 from pairio_node.api.links import Links
 from pairio_node.errors import NotFoundError, StorageFullError
+from pairio_node.search import JobQuery
 from pairio_node.serving import Found, Item
+from pairio_node.watching import WatchQuery
 
 PORT, GATEWAY_PORT = 7777, 7778
 CID = "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"
@@ -154,9 +156,25 @@ class FakeFacade:
     def status(self) -> dict[str, Any]:
         return {"peerId": "12D3KooWme", "services": ["lab"]}
 
-    async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.asked.append(("submit", body))
-        return JOB
+    @property
+    def submits(self) -> "FakeMany":
+        return FakeMany(self)
+
+    @property
+    def search(self) -> "FakeMany":
+        return FakeMany(self)
+
+    @property
+    def hiding(self) -> "FakeMany":
+        return FakeMany(self)
+
+    @property
+    def watching(self) -> "FakeMany":
+        return FakeMany(self)
+
+    @property
+    def url_pins(self) -> "FakeMany":
+        return FakeMany(self)
 
     def job(self, job_id: str, service: str | None) -> dict[str, Any]:
         if job_id != "bafyjob":
@@ -245,6 +263,38 @@ class FakeFacade:
     @property
     def admins(self) -> "FakeAdmins":
         return FakeAdmins(self)
+
+
+class FakeMany:
+    """Submits, search, hiding, changes: of what `FakeFacade` knows."""
+
+    def __init__(self, facade: FakeFacade) -> None:
+        self._facade = facade
+
+    async def submit(self, body: dict[str, Any], key: str = "") -> dict[str, Any]:
+        self._facade.asked.append(("submit", body, key))
+        return JOB
+
+    async def page(self, query: JobQuery) -> dict[str, Any]:
+        self._facade.asked.append(("jobs", query))
+        return {"jobs": [JOB], "nextCursor": None}
+
+    async def by_definition(self, definition: Any, service: str | None) -> dict[str, Any]:
+        return {"jobId": "bafyjob", "job": None}
+
+    def hide_job(self, job_id: str, service: str | None) -> list[str]:
+        return [self._facade.job(job_id, service)["jobId"]]
+
+    def open(self, query: WatchQuery) -> AsyncIterator[bytes]:
+        self._facade.asked.append(("watch", query))
+
+        async def events() -> AsyncIterator[bytes]:
+            yield b"event: ready\ndata: {}\n\n"
+
+        return events()
+
+    async def add(self, url: str) -> dict[str, Any]:
+        return {"cid": CID, "size": len(url), "etag": None}
 
 
 class FakeAdmins:
@@ -657,6 +707,9 @@ async def test_content_is_read_as_it_comes_up_to_the_quota(api: Client) -> None:
         ("GET", "/api/v1/jobs?limit=x", None, 422, "limit"),
         ("GET", "/api/v1/jobs?limit=0", None, 422, "limit"),
         ("GET", "/api/v1/jobs?status=lost", None, 422, "status"),
+        ("DELETE", "/api/v1/jobs/bafygone", None, 404, "no job 'bafygone'"),
+        ("POST", "/api/v1/jobs/find", {"jobDefinition": 7}, 422, "jobDefinition"),
+        ("POST", "/api/v1/content/urls", {"url": "x" * 10_000}, 422, "url"),
         ("POST", "/api/v1/services", {}, 422, "name"),
         ("POST", "/api/v1/services", {"name": 1}, 422, "name"),
         ("POST", "/api/v1/services", {"name": "a", "more": 1}, 422, "more"),
@@ -733,7 +786,7 @@ async def test_waits_are_bounded(api: Client) -> None:
         await api("GET", f"/api/v1/jobs/bafyjob/wait?timeoutSec={given}")
         assert api.facade.asked[-1] == ("wait", waited)
     await api("GET", "/api/v1/jobs?limit=100000")
-    assert api.facade.asked[-1][1]["limit"] == 1000
+    assert api.facade.asked[-1][1].limit == 1000
 
 
 async def test_openapi_lists_every_route_and_needs_no_token(api: Client) -> None:
