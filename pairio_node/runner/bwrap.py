@@ -1,22 +1,23 @@
-"""The bwrap runner: namespaces, no network, a read-only system, a private /tmp.
+"""The bwrap runner: namespaces, no network, a read-only system, a private /tmp, filtered calls.
 
-What the job sees: the system's /usr, the app at /app, its inputs at /in, its /tmp, and the
-interpreter with the SDK at fixed places below /opt/pairio. Everything is a mount, so it does not
-matter where home, clone and environment lie, or who may enter the folders above them.
+What the job sees beside the system (`mounts`): the app at /app, its inputs at /in, and its /tmp.
 """
 
+import os
 import shutil
-import sys
-import sysconfig
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunSpec
-from pairio_node.runner.process import ProcessRunner, common_environment, interpreted, sdk_root
+from pairio_node.runner.mounts import Mounts, job_user, let_read, python_inside, sandbox_head
+from pairio_node.runner.process import ProcessRunner, common_environment, interpreted
+from pairio_node.runner.seccomp import native, strict
 from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
+from pairio_node.runner.supervisor.sandbox import FILTER
 
 __all__ = ["BwrapRunner"]
 
@@ -48,6 +49,8 @@ class BwrapRunner(ProcessRunner):
             return ProbeResult(
                 False, "bubblewrap is not installed", "install it: apt install bubblewrap"
             )
+        if native() is None:
+            return ProbeResult(False, f"there is no filter for {os.uname().machine} processors")
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         with tempfile.TemporaryDirectory(prefix="pairio-probe-") as folder:
             work = Path(folder) / "work"
@@ -56,31 +59,16 @@ class BwrapRunner(ProcessRunner):
             secret.write_text("secret")
             port = listener.socket.getsockname()[1]
             spec = _probe_spec(work)
-            argv = [
-                *self._sandbox(spec),
-                "--",
-                _python_inside(),
-                "-c",
-                _PROBE,
-                str(secret),
-                str(port),
-            ]
-            plan = Plan(
-                argv=argv,
-                environment=self._environment(spec),
-                cwd=None,
-                memory_mib=1024,
-                time_ms=20_000,
-                work_dir=work,
-                sandboxed=True,
-            )
+            command = [python_inside(), "-c", _PROBE, str(secret), str(port)]
             try:
+                self._hand_over(spec)
+                plan = replace(self._plan(spec, command), cwd=None)
                 ended = await supervise(self._launcher, plan, trio.Event())
             except (OSError, SupervisorLost) as error:
                 return ProbeResult(False, f"the sandbox cannot be tried: {error}")
             finally:
                 await listener.aclose()
-        said = ended.console.decode(errors="replace").strip()
+        said = (ended.console.decode(errors="replace").strip() + f" {ended.error}").strip()
         if said == "held":
             return ProbeResult(True)
         return ProbeResult(False, f"the sandbox does not hold: {said[:300]}", _hint(said))
@@ -97,11 +85,33 @@ class BwrapRunner(ProcessRunner):
     def _command(self, spec: RunSpec) -> list[str]:
         executable = self._executable(spec)
         inside = f"/app/{executable.relative_to(spec.bundle).as_posix()}"
-        return [
-            *self._sandbox(spec),
-            "--",
-            *self._limited(spec, interpreted(executable, inside, _python_inside())),
-        ]
+        return self._limited(spec, interpreted(executable, inside, python_inside()))
+
+    def _plan(self, spec: RunSpec, argv: list[str]) -> Plan:
+        mounts = Mounts(job_user())
+        sandbox = self._sandbox(spec, mounts)
+        architecture = native()
+        if architecture is None:
+            raise FileNotFoundError(f"there is no filter for {os.uname().machine} processors")
+        return replace(
+            super()._plan(spec, [*sandbox, "--", *argv]),
+            filter=strict(architecture),
+            user=mounts.user,
+            files=tuple(mounts.files),
+        )
+
+    def _hand_over(self, spec: RunSpec) -> None:
+        user = job_user()
+        if not user:
+            return
+        tmp = spec.work_dir / "tmp"
+        for folder, _, files in os.walk(tmp):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):
+                os.chown(path, user, user, follow_symlinks=False)
+        if spec.bundle != spec.work_dir:
+            let_read(spec.bundle)
+        if (spec.work_dir / "in").is_dir():
+            let_read(spec.work_dir / "in")
 
     def _environment(self, spec: RunSpec) -> dict[str, str]:
         return {
@@ -111,50 +121,17 @@ class BwrapRunner(ProcessRunner):
             "PYTHONPATH": "/opt/pairio/sdk:/opt/pairio/site",
         }
 
-    def _sandbox(self, spec: RunSpec) -> list[str]:
-        argv = [
-            "bwrap",
-            "--unshare-all",
-            "--unshare-user",
-            "--disable-userns",
-            "--uid",
-            "65534",
-            "--gid",
-            "65534",
-        ]
-        argv += ["--hostname", "job", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-        argv += ["--ro-bind", "/usr", "/usr"]
-        for name in ("bin", "lib", "lib64", "sbin"):
-            if Path("/", name).is_symlink():
-                argv += ["--symlink", f"usr/{name}", f"/{name}"]
-            else:
-                argv += ["--ro-bind-try", f"/{name}", f"/{name}"]
-        for name in ("ld.so.cache", "alternatives", "localtime"):
-            argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-        argv += ["--proc", "/proc", "--dev", "/dev", "--size", str(64 * 2**20)]
-        argv += ["--tmpfs", "/dev/shm"]
-        if not sys.base_prefix.startswith("/usr"):
-            argv += ["--ro-bind", sys.base_prefix, "/opt/pairio/python"]
-        argv += ["--ro-bind", sysconfig.get_paths()["purelib"], "/opt/pairio/site"]
-        argv += ["--ro-bind", str(sdk_root() / "pairio"), "/opt/pairio/sdk/pairio"]
-        argv += ["--ro-bind", str(spec.bundle), "/app"]
+    def _sandbox(self, spec: RunSpec, mounts: Mounts) -> list[str]:
+        argv = [*sandbox_head(), "--seccomp", FILTER, *mounts.system(), *mounts.devices()]
+        argv += mounts.read_only(spec.bundle, "/app")
         for number, file in enumerate(spec.inputs):
-            argv += ["--ro-bind", str(file.path), self._input_path(spec, number)]
-        argv += ["--bind", str(spec.work_dir / "tmp"), "/tmp", "--chdir", "/tmp/working"]
-        return [*argv, "--remount-ro", "/"]
+            argv += mounts.read_only(file.path, self._input_path(spec, number))
+        argv += mounts.writable(spec.work_dir / "tmp", "/tmp")
+        return [*argv, "--chdir", "/tmp/working", "--remount-ro", "/"]
 
     def _limited(self, spec: RunSpec, argv: list[str]) -> list[str]:
         limits = ["--nproc=512:512", "--nofile=4096:4096", "--core=0:0"]
         return ["prlimit", *limits, "--", *argv]
-
-
-def _python_inside() -> str:
-    """Return where the sandbox has the node's interpreter."""
-    executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    base = Path(sys.base_prefix).resolve()
-    if str(base).startswith("/usr") or not executable.is_relative_to(base):
-        return str(executable)
-    return f"/opt/pairio/python/{executable.relative_to(base).as_posix()}"
 
 
 def _probe_spec(work: Path) -> RunSpec:

@@ -45,22 +45,12 @@ class ProcessRunner:
         for name in ("working/tmp", "out", "other"):
             (tmp / name).mkdir(parents=True, exist_ok=True)
         try:
-            argv = self._command(spec)
+            plan = self._plan(spec, self._command(spec))
         except FileNotFoundError as error:
             return _failed(str(error))
         self._write_job(spec, tmp)
-        plan = Plan(
-            argv=argv,
-            environment={**self._environment(spec), **spec.environment},
-            cwd=self._cwd(spec),
-            memory_mib=spec.memory_mib,
-            time_ms=spec.time_ms,
-            work_dir=spec.work_dir,
-            sandboxed=self.isolation != "none",
-            grace_s=spec.restart_grace_s,
-            nice=spec.nice,
-        )
         try:
+            await trio.to_thread.run_sync(self._hand_over, spec)
             ended = await supervise(self._launcher, plan, cancel)
         except (OSError, SupervisorLost) as error:
             return _infra(f"cannot run the job: {error}")
@@ -75,6 +65,22 @@ class ProcessRunner:
         return self._outcome(spec, ended, cancel)
 
     # -- what differs with a sandbox ----------------------------------------------------
+
+    def _plan(self, spec: RunSpec, argv: list[str]) -> Plan:
+        return Plan(
+            argv=argv,
+            environment={**self._environment(spec), **spec.environment},
+            cwd=self._cwd(spec),
+            memory_mib=spec.memory_mib,
+            time_ms=spec.time_ms,
+            work_dir=spec.work_dir,
+            sandboxed=self.isolation != "none",
+            grace_s=spec.restart_grace_s,
+            nice=spec.nice,
+        )
+
+    def _hand_over(self, spec: RunSpec) -> None:
+        """Give the job's files to whom it runs as, when that is another user."""
 
     def _inside(self, spec: RunSpec, path: Path) -> str:
         """Return where the job sees a path below its work folder."""

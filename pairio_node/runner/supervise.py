@@ -34,7 +34,9 @@ class SupervisorLost(Exception):
 class Plan:
     """What a supervisor is to run. `sandboxed`: the first process is the sandbox's own.
     `grace_s`: how long the job goes on without a node; 0: it ends with its caller. `nice`: how far
-    behind other processes it comes for the CPU, 0 to 19."""
+    behind other processes it comes for the CPU, 0 to 19. `filter` is one of system calls, handed
+    over in the descriptor that FILTER stands for in `argv`. `user`: whom it runs as, 0: as the
+    node; what it needs of `files` that user finds at STAGE."""
 
     argv: Sequence[str]
     environment: dict[str, str]
@@ -45,6 +47,9 @@ class Plan:
     sandboxed: bool
     grace_s: int = 0
     nice: int = 0
+    filter: bytes = b""
+    user: int = 0
+    files: tuple[str, ...] = ()
 
 
 @dataclass
@@ -76,6 +81,9 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
             "sandboxed": plan.sandboxed,
             "grace_s": plan.grace_s,
             "nice": plan.nice,
+            "filter": plan.filter.hex(),
+            "user": plan.user,
+            "files": list(plan.files),
         }
     )
     return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)

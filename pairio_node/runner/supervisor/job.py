@@ -16,6 +16,7 @@ from typing import Any
 
 from .console import ConsoleWriter
 from .processes import descendants, remove_tree, resident_bytes, send
+from .sandbox import FILTER, become, filter_fd
 
 __all__ = ["CONSOLE_FILE", "ERRORS_FILE", "LOCK_FILE", "OUTCOME_FILE", "Supervisor"]
 
@@ -36,7 +37,8 @@ _DRAIN_S = 0.5
 class Supervisor:
     """One job. `plan` has: folder, argv, environment, cwd, memory_bytes, time_ms, sandboxed (the
     job's first process is the sandbox's own), grace_s, nice (how far behind others it comes), alive
-    (the node's sign of life)."""
+    (the node's sign of life); of the sandbox: filter (of system calls, hexadecimal), user (0: that
+    of the node), files (for that user, see `sandbox.become`)."""
 
     def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
         self._plan = plan
@@ -63,7 +65,7 @@ class Supervisor:
         try:
             self._start()
             self._watch()
-        except OSError as failure:
+        except (OSError, subprocess.SubprocessError) as failure:
             self._why, error = "start", str(failure)
         finally:
             self._end_all()
@@ -76,27 +78,33 @@ class Supervisor:
 
     def _start(self) -> None:
         self._console_fd, write_fd = os.pipe()
+        filter_ = filter_fd(self._plan)
+        passed = () if filter_ is None else (filter_,)
         try:
             # Kept: a Popen that is collected takes the process' end for itself.
             self._process = subprocess.Popen(
-                self._plan["argv"],
+                [str(filter_) if word == FILTER else word for word in self._plan["argv"]],
                 stdin=subprocess.DEVNULL,
                 stdout=write_fd,
                 stderr=write_fd,
                 env=self._plan["environment"],
                 cwd=self._plan["cwd"],
                 start_new_session=True,
+                pass_fds=passed,
                 # In the node this would cost 10 ms and go off with a thread; here is neither.
                 preexec_fn=self._in_the_child,
             )
         finally:
-            os.close(write_fd)
+            for fd in (write_fd, *passed):
+                os.close(fd)
         self._root = self._process.pid
 
     def _in_the_child(self) -> None:
-        self._die_with_parent()
         if self._plan["nice"]:
             os.nice(self._plan["nice"])
+        if self._plan["user"]:
+            become(self._plan["user"], self._plan["files"])
+        self._die_with_parent()  # last: it is forgotten when the user changes
 
     def _watch(self) -> None:
         poll = select.poll()

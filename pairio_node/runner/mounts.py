@@ -1,0 +1,120 @@
+"""What a job sees in bubblewrap's sandbox: its arguments for namespaces and mounts.
+
+The system's /usr, a small /etc of pairio's own, the interpreter with the SDK below /opt/pairio, a
+/proc and a /dev of its own. Everything is a mount, so it does not matter where home, clone and
+environment lie, or who may enter the folders above them.
+"""
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from pairio_node.runner.process import sdk_root
+from pairio_node.runner.supervisor.sandbox import STAGE
+
+__all__ = ["JOB_ID", "Mounts", "job_user", "let_read", "python_inside", "sandbox_head"]
+
+#: User and group that a job sees itself as.
+JOB_ID: Final = 65534
+#: Whom jobs of a node that runs as root run as; a number that no system gives to anybody.
+_JOB_USER: Final = 2_007_050_901
+_ETC: Final = Path(__file__).parent / "etc"
+_SHM_SIZE_BYTES: Final = 64 * 2**20
+#: What tells of the machine or of others, and is nothing that a job needs.
+_MASKED_FILES: Final = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
+_MASKED_FOLDERS: Final = ("/proc/acpi", "/proc/scsi")
+
+
+def job_user() -> int:
+    """Return whom jobs run as on this machine; 0: the node's own user, who is not root."""
+    return _JOB_USER if os.geteuid() == 0 else 0
+
+
+def sandbox_head(*, keep: tuple[str, ...] = ()) -> list[str]:
+    """Return bwrap with namespaces of every kind, no capabilities but `keep`, no way back."""
+    argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
+    argv += ["--uid", str(JOB_ID), "--gid", str(JOB_ID), "--hostname", "job"]
+    argv += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for capability in keep:
+        argv += ["--cap-add", capability]
+    return argv
+
+
+class Mounts:
+    """Collects mounts. `user`: see `job_user`; `files` is what a plan must have for that user."""
+
+    def __init__(self, user: int) -> None:
+        self.user = user
+        self.files: list[str] = []
+
+    def read_only(self, path: Path, inside: str) -> list[str]:
+        """Return arguments that show a file or folder of this machine."""
+        return ["--ro-bind", self._source(path), inside]
+
+    def writable(self, path: Path, inside: str) -> list[str]:
+        """The same, for what the job may change."""
+        return ["--bind", self._source(path), inside]
+
+    def _source(self, path: Path) -> str:
+        if not self.user:
+            return str(path)
+        self.files.append(str(path))
+        return f"{STAGE}/{len(self.files) - 1}"
+
+    def system(self) -> list[str]:
+        """Return arguments for the system, the interpreter and the SDK."""
+        argv = ["--ro-bind", "/usr", "/usr"]
+        for name in ("bin", "lib", "lib64", "sbin"):
+            if Path("/", name).is_symlink():
+                argv += ["--symlink", f"usr/{name}", f"/{name}"]
+            else:
+                argv += ["--ro-bind-try", f"/{name}", f"/{name}"]
+        for name in ("ld.so.cache", "alternatives", "localtime"):
+            argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        for file in sorted(_ETC.iterdir()):
+            argv += self.read_only(file, f"/etc/{file.name}")
+        if not sys.base_prefix.startswith("/usr"):
+            argv += self.read_only(Path(sys.base_prefix), "/opt/pairio/python")
+        argv += self.read_only(Path(sysconfig.get_paths()["purelib"]), "/opt/pairio/site")
+        return argv + self.read_only(sdk_root() / "pairio", "/opt/pairio/sdk/pairio")
+
+    def devices(self, *, masked: bool = True) -> list[str]:
+        """Return arguments for /proc, /dev and /dev/shm. A zygote mounts another /proc for each
+        job, which the kernel refuses where one is partly `masked`."""
+        argv = ["--proc", "/proc", "--dev", "/dev"]
+        argv += ["--size", str(_SHM_SIZE_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        for path in _MASKED_FILES if masked else ():
+            if os.path.exists(path):
+                argv += ["--ro-bind", "/dev/null", path]
+        for path in _MASKED_FOLDERS if masked else ():
+            if os.path.exists(path):
+                argv += ["--tmpfs", path, "--remount-ro", path]
+        return argv
+
+
+def python_inside() -> str:
+    """Return where the sandbox has the node's interpreter."""
+    executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    base = Path(sys.base_prefix).resolve()
+    if str(base).startswith("/usr") or not executable.is_relative_to(base):
+        return str(executable)
+    return f"/opt/pairio/python/{executable.relative_to(base).as_posix()}"
+
+
+def let_read(top: Path) -> None:
+    """Let every user read a copy that the node made; who may reach it is decided above it."""
+    for folder, names, files in os.walk(top):
+        for name in (*names, *files):
+            _let_read(os.path.join(folder, name))
+    _let_read(str(top))
+
+
+def _let_read(path: str) -> None:
+    if os.path.islink(path):
+        return
+    mode = os.stat(path).st_mode & 0o7777
+    wanted = mode | 0o444 | (0o111 if mode & 0o100 else 0)
+    if wanted != mode:
+        os.chmod(path, wanted)
