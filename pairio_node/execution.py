@@ -18,6 +18,7 @@ from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.outside import Outside
 from pairio_node.runner import RunInput, Runner, RunOutcome, RunOutput, RunSpec
+from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.runner.supervisor.processes import remove_tree
 from pairio_node.urls import UrlError, UrlRules, fetch_url
 from pairio_protocol.effects import Execute
@@ -37,6 +38,7 @@ class _Run:
     """A run that goes on. `fetching` is left when the job starts."""
 
     folder: Path
+    service: str
     bound: list[str] = field(default_factory=list)  # inputs read from the owner's own files
     cancel: trio.Event = field(default_factory=trio.Event)
     fetching: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -94,6 +96,12 @@ class Executions:
         """How many runs are executing."""
         return len(self._runs)
 
+    def console_of(self, service: str, attempt: str) -> Path | None:
+        """Return where the console of a run that goes on here for a service is written, when its
+        job has begun; None when no such run goes on here."""
+        run = self._runs.get(attempt)
+        return run.folder / CONSOLE_FILE if run is not None and run.service == service else None
+
     async def yield_all(self) -> None:
         """End all runs and return when the core has stored that they were given up."""
         self._yielding = True
@@ -107,7 +115,7 @@ class Executions:
         """Run to the end; a failure is part of the answer."""
         # The id is a coordinator's word: never a path.
         name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
-        run = self._runs[effect.attempt] = _Run(self._jobs / name)
+        run = self._runs[effect.attempt] = _Run(self._jobs / name, effect.service)
         if self._yielding:  # begun just before the core was told
             self.kill(effect.attempt)
         await self._finish(run, effect.attempt, self._execute(effect, run))
@@ -130,7 +138,7 @@ class Executions:
         that nobody needs (`remove`). `adopt` must follow."""
         adopted, gone = find_jobs(self._jobs)
         for folder, card in adopted:
-            run = self._runs[card.attempt] = _Run(folder)
+            run = self._runs[card.attempt] = _Run(folder, card.service)
             self._found.append((run, card))
         return tuple(card.event for _, card in adopted), gone
 

@@ -28,6 +28,7 @@ from pairio_node.cids import CidIndex
 from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
+from pairio_node.consoles import Consoles
 from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
@@ -139,6 +140,7 @@ class Node:
         self.admins = Admins(self)
         self.public = Public(self)
         self.results = Results(self)
+        self.consoles = Consoles(self, self._may_read)
         self.cids = CidIndex()
         self.hiding, self.search, self.submits = Hiding(self), Search(self), Submits(self)
         self.watching, self.url_pins = Watching(self), UrlPins(self)

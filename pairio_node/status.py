@@ -50,6 +50,7 @@ def status_view(node: "Node") -> dict[str, Any]:
             **node.transport.counters(),
             **core.ctx.counters,
             **core.logs.counts(),
+            **node.consoles.streams.counters,
             **(node.bitswap.refusals() if node.bitswap is not None else {}),
         },
     }

@@ -27,6 +27,7 @@ __all__ = [
     "job_status",
     "job_view",
     "proposal_view",
+    "result_of",
     "service_view",
     "twin_view",
     "twin_words",
@@ -76,7 +77,8 @@ def is_settled(core: NodeCore, service: str, state: RequestState) -> bool:
     return status in ("completed", "failed", "canceled", "blocked")
 
 
-def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | None:
+def result_of(core: NodeCore, service: str, state: RequestState) -> ResultInfo | None:
+    """Return the result that a request has been answered with, or would be now."""
     fold = core.fold(service)
     if state.answer is not None:
         return fold.result_of(state)
@@ -87,7 +89,7 @@ def _result(core: NodeCore, service: str, state: RequestState) -> ResultInfo | N
 
 def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, str | None]:
     """Return (status, error)."""
-    result = _result(core, service, state)
+    result = result_of(core, service, state)
     if result is not None:
         return result.document.status, result.document.error or None
     if state.canceled:
@@ -161,7 +163,7 @@ def _first_end(run: RunState, attempt: str, worker: str) -> End | None:
 
 def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker) -> dict[str, Any]:
     """Return a job as clients see it, by one of its requests."""
-    result = _result(core, service, state)
+    result = result_of(core, service, state)
     document = result.document if result else None
     status, error = job_status(core, service, state)
     fold = core.fold(service)
@@ -253,7 +255,7 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "requestId": state.id,
         "status": status,
         "error": error,
-        "lost": lost_words(core, service, state, _result(core, service, state)),
+        "lost": lost_words(core, service, state, result_of(core, service, state)),
         "coordinator": state.author,
         "waitsFor": list(resolution.waits_for or resolution.lacks),
         "blockedBy": resolution.blocked_by,

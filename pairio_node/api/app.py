@@ -7,13 +7,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pairio_node.api.admins import admin_routes
 from pairio_node.api.auth import COOKIE, Auth
 from pairio_node.api.cache import cache_routes
+from pairio_node.api.console import console_routes
 from pairio_node.api.content import output_response
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.jobs import many_job_routes
@@ -57,6 +58,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     app.add_middleware(_Guard, auth=auth)
     many_job_routes(app, node)
     _job_routes(app, node)
+    console_routes(app, node)
     reference_routes(app, node.referenced)  # before what takes any name for a CID
     service_routes(app, node.services)
     join_routes(app, node.joins)
@@ -168,11 +170,6 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     ) -> JSONResponse:
         timeout_s = max(0.0, min(timeoutSec, _WAIT_S_MAX))
         return JSONResponse(await node.wait(job_id, serviceName, timeout_s))
-
-    @app.get("/api/v1/jobs/{job_id}/console")
-    async def console(job_id: str, serviceName: str | None = None) -> Response:  # noqa: N803
-        node.job(job_id, serviceName)  # an unknown job is an error, not an empty console
-        return StreamingResponse(node.console(job_id, serviceName), media_type="text/plain")
 
     @app.get("/api/v1/jobs/{job_id}/outputs/{name:path}")
     async def output(

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from pairio_node.api.cache import CacheFacade
+from pairio_node.api.console import ConsolesFacade
 from pairio_node.api.joins import JoinsFacade
 from pairio_node.api.public import PublicFacade
 from pairio_node.api.publishing import PublishingFacade
@@ -67,6 +68,8 @@ class NodeFacade(Protocol):
     async def content_block(self, cid: str) -> bytes: ...
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]: ...
+    @property
+    def consoles(self) -> ConsolesFacade: ...
     @property
     def cache(self) -> CacheFacade: ...
     @property

@@ -15,6 +15,7 @@ __all__ = [
     "BLOCKS",
     "CHANNEL_CONTROL",
     "CHANNEL_SYNC",
+    "LOGS",
     "ByteStream",
     "Frame",
     "Gossip",
@@ -30,6 +31,7 @@ __all__ = [
 CHANNEL_CONTROL: Final = "/pairio/control/1"
 CHANNEL_SYNC: Final = "/pairio/sync/1"
 BLOCKS: Final = "/pairio/blocks/1"
+LOGS: Final = "/pairio/logs/1"
 
 
 class TransportError(UserError):
@@ -86,7 +88,7 @@ def everybody(peer: str) -> bool:
 
 
 class ByteStream(Protocol):
-    """A stream to one peer, for blocks."""
+    """A stream to one peer, for blocks and consoles."""
 
     peer: str
 

@@ -123,6 +123,14 @@ BLOCK_REQUEST_SIZE_BYTES_MAX: Final = 8 * 1024
 BLOCK_STREAMS_PER_PEER_MAX: Final = 32
 #: Blocks that a node has in memory at once for one peer that it serves.
 BLOCKS_SERVED_AT_ONCE_MAX: Final = 2
+#: A request on /pairio/logs/1, and the bytes of a console in one piece of the answer.
+LOG_REQUEST_SIZE_BYTES_MAX: Final = 1024
+LOG_PIECE_SIZE_BYTES_MAX: Final = 32 * 1024
+#: Streams on /pairio/logs/1 that a node serves to one peer, and in all.
+LOG_STREAMS_PER_PEER_MAX: Final = 8
+LOG_STREAMS_MAX: Final = 128
+#: Consoles that clients of a node follow at once.
+CONSOLES_FOLLOWED_MAX: Final = 64
 #: Open requests of one author that a node sees to.
 REQUESTS_OPEN_PER_AUTHOR_MAX: Final = 10_000
 #: Segments sent for one frontier; the rest follows the next.

@@ -34,6 +34,7 @@ _QUICK = (
     "a result that its sponsor signed",
     "frames that are no messages",
     "wrong bytes for a CID",
+    "a stranger who knows an attempt",
     "API from another origin",
 )
 

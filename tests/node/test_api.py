@@ -47,6 +47,26 @@ JOB = {
 }
 
 
+class FakeConsoles:
+    """A job whose second attempt says a word of several bytes in two pieces."""
+
+    async def _events(self) -> AsyncIterator[dict[str, Any]]:
+        yield {"type": "status", "status": "running", "error": None}
+        yield {"type": "attempt", "attemptId": "a2", "number": 2, "computeNodeId": "12D3KooW"}
+        yield {"type": "output", "attemptId": "a2", "offset": 0, "data": b"gr\xc3"}
+        yield {"type": "alive"}
+        yield {"type": "output", "attemptId": "a2", "offset": 3, "data": b"\xbcn"}
+        yield {"type": "gap", "attemptId": "a2", "bytes": 9}
+        yield {"type": "output", "attemptId": "a2", "offset": 14, "data": b"end\n"}
+        yield {"type": "end", "status": "failed", "error": "it broke"}
+
+    def follow(
+        self, job_id: str, service: str | None, attempt: str | None, offset: int, *, follow: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        self.asked: tuple[Any, ...] = (job_id, service, attempt, offset, follow)
+        return self._events()
+
+
 class FakeJoins:
     """What may be read of joining; the rest is in tests/node/test_joins.py."""
 
@@ -146,6 +166,7 @@ class FakeFacade:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self.joins: Any = FakeJoins()
+        self.consoles = FakeConsoles()
         self.public: Any = None
         self.cache: Any = FakeCache(self.asked)
         self.results: Any = FakeResults()
@@ -971,3 +992,37 @@ async def test_an_act_that_is_no_act_is_refused_before_the_facade(
     answer = await api("POST", _LAB + path, body)
     assert answer.status == 422
     assert api.facade.asked == []
+
+
+# -- consoles ----------------------------------------------------------------------------------
+
+
+async def test_a_console_is_text_with_what_else_there_is_to_say_in_brackets(api: Client) -> None:
+    path = "/api/v1/jobs/bafyjob/console"
+    text = await api("GET", path)
+    assert text.body.decode() == "grün\n[9 bytes left out]\nend\n[failed: it broke]\n"
+    assert list(api.facade.consoles.asked) == ["bafyjob", None, None, 0, False]
+    followed = await api("GET", f"{path}?follow=1&serviceName=lab&attempt=a2&offset=7")
+    assert followed.body.decode().startswith("[attempt 2 on 12D3KooW]\ngrün\n")
+    assert list(api.facade.consoles.asked) == ["bafyjob", "lab", "a2", 7, True]
+
+
+async def test_a_console_is_followed_as_events_whose_characters_are_whole(api: Client) -> None:
+    path = "/api/v1/jobs/bafyjob/console?follow=1"
+    lines = await api("GET", f"{path}&format=json")
+    events = [json.loads(line) for line in lines.body.splitlines()]
+    told = [(e["text"], e["offset"], e["nextOffset"]) for e in events if e["type"] == "output"]
+    assert told == [("gr", 0, 2), ("ün", 3, 5), ("end\n", 14, 18)]
+    assert [e["type"] for e in events if e["type"] != "output"] == [
+        *("status", "attempt", "alive", "gap", "end"),
+    ]
+    stream = await api("GET", path, accept="text/event-stream")
+    assert dict(stream.headers)["content-type"].startswith("text/event-stream")
+    blocks = stream.body.decode().strip().split("\n\n")
+    assert [json.loads(b.partition("\ndata: ")[2]) for b in blocks] == events
+    assert blocks[0].startswith("event: status\n")
+
+
+@pytest.mark.parametrize("query", ["offset=-1", "offset=9999999999999999999", "format=html"])
+async def test_a_console_is_asked_for_within_bounds(query: str, api: Client) -> None:
+    assert (await api("GET", f"/api/v1/jobs/bafyjob/console?{query}")).status == 422

@@ -8,7 +8,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HEAD_BYTES", "TAIL_BYTES", "ConsoleWriter", "Piece", "follow", "read_console"]
+__all__ = [
+    "HEAD_BYTES",
+    "PIECE_BYTES",
+    "TAIL_BYTES",
+    "ConsoleReader",
+    "ConsoleWriter",
+    "Piece",
+    "follow",
+    "read_console",
+]
 
 HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 512 * 1024
@@ -91,28 +100,53 @@ class Piece:
     skipped_bytes: int
 
 
-def follow(path: Path, offset: int, limit_bytes: int = PIECE_BYTES) -> Piece:
-    """Return what a job wrote from `offset` of its output on, also while it writes; nothing when
-    there is nothing new. No byte comes twice, none that was overwritten meanwhile."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return Piece(b"", offset, 0)
-    try:
+class ConsoleReader:
+    """Reads the file while it grows, and to its end when it is removed meanwhile.
+
+    Raises:
+        OSError: there is no file (yet).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def total(self) -> int:
+        """How many bytes the job has written."""
+        return _total(self._fd)
+
+    def read(self, offset: int, limit_bytes: int = PIECE_BYTES) -> Piece:
+        """Return what a job wrote from `offset` of its output on, also while it writes; nothing
+        when there is nothing new. No byte comes twice, none that was overwritten meanwhile."""
         while True:
-            total = _total(fd)
+            total = self.total
             start = offset if offset < HEAD_BYTES else max(offset, _oldest(total))
             end = HEAD_BYTES if start < HEAD_BYTES else total
             stop = min(total, end, start + limit_bytes)
             if stop <= start:
                 return Piece(b"", offset, 0)
             parts = [
-                os.pread(fd, len(piece), _COUNT_BYTES + at) for piece, at in _pieces(start, stop)
+                os.pread(self._fd, len(piece), _COUNT_BYTES + at)
+                for piece, at in _pieces(start, stop)
             ]
-            if start < HEAD_BYTES or _oldest(_total(fd)) <= start:
+            if start < HEAD_BYTES or _oldest(self.total) <= start:
                 return Piece(b"".join(parts), stop, start - offset)
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._fd)
+
+
+def follow(path: Path, offset: int, limit_bytes: int = PIECE_BYTES) -> Piece:
+    """Return the same of a file by its name; nothing when there is none."""
+    try:
+        reader = ConsoleReader(path)
+    except FileNotFoundError:
+        return Piece(b"", offset, 0)
+    try:
+        return reader.read(offset, limit_bytes)
     finally:
-        os.close(fd)
+        reader.close()
 
 
 def _total(fd: int) -> int:

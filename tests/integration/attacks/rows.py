@@ -4,6 +4,7 @@ from tests.integration.attacks import (
     api,
     bitswap,
     blocks,
+    consoles,
     doors,
     forged,
     frames,
@@ -22,7 +23,7 @@ __all__ = ["ROWS"]
 #: Importing a module adds its rows.
 _MODULES = (
     *(doors, members, forged, lists, proposals, joining, public, sponsors),
-    *(frames, blocks, bitswap, api, restarts),
+    *(frames, blocks, consoles, bitswap, api, restarts),
 )
 _ORDER = [module.__name__ for module in _MODULES]
 ROWS = sorted(_ROWS, key=lambda row: _ORDER.index(row.module))

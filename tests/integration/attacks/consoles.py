@@ -1,0 +1,74 @@
+"""The door for consoles: who reads what a job says, and how many at once."""
+
+from contextlib import suppress
+
+import trio
+
+from pairio_node.transport.base import LOGS, ByteStream, StreamEnded, TransportError
+from pairio_protocol.codec import pack
+from tests.integration.attacks.lab import Lab
+from tests.integration.attacks.peers import Peer
+from tests.integration.attacks.table import attack
+
+CONSOLES = "The door for consoles"
+
+
+async def _ask(peer: Peer, *asked: object) -> ByteStream:
+    stream = await peer.transport.open_stream(peer.node, LOGS)
+    data = pack(list(asked))
+    await stream.send(len(data).to_bytes(4, "big") + data)
+    return stream
+
+
+async def _answer(stream: ByteStream) -> bytes:
+    """Return the first byte of the answer; none when the stream was ended instead."""
+    try:
+        with trio.fail_after(20):
+            return await stream.receive_exactly(1)
+    except (StreamEnded, TransportError):
+        return b""
+    finally:
+        await stream.abort()
+
+
+def _attempt(lab: Lab) -> str:
+    return str(lab.job["attempts"][0]["attemptId"])
+
+
+@attack(CONSOLES, "a stranger who knows an attempt", has="ids of a service and an attempt",
+        does="asks for its console", counted="logs_refused")  # fmt: skip
+async def _stranger(lab: Lab) -> None:
+    answer = await _answer(await _ask(lab.stranger, lab.service, _attempt(lab), 0, True))
+    assert answer == b"\x02", f"answered {answer!r}"
+
+
+@attack(CONSOLES, "a path for an attempt", has="role submit",
+        does="asks for a file of the node's home",
+        refused_by="answered `unknown`: attempts are names of runs, never paths")  # fmt: skip
+async def _path(lab: Lab) -> bool:
+    answer = await _answer(await _ask(lab.mallory, lab.service, "../../node.key", 0, False))
+    return answer == b"\x03"
+
+
+@attack(CONSOLES, "what is no request for a console", has="role submit",
+        does="asks from before the beginning", counted="logs_refused")  # fmt: skip
+async def _no_request(lab: Lab) -> None:
+    answer = await _answer(await _ask(lab.mallory, lab.service, _attempt(lab), -1, True))
+    assert answer == b"", f"answered {answer!r}"
+
+
+@attack(CONSOLES, "flood of streams for consoles", has="a connection",
+        does="opens 100 and says nothing on them", counted="log_streams_refused")  # fmt: skip
+async def _streams(lab: Lab) -> None:
+    opened: list[ByteStream] = []
+    for _ in range(100):
+        with suppress(TransportError), trio.move_on_after(5):
+            stream = await lab.visitor.transport.open_stream(lab.visitor.node, LOGS)
+            await stream.send(b"\0")
+            opened.append(stream)
+        if lab.counters()["log_streams_refused"]:
+            break
+    answer = await _answer(await _ask(lab.honest, lab.service, _attempt(lab), 0, True))
+    assert answer == b"\x03", "a member is not answered meanwhile"
+    for stream in opened:
+        await stream.abort()
