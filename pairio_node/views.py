@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pairio_node.lost import lost_words
+from pairio_protocol.apps import Needs, needs_of
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
@@ -233,10 +234,12 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
     folded = core.membership.folded(service)
     errand = core.coordinator.errand_of(state.id)
     needed = isolation_needed(state.record, folded)
+    needs, resources = needs_of(folded.apps, state.document), state.record.resources
+    network_for = state.document["app"] if needs.network else ""
     nodes = []
     for entry in sorted(core.presence(service), key=lambda e: e.peer):
         rule = _owner_rule(core, service, state) if entry.peer == core.ctx.me else None
-        rule = rule or misfit(entry, state.record.resources, needed, state.record.targets)
+        rule = rule or misfit(entry, resources, needed, state.record.targets, network_for)
         declined = errand.declined.get(entry.peer) if errand is not None else None
         if rule is None and declined is not None:
             rule = (declined[1].reason, declined[1].needs, declined[1].has)
@@ -259,10 +262,23 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "coordinator": state.author,
         "waitsFor": list(resolution.waits_for or resolution.lacks),
         "blockedBy": resolution.blocked_by,
+        "waitsForSecretsOf": _waits_for_secrets_of(core, service, state, needs),
         "attempt": {"node": attempt.worker, "state": attempt.state} if attempt else None,
         "attempts": attempts_view(core, service, state),
         "nodes": nodes,
     }
+
+
+def _waits_for_secrets_of(
+    core: NodeCore, service: str, state: RequestState, needs: Needs
+) -> str | None:
+    """Return the node without whose secrets an open request cannot run, if they are not to be had:
+    it is away, or it is this one and has lost them."""
+    ended = is_final(core, service, state)
+    here = state.author == core.ctx.me
+    lost = here and (service, state.job) not in core.ctx.secrets_held
+    away = not here and state.author not in core.ctx.connected
+    return state.author if needs.secrets and not ended and (lost or away) else None
 
 
 def _owner_rule(core: NodeCore, service: str, state: RequestState) -> tuple[str, str, str] | None:

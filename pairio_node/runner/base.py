@@ -11,11 +11,14 @@ __all__ = ["ProbeResult", "RunInput", "RunOutcome", "RunOutput", "RunSpec", "Run
 
 @dataclass(frozen=True)
 class RunInput:
-    """An input: a file or folder on this machine that the job may read."""
+    """An input: a file or folder on this machine that the job may read. One that is streamed has a
+    `url` for the job, and nothing at `path` unless it `is_here`."""
 
     name: str
     base_name: str
     path: Path
+    url: str = ""
+    is_here: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,16 @@ class RunSpec:
     nice: int = 0
     #: More variables for the job; used to make an app write its spec.
     environment: dict[str, str] = field(default_factory=dict)
+    #: "none", or "full": it shares this machine's network.
+    network: Literal["none", "full"] = "none"
+    #: By name; only in memory, also on the way to the job.
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def needs_own_start(self) -> bool:
+        """Say whether the job has what a process that was started ahead of it must not have."""
+        streams = any(file.url for file in self.inputs)
+        return streams or bool(self.secrets) or self.network != "none"
 
 
 @dataclass(frozen=True)

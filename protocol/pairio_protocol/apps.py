@@ -11,18 +11,27 @@ people, too. Without `container` the name is all that is known, and the app runs
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pairio_protocol.cid import CidError, parse_cid
 from pairio_protocol.documents import document_cid, encode
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.limits import NAME_LENGTH_MAX, PARAMETERS_PER_JOB_MAX, TEXT_LENGTH_MAX
+from pairio_protocol.limits import (
+    NAME_LENGTH_MAX,
+    PARAMETERS_PER_JOB_MAX,
+    SECRETS_PER_JOB_MAX,
+    TEXT_LENGTH_MAX,
+)
 
 __all__ = [
     "PARAMETER_TYPES",
+    "Needs",
     "archives_of",
     "code_of",
     "find_processor",
+    "needs_of",
     "processor_record",
     "validate_app",
 ]
@@ -36,6 +45,56 @@ PARAMETER_TYPES = (
     *_LISTS,
     *(f"Optional[{inner}]" for inner in (*_SCALARS, *_LISTS)),
 )
+_NETWORKS = ("none", "full")
+#: Names of secrets are names of files, and of variables.
+_SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a processor asks of a node and of its submitter beyond resources: the machine's network,
+    and secrets by name. Such a run is *exclusive*: it ends before its lease does."""
+
+    network: bool = False
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def exclusive(self) -> bool:
+        """Say whether a run must not go on without its lease."""
+        return self.network or bool(self.secrets)
+
+    @staticmethod
+    def of(processor: Mapping[str, Any]) -> "Needs":
+        """Return what a validated processor needs."""
+        full = processor.get("network") == "full"
+        return Needs(full, tuple(processor.get("secrets", ())))
+
+    def check_given(self, names: tuple[str, ...]) -> None:
+        """Raise DefinitionError when a secret was given that the processor does not ask for."""
+        for name in names:
+            if name not in self.secrets:
+                known = ", ".join(self.secrets) or "none"
+                raise DefinitionError(
+                    f"the processor asks for no secret {name[:80]!r}", f"it asks for: {known}"
+                )
+
+    def check_missing(self, names: tuple[str, ...]) -> None:
+        """Raise DefinitionError when a secret that the processor asks for was not given."""
+        for name in self.secrets:
+            if name not in names:
+                raise DefinitionError(
+                    f"the processor asks for the secret {name!r}, and none was given",
+                    f"pairio submit --secret {name}=@FILE, or submit_job(secrets=...)",
+                )
+
+
+def needs_of(apps: Mapping[str, dict[str, Any]], document: Mapping[str, Any]) -> Needs:
+    """Return what a job needs by the list's apps as they are; nothing if it is not on the list."""
+    app = apps.get(document["app"])
+    for processor in app["processors"] if app is not None else ():
+        if processor["name"] == document["processor"]:
+            return Needs.of(processor)
+    return Needs()
 
 
 def validate_app(app: Any) -> dict[str, Any]:
@@ -70,6 +129,7 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
             "name": _text(i, "name", f"{where}.inputs", NAME_LENGTH_MAX),
             "description": _text(i, "description", f"{where}.inputs", TEXT_LENGTH_MAX, ""),
             "list": bool(i.get("list", False)),
+            **({"stream": True} if i.get("stream") else {}),
         }
         for i in _list(raw, "inputs", where, [])
     ]
@@ -90,6 +150,12 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
     container = raw.get("container")
     # Set only where there is one: what was installed before keeps its bytes.
     runs_in = {} if container is None else {"container": _container(container, where)}
+    needs = _needs(raw, where)
+    if runs_in and needs:
+        raise DefinitionError(
+            f"{where} runs in a container, which gets neither the network nor secrets",
+            "leave one of them out",
+        )
     return runs_in | {
         "name": _text(raw, "name", where, NAME_LENGTH_MAX),
         "description": _text(raw, "description", where, TEXT_LENGTH_MAX, ""),
@@ -100,7 +166,27 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
         "outputs": outputs,
         "parameters": parameters,
         "attributes": list(_list(raw, "attributes", where, [])),
+        **needs,
     }
+
+
+def _needs(raw: Any, where: str) -> dict[str, Any]:
+    """Return network and secrets as they stand in a processor: left out when nothing is needed."""
+    network = raw.get("network") or "none"
+    if network not in _NETWORKS:
+        raise DefinitionError(f"{where}.network is {network!r}", f"use {' or '.join(_NETWORKS)}")
+    names = _list(raw, "secrets", where, [])
+    for name in names:
+        if not isinstance(name, str) or not _SECRET_NAME.fullmatch(name):
+            raise DefinitionError(
+                f"{where}.secrets: {str(name)[:80]!r} is no name",
+                "use letters, digits and _, at most 64",
+            )
+    if len(names) > SECRETS_PER_JOB_MAX:
+        raise DefinitionError(f"{where}.secrets has {len(names)}; at most {SECRETS_PER_JOB_MAX}")
+    _unique(names, f"{where}.secrets")
+    needs: dict[str, Any] = {"network": network} if network != "none" else {}
+    return needs | ({"secrets": sorted(names)} if names else {})
 
 
 def _container(raw: Any, where: str) -> dict[str, Any]:
@@ -156,15 +242,18 @@ def find_processor(app: dict[str, Any], name: str) -> dict[str, Any]:
 def processor_record(app: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
     """Return all of a processor that can change a result, in one order."""
     container = processor.get("container")
-    runs_in = {} if container is None else {"container": container}
-    return runs_in | {
+    asked = {key: processor[key] for key in ("container", "network", "secrets") if key in processor}
+    return asked | {
         "type": "pairio/processor",
         "v": 1,
         "bundle": app["bundle"],
         "executable": processor["executable"],
         "image": None if container else processor["image"],
         "inputs": sorted(
-            ({"name": i["name"], "list": i["list"]} for i in processor["inputs"]),
+            (
+                {key: i[key] for key in ("name", "list", "stream") if key in i}
+                for i in processor["inputs"]
+            ),
             key=lambda i: str(i["name"]),
         ),
         "outputs": sorted(o["name"] for o in processor["outputs"]),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
+from pairio_protocol.apps import needs_of
 from pairio_protocol.documents import encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
@@ -148,6 +149,8 @@ class Commands:
                 f"no app {name!r} in service {event.service!r}", f"its apps are: {known}"
             )
         document = normalise(event.definition, folded.apps[name])
+        needs = needs_of(folded.apps, document)
+        needs.check_given(event.secrets)
         fold = self._core.fold(service)
         job = job_id_of(document)
         fold.define(job, document)
@@ -163,6 +166,7 @@ class Commands:
         if self._core.lookups.ask_first(event, service, job):
             return
         self._no_hits.discard(event.call)
+        needs.check_missing(event.secrets)
         waiting = len(self._core.coordinator.wishes) + self._core.logs.pending_count()
         if waiting >= REQUESTS_OPEN_PER_AUTHOR_MAX:
             raise DefinitionError(

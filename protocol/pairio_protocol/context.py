@@ -44,6 +44,8 @@ class CoreConfig:
     executors: tuple[str, ...] = ()
     #: services or apps that may run without a sandbox here; "*" = all
     allow_process: tuple[str, ...] = ()
+    #: services or apps whose jobs may have this machine's network; "*" = all
+    allow_network: tuple[str, ...] = ()
     #: what else the owner does not let run here
     owner_rules: tuple[OwnerRules, ...] = ()
     lease_ms: int = LEASE_MS
@@ -71,6 +73,8 @@ class Context:
     connected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: services for which the owner's hours are over, as in the rules; "": for all
     closed: frozenset[str] = frozenset()
+    #: (service, job) of which this node has the secrets that its submitter gave
+    secrets_held: frozenset[tuple[str, str]] = frozenset()
     #: what of the block store must be free for a job, and what is; None: there is room
     no_room: tuple[str, str] | None = None
 

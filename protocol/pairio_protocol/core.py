@@ -15,16 +15,18 @@ from dataclasses import replace
 from typing import Any
 
 from pairio_protocol import events as ev
+from pairio_protocol.apps import needs_of
 from pairio_protocol.commands import Commands
 from pairio_protocol.context import Context, CoreConfig
 from pairio_protocol.disk import Disk
-from pairio_protocol.documents import encode
+from pairio_protocol.documents import document_cid, encode
 from pairio_protocol.effects import Commit, Effect
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.fold import RequestState, ResultInfo, ServiceFold
 from pairio_protocol.guests import Guests
 from pairio_protocol.ids import LogId, request_id
 from pairio_protocol.intake import Intake
+from pairio_protocol.jobs import decode_job
 from pairio_protocol.joining import Joining
 from pairio_protocol.limits import RECORD_SIZE_BYTES_MAX, REQUEST_EXPIRY_MS
 from pairio_protocol.lookups import Lookups
@@ -77,6 +79,8 @@ from pairio_protocol.messages import (
     PresenceUpdate,
     Proposal,
     Push,
+    Renew,
+    Renewed,
     SyncSegments,
     WantChanges,
     Where,
@@ -157,7 +161,7 @@ class NodeCore(
         )
         self._due_ms: int | None = None
         self._is_due_known = False
-        self._to_self: list[Award | Have | Decline | Beat | CancelNow] = []
+        self._to_self: list[Award | Have | Decline | Beat | CancelNow | Renew | Renewed] = []
 
     # -- the four calls of the driver -----------------------------------------------------
 
@@ -278,6 +282,9 @@ class NodeCore(
                 self._on_owner_hours(event)
             case ev.StorageRoom():
                 self.ctx.no_room = (event.need, event.have) if event.need else None
+                self.coordinator.look()
+            case ev.SecretsHeld():
+                self.ctx.secrets_held = event.held
                 self.coordinator.look()
             case ev.Woke():
                 for peer in list(self.ctx.connected):
@@ -418,6 +425,12 @@ class NodeCore(
                 self.coordinator.on_decline(peer, message)
             case Beat():
                 self.coordinator.on_beat(peer, message)
+            case Renew():
+                renewed = self.coordinator.on_renew(peer, message)
+                if renewed is not None:
+                    self._say(peer, renewed)
+            case Renewed():
+                self.worker.on_renewed(peer, message)
             case Bid():
                 self.coordinator.on_bid(peer, message)
             case CancelNow():
@@ -484,6 +497,10 @@ class NodeCore(
 
     def cancel_now(self, peer: str, message: CancelNow) -> None:
         """Tell a worker, which may be this node itself, that an attempt is not wanted."""
+        self._say(peer, message)
+
+    def _say(self, peer: str, message: Have | Decline | Beat | CancelNow | Renew | Renewed) -> None:
+        """Send a message to a peer, which may be this node itself."""
         if peer == self.ctx.me:
             self._to_self.append(message)
         else:
@@ -528,12 +545,19 @@ class NodeCore(
         """Say whether another live node of this key gave out an attempt."""
         return self.twins.coordinates(attempt)
 
-    def to_coordinator(self, peer: str, message: Have | Decline | Beat) -> None:
+    def to_coordinator(self, peer: str, message: Have | Decline | Beat | Renew) -> None:
         """Send to a coordinator, which may be this node itself."""
-        if peer == self.ctx.me:
-            self._to_self.append(message)
-        else:
-            self.ctx.send(peer, message)
+        self._say(peer, message)
+
+    def gives_secrets(self, peer: str, service: str, request: str, attempt: str) -> str | None:
+        """Return the job whose secrets a peer may have for a request of this node: it is a member
+        that computes, and holds the attempt under way. Else None, and it counts as a wrong move."""
+        chain = self.membership.active(service)
+        computes = chain is not None and "compute" in chain.now.roles_of(peer)
+        if computes and self.coordinator.may_have_secrets(peer, service, request, attempt):
+            return self.fold(service).requests[request].job
+        self.ctx.counters["refused: secrets that it may not have"] += 1
+        return None
 
     def append(self, service: str, record: Record) -> tuple[bytes, int]:
         """Add a record to this node's log of a service; return its (boot, seq)."""
@@ -584,7 +608,16 @@ class NodeCore(
         if record_size(record) > RECORD_SIZE_BYTES_MAX:
             self.ctx.counters["requests too large to be asked anew"] += 1
             return None
+        if self._lacks_secrets(service, definition):
+            self.ctx.counters["requests that take their submitter's secrets"] += 1
+            return None
         return self.own_request_id(service, *self.append(service, record))
+
+    def _lacks_secrets(self, service: str, definition: bytes) -> bool:
+        needs = needs_of(self.membership.folded(service).apps, decode_job(definition))
+        return bool(needs.secrets) and (
+            (service, document_cid(definition)) not in self.ctx.secrets_held
+        )
 
     # -- content that may be gone (contents.Hooks) -------------------------------------------
 

@@ -4,12 +4,12 @@ A `call` is the driver's name for whoever waits for an answer; exactly one `Repl
 follows for every event that has one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pairio_protocol.effects import Dropped
 from pairio_protocol.links import Link
-from pairio_protocol.records import Resources
+from pairio_protocol.records import Resources, SourceRead
 
 __all__ = [
     "AcceptService",
@@ -45,6 +45,7 @@ __all__ = [
     "RenewProposal",
     "Restored",
     "Revoke",
+    "SecretsHeld",
     "SetAdmins",
     "SetPublic",
     "SetResults",
@@ -141,6 +142,8 @@ class Submit:
     held: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
     #: Stored with the request, as a note that says which one it became; empty: none.
     key: str = ""
+    #: Names of the secrets that the client gave; their values are the shell's.
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -408,6 +411,8 @@ class Executed:
     usage: dict[str, int]
     isolation: str
     limit: str = ""
+    #: Of each input by URL what was read: `records.SourceRead`.
+    sources: dict[str, SourceRead] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -478,6 +483,13 @@ class OwnerHours:
 
 
 @dataclass(frozen=True)
+class SecretsHeld:
+    """The jobs, as (service, job id), of which this node now has the secrets."""
+
+    held: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class StorageRoom:
     """What of the block store is protected leaves no room for further jobs: what must be free, and
     what is, in words for people. Both empty: there is room again."""
@@ -532,6 +544,7 @@ Event = (
     | RenewProposal
     | Restored
     | Revoke
+    | SecretsHeld
     | SetAdmins
     | SetPublic
     | SetResults

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
+from pairio_protocol.apps import needs_of
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.documents import encode
 from pairio_protocol.effects import Connect, Fail, JobChanged, Reply, WishChanged
@@ -59,6 +60,7 @@ REFUSALS = {
     "busy": "it is asked too much just now",
     "definition": "the app is another one there, or is gone",
     "inputs": "a stranger's inputs come by URL",
+    "needs": "strangers' jobs have neither secrets nor the network",
     "open": "too many of this node's jobs are open there",
     "all_open": "too many jobs of strangers are open there",
     "per_hour": "as many of this node's, or of all strangers', jobs as an hour may have were asked",
@@ -66,7 +68,7 @@ REFUSALS = {
     "gone": "the connection broke",
 }
 #: Refusals after which another sponsor need not be asked.
-_FINAL = ("limits", "definition", "inputs")
+_FINAL = ("limits", "definition", "inputs", "needs")
 
 
 @dataclass
@@ -243,6 +245,14 @@ class Guests:
         if not is_for_strangers(document):
             raise DefinitionError(
                 "a guest's inputs come by http(s) URL", "put them where the workers can fetch them"
+            )
+        needs = needs_of(chain.now.apps, document)
+        needs.check_given(event.secrets)
+        if needs.exclusive:
+            raise DefinitionError(
+                f"{app}/{document['processor']} needs the network or secrets, which no guest's"
+                " job gets",
+                "become a member of the service",
             )
         if beyond := allowed.beyond(event.resources):
             raise DefinitionError(

@@ -57,6 +57,15 @@ PARAMETERS_PER_JOB_MAX: Final = 1024
 TAGS_MAX: Final = 64
 #: Requests that one `cancel` withdraws.
 CANCELS_PER_RECORD_MAX: Final = 256
+#: Secrets of one job; the bytes of one and of all together; characters that can be masked.
+SECRETS_PER_JOB_MAX: Final = 16
+SECRET_SIZE_BYTES_MAX: Final = 16 * 1024
+SECRETS_SIZE_BYTES_MAX: Final = 32 * 1024
+SECRET_LENGTH_MIN: Final = 8
+#: Apps for which a node says in its presence that they may have the network.
+NETWORKS_SAID_MAX: Final = 32
+#: Ranges of one input by URL that a result tells; neighbours are joined to keep to it.
+RANGES_TOLD_MAX: Final = 32
 #: Items of one list, or entries of one map, in a frame or segment.
 LIST_LENGTH_MAX: Final = 2048
 #: Nesting of a document or a frame; deeper is a bomb, not data.
@@ -337,6 +346,11 @@ AWARDS_PER_LOOK: Final = 256
 HELD_SIZE_BYTES_MIN: Final = 1024 * 1024
 #: Inputs of which a coordinator remembers who holds them.
 HELD_CONTENTS_MAX: Final = 4096
+
+#: An exclusive run is ended so long before its lease, by its own node's clock.
+EXCLUSIVE_MARGIN_MS: Final = 1_000
+#: Renewals of an exclusive run's lease that may be unanswered; older ones are not waited for.
+RENEWALS_OPEN_MAX: Final = 8
 
 # -- evidence -----------------------------------------------------------------------------
 #: Blocks of one file or folder that are walked.

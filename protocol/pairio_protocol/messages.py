@@ -52,6 +52,8 @@ __all__ = [
     "PresenceUpdate",
     "Proposal",
     "Push",
+    "Renew",
+    "Renewed",
     "SyncSegments",
     "WantChanges",
     "Where",
@@ -203,6 +205,30 @@ class Beat:
 
     service: str
     attempts: tuple[str, ...]
+
+
+@MESSAGES.wire("renew")
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A worker renews the lease of an exclusive attempt, in place of a beat: first when it takes
+    the award, then every third of the lease. `number` counts up. Answered with `renewed`, if it is
+    renewed; the attempt does not begin before, and is ended when no answer comes in time."""
+
+    service: str
+    attempt: str
+    number: int
+
+
+@MESSAGES.wire("renewed")
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The coordinator waits at least `lease_ms` longer for the attempt, from when it got the
+    `renew` with this number; the worker counts from when it sent it."""
+
+    service: str
+    attempt: str
+    number: int
+    lease_ms: int
 
 
 @MESSAGES.wire("cancel_now")
@@ -432,6 +458,8 @@ Message = (
     | PresenceUpdate
     | Proposal
     | Push
+    | Renew
+    | Renewed
     | SyncSegments
     | WantChanges
     | Where
@@ -445,7 +473,8 @@ _PRESENCE = Registry()
 @_PRESENCE.wire("presence")
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Who is alive and what they have: the standing bid. Last (boot start, counter) wins."""
+    """Who is alive and what they have: the standing bid. Last (boot start, counter) wins.
+    `networks` are apps that may have the machine's network here, "*": all; left out when none."""
 
     service: str
     peer: str
@@ -460,6 +489,7 @@ class Presence:
     load: int
     isolation: str
     addresses: tuple[str, ...]
+    networks: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ checked by every node; how often and how many at once, by each sponsor for itsel
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from pairio_protocol.apps import needs_of
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import (
@@ -110,7 +111,8 @@ def why_not_sponsored(record: Request, document: dict[str, Any], folded: "Folded
     except DecodeError:
         return "a request that sponsors nobody"
     plain = (record.mode, record.salt_of, record.isolation_min, record.targets, record.priority)
-    if plain != ("use", "", "", (), 0) or not is_for_strangers(document):
+    needs = needs_of(folded.apps, document)
+    if plain != ("use", "", "", (), 0) or not is_for_strangers(document) or needs.exclusive:
         return "a sponsored request for more than a stranger may have"
     if allowed.beyond(record.resources):
         return "a sponsored request beyond the service's limits"

@@ -32,9 +32,14 @@ def needs_container(folded: Folded, document: dict[str, Any]) -> bool:
 
 
 def misfit(
-    entry: Presence, resources: Resources, isolation_min: str, targets: tuple[str, ...]
+    entry: Presence,
+    resources: Resources,
+    isolation_min: str,
+    targets: tuple[str, ...],
+    network_for: str = "",
 ) -> tuple[str, str, str] | None:
     """Return (rule, need, have) of the first rule that keeps a run off a node, None if it fits.
+    `network_for` is the app of a run that needs the machine's network.
 
     `isolation_min` of "none" is met by everybody; a node that may run an app without a sandbox
     says so by accepting the award.
@@ -43,6 +48,8 @@ def misfit(
         return ("compute", "a node that computes", "one that does not, or not at this hour")
     if targets and entry.peer not in targets:
         return ("targets", ", ".join(t[-6:] for t in targets), entry.peer[-6:])
+    if network_for and not {network_for, "*"} & set(entry.networks):
+        return ("network", "full", "owner allows " + (", ".join(entry.networks) or "none"))
     for name, need, have in (
         ("CPUs", resources.cpu_millicores, entry.cpu_millicores),
         ("memory MiB", resources.memory_mib, entry.memory_mib),

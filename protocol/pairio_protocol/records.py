@@ -5,7 +5,7 @@ Each says who may write it. Whether one counts is decided in `machines/log.py`, 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,8 @@ from pairio_protocol.limits import (
     DEPTH_MAX,
     GPUS_MAX,
     MEMORY_MIB_MAX,
+    NAME_LENGTH_MAX,
+    RANGES_TOLD_MAX,
     SEGMENT_SIZE_BYTES_MAX,
     TAGS_MAX,
     TIME_MS_MAX,
@@ -39,6 +41,7 @@ __all__ = [
     "Resources",
     "Result",
     "ResultDocument",
+    "SourceRead",
     "Start",
     "Unknown",
     "decode_record",
@@ -203,11 +206,55 @@ def _is_deeper(plain: Any, levels: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRead:
+    """What a run read of an input by URL. `etag` and `modified` are the server's words, "" without
+    any; `read_unix_ms` is when it was read first. `sha256` (hex) is of the whole content, "" when
+    only `ranges` of it, [start, stop) in order, were read."""
+
+    size_bytes: int
+    etag: str
+    modified: str
+    read_unix_ms: int
+    sha256: str
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return it as it stands in a result."""
+        return {
+            "size": self.size_bytes,
+            "etag": self.etag,
+            "modified": self.modified,
+            "read": self.read_unix_ms,
+            **({"sha256": self.sha256} if self.sha256 else {}),
+            **({"ranges": [list(r) for r in self.ranges]} if self.ranges else {}),
+        }
+
+    @staticmethod
+    def of(plain: dict[str, Any]) -> "SourceRead":
+        """Return what stands in a result; DecodeError, or an error of its types."""
+        ranges = tuple((start, stop) for start, stop in plain.get("ranges", ()))
+        texts = (plain["etag"], plain["modified"], plain.get("sha256", ""))
+        edges = [edge for pair in ranges for edge in pair]
+        size, read = plain["size"], plain["read"]
+        right = (
+            all(isinstance(text, str) and len(text) <= NAME_LENGTH_MAX for text in texts)
+            and all(type(n) is int and 0 <= n < 2**63 for n in (size, read, *edges))
+            and len(ranges) <= RANGES_TOLD_MAX
+            and edges == sorted(set(edges))
+            and edges[-1:] <= [size]
+        )
+        if not right:
+            raise DecodeError("what was read by URL is not told as it should be")
+        return SourceRead(size, texts[0], texts[1], read, texts[2], ranges)
+
+
+@dataclass(frozen=True, slots=True)
 class ResultDocument:
     """What a worker signs: a resolved job, how it ended, and where the outputs are.
 
     `run` follows from the resolved job and the salt. `outputs` maps a declared (or additional,
-    `other/...`) name to (CID, size in bytes, base name).
+    `other/...`) name to (CID, size in bytes, base name); `sources` an input by URL to what was read
+    of it, and is left out when there is none.
     """
 
     service: str
@@ -227,6 +274,7 @@ class ResultDocument:
     started_unix_ms: int
     finished_unix_ms: int
     limit: str = ""
+    sources: dict[str, SourceRead] = field(default_factory=dict)
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -252,7 +300,11 @@ class ResultDocument:
             "started": self.started_unix_ms,
             "finished": self.finished_unix_ms,
             "limit": self.limit,
+            **({"sources": self._told_sources()} if self.sources else {}),
         }
+
+    def _told_sources(self) -> dict[str, Any]:
+        return {name: source.document() for name, source in self.sources.items()}
 
     def _is_well_typed(self) -> bool:
         texts = (
@@ -313,6 +365,7 @@ class ResultDocument:
                 started_unix_ms=int(plain["started"]),
                 finished_unix_ms=int(plain["finished"]),
                 limit=plain["limit"],
+                sources={k: SourceRead.of(v) for k, v in plain.get("sources", {}).items()},
             )
             body = document._body()
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -13,6 +13,7 @@ what is looked at in a second, what one stranger and all together have open and 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pairio_protocol.apps import needs_of
 from pairio_protocol.documents import document_cid
 from pairio_protocol.effects import GuestReads
 from pairio_protocol.errors import DecodeError
@@ -174,6 +175,8 @@ class Sponsors:
             return "definition"
         if not is_for_strangers(document):
             return "inputs"
+        if needs_of(chain.now.apps, document).exclusive:
+            return "needs"
         record = self._record(peer, ask)
         waiting = _Waiting(ask.service, document_cid(ask.definition), record.expires_unix_ms)
         answer = self._known(record, document, waiting, chain.epoch)

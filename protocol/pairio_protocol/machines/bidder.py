@@ -14,6 +14,7 @@ coordinator and worker of the run oneself; nobody has to agree on who is alive.
 
 from dataclasses import dataclass
 
+from pairio_protocol.apps import needs_of
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Connect
 from pairio_protocol.fold import RequestState, ServiceFold
@@ -179,12 +180,13 @@ class Bidder:
         needed = isolation_needed(state.record, self._membership.folded(service))
         if entry is None or not entry.compute:
             return True
-        folded = self._membership.folded(service)
+        folded, record = self._membership.folded(service), state.record
         if "container" not in self._ctx.config.executors and needs_container(
             folded, state.document
         ):
             return False
-        return misfit(entry, state.record.resources, needed, state.record.targets) is None
+        network_for = state.document["app"] if needs_of(folded.apps, state.document).network else ""
+        return misfit(entry, record.resources, needed, record.targets, network_for) is None
 
     def is_free(self, service: str, state: RequestState) -> bool:
         """Say whether the run can begin and no live attempt of it is known."""
@@ -216,6 +218,8 @@ class Bidder:
         addresses = self._hooks.addresses_of(service, state.author)
         if addresses:
             self._ctx.emit(Connect(state.author, addresses))
+        if needs_of(self._membership.folded(service).apps, state.document).secrets:
+            return  # nobody but its submitter can give them
         if self._is_left(service, state, seen.lost_since_ms, TAKE_DELAY_MS):
             self._ctx.counters["runs taken"] += 1
             self._hooks.take(service, state.id)

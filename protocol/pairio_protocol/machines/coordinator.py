@@ -16,6 +16,7 @@ it bid or was free and yet did not take what it was awarded.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pairio_protocol.apps import needs_of
 from pairio_protocol.context import Context
 from pairio_protocol.effects import JobChanged
 from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
@@ -36,7 +37,17 @@ from pairio_protocol.limits import (
 from pairio_protocol.machines.deadlines import Deadlines, earliest_ms
 from pairio_protocol.machines.holdings import Holdings
 from pairio_protocol.machines.membership_view import MembershipView
-from pairio_protocol.messages import Award, Beat, Bid, CancelNow, Decline, Have, Presence
+from pairio_protocol.messages import (
+    Award,
+    Beat,
+    Bid,
+    CancelNow,
+    Decline,
+    Have,
+    Presence,
+    Renew,
+    Renewed,
+)
 from pairio_protocol.policy import isolation_needed, misfit, rank
 from pairio_protocol.records import End, Record
 
@@ -503,11 +514,16 @@ class Coordinator:
                 self._review(wish)  # another result of an input has become canonical
                 return
             needed = isolation_needed(state.record, folded)
+            needs = needs_of(folded.apps, state.document)
+            if needs.secrets and (errand.service, state.job) not in self._ctx.secrets_held:
+                continue  # it waits for who has them
+            network_for = state.document["app"] if needs.network else ""
             fitting = [
                 entry
                 for entry in candidates
                 if (not wish.taken or entry.peer == self._ctx.me)
-                and misfit(entry, state.record.resources, needed, state.record.targets) is None
+                and misfit(entry, state.record.resources, needed, state.record.targets, network_for)
+                is None
                 and not self._is_resting(errand, entry.peer)
             ]
             held = self.holdings.of(resolution, fold)
@@ -643,6 +659,28 @@ class Coordinator:
             errand = self.errands.get(key) if key is not None else None
             if errand and errand.attempt and errand.attempt.worker == peer:
                 self._renew(errand, errand.attempt)
+
+    def on_renew(self, peer: str, message: Renew) -> Renewed | None:
+        """Give an exclusive attempt more time, if it is the one under way and has time left."""
+        errand = self.errands.get(self._by_attempt.get(message.attempt, ("", "")))
+        attempt = errand.attempt if errand is not None else None
+        if errand is None or attempt is None or attempt.worker != peer or not attempt.held:
+            return None
+        lease_ms = self._ctx.config.lease_ms
+        if self._ctx.now_ms + lease_ms > attempt.end_ms:
+            return None
+        self._renew(errand, attempt)
+        return Renewed(message.service, message.attempt, message.number, lease_ms)
+
+    def may_have_secrets(self, peer: str, service: str, request: str, attempt: str) -> bool:
+        """Say whether a peer may have the secrets of a request of this node: it holds the attempt
+        that is under way for it, and its lease has not run out."""
+        errand = self._errand(self.wishes.get(request))
+        going = errand.attempt if errand is not None else None
+        if errand is None or going is None or errand.service != service:
+            return False
+        in_time = self._ctx.now_ms < going.deadline_ms
+        return (going.worker, going.id) == (peer, attempt) and going.held and in_time
 
     def on_bid(self, peer: str, message: Bid) -> None:
         """A free node asks for work: what it declined before may be offered again, unless it has

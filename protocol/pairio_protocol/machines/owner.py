@@ -2,6 +2,7 @@
 
 from pairio_protocol.context import Context
 from pairio_protocol.fold import RequestState
+from pairio_protocol.limits import NETWORKS_SAID_MAX
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.open_submit import GUESTS
 from pairio_protocol.owner import OwnerRules, jobs_max, refusal, rules_for
@@ -41,6 +42,18 @@ class Owner:
         if state.record.sponsor_of:  # it is not the sponsor's wish
             names = [GUESTS, state.record.sponsor_of]
         return refusal(rules, state.document, state.record.resources, names)
+
+    def networks(self, service: str) -> tuple[str, ...]:
+        """Return the apps of a service whose jobs may have this machine's network; "*": all."""
+        allowed = set(self._ctx.config.allow_network)
+        if allowed & {*self._names(service), "*"}:
+            return ("*",)
+        listed = allowed & self._membership.folded(service).apps.keys() if allowed else set()
+        return tuple(sorted(listed))[:NETWORKS_SAID_MAX]
+
+    def allows_network(self, service: str, app: str) -> bool:
+        """Say whether jobs of an app may have this machine's network."""
+        return not {app, "*"}.isdisjoint(self.networks(service))
 
     def jobs_max(self, service: str) -> int | None:
         """Return how many jobs of a service may run at once; None without a limit."""

@@ -135,6 +135,7 @@ class PresenceBook:
             load=self._load,
             isolation=config.isolation,
             addresses=config.addresses[:8],
+            networks=self._owner.networks(service),
         )
         data = entry.sign(self._ctx.key)
         self.heard.setdefault(service, {})[self._ctx.me] = Heard(entry, data, self._ctx.now_ms)

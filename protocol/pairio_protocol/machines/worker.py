@@ -8,7 +8,8 @@ A run that is executed or has a result here is answered with `have`, whoever ask
 here while another node executes it is given back. What guests of public services ask for runs only
 where a slot is free, and gives way when a member's run needs its place. Clock: a beat to every
 coordinator each third of the lease, and on a new connection. The worker does not die with its
-lease; a run that outlives a restart of its node is adopted, and keeps its attempt id.
+lease, but for an *exclusive* run, which begins when it is confirmed and ends EXCLUSIVE_MARGIN_MS
+before it (`leases`). A run that outlives a restart of its node is adopted, under its attempt id.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pairio_protocol.allowlist import Folded
-from pairio_protocol.apps import code_of, find_processor
+from pairio_protocol.apps import Needs, code_of, find_processor
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Execute, JobChanged, Kill
 from pairio_protocol.errors import DefinitionError
@@ -28,10 +29,12 @@ from pairio_protocol.limits import (
     RECORD_SIZE_BYTES_MAX,
     TASKS_MAX,
 )
+from pairio_protocol.machines.deadlines import earliest_ms
 from pairio_protocol.machines.fair_share import FairShare
+from pairio_protocol.machines.leases import Lease
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.machines.owner import Owner
-from pairio_protocol.messages import Award, Beat, Decline, Have
+from pairio_protocol.messages import Award, Beat, Decline, Have, Renew, Renewed
 from pairio_protocol.open_submit import GUESTS, OpenSubmit
 from pairio_protocol.policy import CONTAINER_ISOLATION, ISOLATIONS, isolation_needed
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
@@ -58,6 +61,8 @@ class Task:
     gives_way: bool = False
     started_unix_ms: int = 0
     salt: str = ""
+    #: of an exclusive run
+    lease: Lease | None = None
 
     @property
     def resources(self) -> Resources:
@@ -85,7 +90,7 @@ class Hooks:
         """Make sure that a peer has a segment."""
         raise NotImplementedError
 
-    def to_coordinator(self, peer: str, message: Have | Decline | Beat) -> None:
+    def to_coordinator(self, peer: str, message: Have | Decline | Beat | Renew) -> None:
         """Send to a coordinator, which may be this node itself."""
         raise NotImplementedError
 
@@ -106,6 +111,7 @@ class _Refusal:
 
 
 _GAVE_WAY = "a member's run needed its place"
+_LEASE_OVER = "its lease ran out, and it must not run twice"
 _Needs = tuple[int, int, int] | list[int]
 
 
@@ -162,6 +168,8 @@ class Worker:
             return
         for task in self.tasks.values():
             if task.award.run == award.run and not task.canceled:
+                if task.lease is not None and peer not in task.coordinators:
+                    task.lease.ends_ms[peer] = self.ctx.now_ms + award.lease_ms
                 task.coordinators.add(peer)
                 self._report(task, peer)
                 return
@@ -178,6 +186,7 @@ class Worker:
         self.tasks[award.attempt] = accepted
         accepted.coordinators.add(peer)
         self._report(accepted, peer)
+        self._renew(accepted)
         self._pump()
         self.hooks.load_changed(self.load)
 
@@ -218,6 +227,8 @@ class Worker:
             return _Refusal("block store", *self.ctx.no_room)
         submitter = self._submitter(award.service, state)
         refused = self._refuses_guest(chain.now) if submitter == GUESTS else None
+        needs = Needs.of(found[0])
+        refused = refused or self._refuses_needs(needs, award.service, state)
         if refused is not None:
             return refused
         busy = sum(task.submitter == submitter for task in self.tasks.values())
@@ -227,7 +238,19 @@ class Worker:
         task = Task(award, state, resolution, processor, bundle, needed, submitter)
         task.at_ms = self.ctx.now_ms
         task.salt = fold.salt_of(state, resolution.job)
+        if needs.exclusive:
+            task.lease = Lease()
         return task
+
+    def _refuses_needs(self, needs: Needs, service: str, state: RequestState) -> _Refusal | None:
+        """Say why a run that needs the network or secrets is not taken."""
+        app = state.document["app"]
+        if needs.network and not self.owner.allows_network(service, app):
+            allowed = ", ".join(self.owner.networks(service)) or "none"
+            return _Refusal("network", "full", f"owner allows {allowed}")
+        if needs.secrets and self.ctx.config.isolation == "none":
+            return _Refusal("secrets", "a sandbox", "none")
+        return None
 
     def _refuses_guest(self, folded: Folded) -> _Refusal | None:
         """Say why a stranger's run is not taken now; nothing of it waits here."""
@@ -384,7 +407,11 @@ class Worker:
     def _fitting(self, free: list[int]) -> list[Task]:
         """Return what waits here, fits into what is free, and may begin by the owner's rules."""
         fitting = [
-            task for task in self.tasks.values() if not task.executing and _fits(task.needs, free)
+            task
+            for task in self.tasks.values()
+            if not task.executing
+            and _fits(task.needs, free)
+            and (task.lease is None or task.lease.holds(task.coordinators, self.ctx.now_ms))
         ]
         if not self.ctx.config.owner_rules:
             return fitting
@@ -468,6 +495,9 @@ class Worker:
             self.ctx.emit(Kill(event.attempt, checked.reason))
             return
         checked.executing = True
+        if checked.lease is not None:  # its job has ended with the last start: it left an outcome
+            end_ms = self.ctx.now_ms + event.lease_ms
+            checked.lease.ends_ms = dict.fromkeys(event.coordinators, end_ms)
         checked.started_unix_ms = event.started_unix_ms
         checked.coordinators = set(event.coordinators)
         self.tasks[event.attempt] = checked
@@ -508,6 +538,8 @@ class Worker:
             kind, reason = "canceled" if task.canceled else event.kind, event.error
             if task.gives_way and not task.canceled:
                 kind, reason = "yield", _GAVE_WAY
+            if task.lease is not None and task.lease.lost:
+                kind, reason = "infra", _LEASE_OVER
             self.hooks.append(
                 award.service,
                 End(
@@ -546,13 +578,15 @@ class Worker:
             started_unix_ms=task.started_unix_ms,
             finished_unix_ms=self.ctx.unix_ms,
             limit=event.limit,
+            sources=event.sources,
         )
         data = self._signed(document)
         self.hooks.append(award.service, Result(data))
         self._results_to_push.append((award.service, award.run, task.coordinators))
 
     def _signed(self, document: ResultDocument) -> bytes:
-        """Sign a result; one whose outputs are more than a record can name has failed."""
+        """Sign a result; one whose outputs are more than a record can name has failed. What was
+        read by URL is left out where there is no place for it."""
         try:
             data = document.sign(self.ctx.key)
             size = record_size(Result(data))
@@ -561,6 +595,8 @@ class Worker:
             size, why = RECORD_SIZE_BYTES_MAX + 1, str(error)
         if size <= RECORD_SIZE_BYTES_MAX:
             return data
+        if document.sources:
+            return self._signed(replace(document, sources={}))
         told = f"its outputs cannot be named ({why}): make fewer, or a folder of them"
         failed = replace(document, status="failed", outputs={}, error=_words(told, 4000), limit="")
         return failed.sign(self.ctx.key)
@@ -665,15 +701,57 @@ class Worker:
 
     def tick(self) -> None:
         """Renew leases."""
+        self._end_leases()
         if self.tasks and self.ctx.now_ms >= self._beat_ms:
             self._beat_ms = self.ctx.now_ms + self.ctx.config.lease_ms // 3
             by_peer: dict[tuple[str, str], list[str]] = {}
             for attempt, task in self.tasks.items():
+                if task.lease is not None:
+                    self._renew(task)
+                    continue
                 for peer in task.coordinators:
                     by_peer.setdefault((peer, task.award.service), []).append(attempt)
             for (peer, service), attempts in sorted(by_peer.items()):
                 self.hooks.to_coordinator(peer, Beat(service, tuple(attempts[:512])))
 
     def deadline_ms(self) -> int | None:
-        """When a beat is due."""
-        return self._beat_ms if self.tasks else None
+        """When a beat is due, or an exclusive run is to end."""
+        if not self.tasks:
+            return None
+        leased = [task for task in self.tasks.values() if task.lease is not None]
+        ends = (task.lease.due_ms(task.coordinators) for task in leased if task.lease is not None)
+        return earliest_ms(self._beat_ms, *ends)
+
+    # -- leases of exclusive runs ---------------------------------------------------------
+
+    def _renew(self, task: Task) -> None:
+        """Ask the coordinators of an exclusive run for more time."""
+        if task.lease is None:
+            return
+        number = task.lease.ask(self.ctx.now_ms)
+        for peer in sorted(task.coordinators):
+            self.hooks.to_coordinator(peer, Renew(task.award.service, task.award.attempt, number))
+
+    def on_renewed(self, peer: str, message: Renewed) -> None:
+        """A coordinator has given an exclusive run more time; it may begin now."""
+        task = self.tasks.get(message.attempt)
+        if task is None or task.lease is None or peer not in task.coordinators:
+            return
+        if task.lease.on_renewed(peer, message.number, message.lease_ms):
+            self._pump()
+            self.hooks.load_changed(self.load)
+
+    def _end_leases(self) -> None:
+        """End exclusive runs before their leases do, by this node's clock."""
+        for task in list(self.tasks.values()):
+            if task.lease is None:
+                continue
+            due_ms = task.lease.due_ms(task.coordinators)
+            if due_ms is None or self.ctx.now_ms < due_ms:
+                continue
+            if not task.executing:
+                self._give_back(task, _Refusal(_LEASE_OVER))
+            else:
+                task.lease.lost = True
+                self.ctx.counters["exclusive runs ended with their lease"] += 1
+                self.ctx.emit(Kill(task.award.attempt, _LEASE_OVER))
