@@ -1,13 +1,15 @@
 """A few seeds in every test run; `make simulate` and `make defects` do the many."""
 
+import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from defects import DEFECTS, caught
+from defects import DEFECTS, Defect, caught
 from laws import LAWS
 from scenario import FAULTS, run_seed
 
@@ -40,3 +42,22 @@ def test_every_planted_defect_names_laws_that_exist() -> None:
     assert len({d.name for d in DEFECTS}) == len(DEFECTS)
     assert all(d.laws and d.laws <= set(LAWS) for d in DEFECTS)
     assert len(set(FAULTS)) > 10
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_a_planted_defect_takes_what_the_right_code_takes(defect: Defect) -> None:
+    """A patch of a function that changed breaks every life for the wrong reason."""
+    for owner, name, wrong in defect.patches:
+        right = owner.__dict__[name]
+        if isinstance(right, property):
+            assert isinstance(wrong, property)
+            continue
+        parameters = inspect.signature(_bare(right)).parameters.values()
+        plain = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
+        inspect.signature(_bare(wrong)).bind(*plain, **named)
+
+
+def _bare(function: Any) -> Any:
+    is_wrapped = isinstance(function, staticmethod | classmethod)
+    return function.__func__ if is_wrapped else function
