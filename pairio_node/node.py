@@ -36,6 +36,7 @@ from pairio_node.folders import build_folder
 from pairio_node.hiding import Hiding
 from pairio_node.home import Home
 from pairio_node.inputs import JobInputs
+from pairio_node.insight import Insight
 from pairio_node.ipfs import Kubo
 from pairio_node.joins import Joins
 from pairio_node.outside import Outside
@@ -141,6 +142,7 @@ class Node:
         self.public = Public(self)
         self.results = Results(self)
         self.consoles = Consoles(self, self._may_read)
+        self.insight = Insight(self)
         self.cids = CidIndex()
         self.hiding, self.search, self.submits = Hiding(self), Search(self), Submits(self)
         self.watching, self.url_pins = Watching(self), UrlPins(self)
@@ -457,8 +459,7 @@ class Node:
         if body.get("rerunFailing") and mode == "use":
             mode = "rerun_failing"
         inputs = await self.inputs.look(service, definition)
-        raw = body.get("requiredResources") or {}
-        resources = _resources(self.public.defaults(service) | _given(raw))
+        resources = self.resources_of(service, body)
         answer = await self.driver.call(
             lambda call: ev.Submit(
                 call=call,
@@ -478,6 +479,11 @@ class Node:
         if state.cached and state.answer is not None:
             self.cache.hit(service, state.answer)
         return self.view(service, state)
+
+    def resources_of(self, service: str, body: dict[str, Any]) -> Resources:
+        """Return the resources that a submit asks for, with defaults filled in."""
+        raw = body.get("requiredResources") or {}
+        return _resources(self.public.defaults(service) | _given(raw))
 
     def on_more_public(self) -> None:
         """More may be read by anybody than before."""

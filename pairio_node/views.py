@@ -1,6 +1,7 @@
 """What clients see: jobs, services, status, as plain JSON in the original's names."""
 
 import base64
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -10,10 +11,11 @@ from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX
 from pairio_protocol.machines.twins import Twin
+from pairio_protocol.messages import Decline
 from pairio_protocol.normalise import definition_of
 from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.policy import isolation_needed, misfit
-from pairio_protocol.records import End
+from pairio_protocol.records import End, Resources
 from pairio_protocol.revoked import why_without
 from pairio_protocol.service import Weighed
 from pairio_protocol.wording import op_words
@@ -23,11 +25,13 @@ __all__ = [
     "LinkMaker",
     "app_view",
     "attempts_view",
+    "fitting_view",
     "is_final",
     "is_settled",
     "job_status",
     "job_view",
     "proposal_view",
+    "resources_view",
     "result_of",
     "service_view",
     "twin_view",
@@ -204,12 +208,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "jobDependencies": [
             entry["source"]["job"] for entry in state.document["inputs"] if "job" in entry["source"]
         ],
-        "requiredResources": {
-            "numCpus": _number(record.resources.cpu_millicores, 1000),
-            "numGpus": record.resources.gpus,
-            "memoryGb": _number(record.resources.memory_mib, 1024),
-            "timeSec": _number(record.resources.time_ms, 1000),
-        },
+        "requiredResources": resources_view(record.resources),
         "tags": list(record.tags),
         "targetComputeClientIds": list(record.targets) or None,
         "timestampCreatedSec": record.issued_unix_ms / 1000,
@@ -231,27 +230,8 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
     status, error = job_status(core, service, state)
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
-    folded = core.membership.folded(service)
     errand = core.coordinator.errand_of(state.id)
-    needed = isolation_needed(state.record, folded)
-    needs, resources = needs_of(folded.apps, state.document), state.record.resources
-    network_for = state.document["app"] if needs.network else ""
-    nodes = []
-    for entry in sorted(core.presence(service), key=lambda e: e.peer):
-        rule = _owner_rule(core, service, state) if entry.peer == core.ctx.me else None
-        rule = rule or misfit(entry, resources, needed, state.record.targets, network_for)
-        declined = errand.declined.get(entry.peer) if errand is not None else None
-        if rule is None and declined is not None:
-            rule = (declined[1].reason, declined[1].needs, declined[1].has)
-        if rule is None and "compute" not in folded.roles_of(entry.peer):
-            rule = ("role", "compute", ", ".join(folded.roles_of(entry.peer)) or "none")
-        if rule is None and entry.peer not in (*core.ctx.connected, core.ctx.me):
-            rule = ("connection", "a connection to it", "none from this node")
-        if rule is None and entry.load >= entry.slots:
-            rule = ("busy", "a free slot", f"{entry.load} runs on {entry.slots} slots")
-        name = folded.member_of(entry.peer) or entry.peer
-        fit = dict(zip(("rule", "need", "have"), rule or ("", "", ""), strict=True))
-        nodes.append({"name": name, "peerId": entry.peer, "fits": rule is None, **fit})
+    needs = needs_of(core.membership.folded(service).apps, state.document)
     attempt = core.coordinator.attempt_of(state.id)
     return {
         "jobId": state.job,
@@ -265,7 +245,7 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "waitsForSecretsOf": _waits_for_secrets_of(core, service, state, needs),
         "attempt": {"node": attempt.worker, "state": attempt.state} if attempt else None,
         "attempts": attempts_view(core, service, state),
-        "nodes": nodes,
+        "nodes": fitting_view(core, service, state, errand.declined if errand else {}),
     }
 
 
@@ -281,12 +261,50 @@ def _waits_for_secrets_of(
     return state.author if needs.secrets and not ended and (lost or away) else None
 
 
+def fitting_view(
+    core: NodeCore, service: str, state: RequestState, declined: Mapping[str, tuple[int, Decline]]
+) -> list[dict[str, Any]]:
+    """Return for each node of the service whether a request fits it, and the rule that keeps it
+    off; `declined` are the last refusals of nodes."""
+    folded = core.membership.folded(service)
+    needed = isolation_needed(state.record, folded)
+    network_for = state.document["app"] if needs_of(folded.apps, state.document).network else ""
+    resources = state.record.resources
+    nodes = []
+    for entry in sorted(core.presence(service), key=lambda e: e.peer):
+        rule = _owner_rule(core, service, state) if entry.peer == core.ctx.me else None
+        rule = rule or misfit(entry, resources, needed, state.record.targets, network_for)
+        last = declined.get(entry.peer)
+        if rule is None and last is not None:
+            rule = (last[1].reason, last[1].needs, last[1].has)
+        if rule is None and "compute" not in folded.roles_of(entry.peer):
+            rule = ("role", "compute", ", ".join(folded.roles_of(entry.peer)) or "none")
+        if rule is None and entry.peer not in (*core.ctx.connected, core.ctx.me):
+            rule = ("connection", "a connection to it", "none from this node")
+        if rule is None and entry.load >= entry.slots:
+            rule = ("busy", "a free slot", f"{entry.load} runs on {entry.slots} slots")
+        name = folded.member_of(entry.peer) or entry.peer
+        fit = dict(zip(("rule", "need", "have"), rule or ("", "", ""), strict=True))
+        nodes.append({"name": name, "peerId": entry.peer, "fits": rule is None, **fit})
+    return nodes
+
+
 def _owner_rule(core: NodeCore, service: str, state: RequestState) -> tuple[str, str, str] | None:
     """Return what the owner of this node says to a request, None if it may run here now."""
     hours = core.owner.closed(service)
     if hours is not None:
         return ("owner's hours", hours, "now is outside them")
     return core.owner.refusal(service, state)
+
+
+def resources_view(resources: Resources) -> dict[str, Any]:
+    """Return resources in the original's names and units."""
+    return {
+        "numCpus": _number(resources.cpu_millicores, 1000),
+        "numGpus": resources.gpus,
+        "memoryGb": _number(resources.memory_mib, 1024),
+        "timeSec": _number(resources.time_ms, 1000),
+    }
 
 
 def _number(value: int, scale: int) -> int | float:

@@ -17,6 +17,7 @@ from pairio_node.api.cache import cache_routes
 from pairio_node.api.console import console_routes
 from pairio_node.api.content import output_response
 from pairio_node.api.facade import NodeFacade
+from pairio_node.api.insight import insight_routes
 from pairio_node.api.jobs import many_job_routes
 from pairio_node.api.joins import join_routes
 from pairio_node.api.models import (
@@ -59,6 +60,7 @@ def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     many_job_routes(app, node)
     _job_routes(app, node)
     console_routes(app, node)
+    insight_routes(app, node)
     reference_routes(app, node.referenced)  # before what takes any name for a CID
     service_routes(app, node.services)
     join_routes(app, node.joins)

@@ -16,9 +16,15 @@ from pairio_node.watching import WatchQuery
 
 __all__ = [
     "AdminsFacade",
+    "BatchesFacade",
     "CarsFacade",
+    "ExplainFacade",
+    "GraphsFacade",
     "HidingFacade",
+    "InsightFacade",
     "NodeFacade",
+    "NodesFacade",
+    "PlansFacade",
     "ResultsFacade",
     "SearchFacade",
     "ServicesFacade",
@@ -69,6 +75,8 @@ class NodeFacade(Protocol):
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]: ...
     @property
+    def insight(self) -> "InsightFacade": ...
+    @property
     def consoles(self) -> ConsolesFacade: ...
     @property
     def cache(self) -> CacheFacade: ...
@@ -88,6 +96,53 @@ class NodeFacade(Protocol):
     def cars(self) -> "CarsFacade": ...
     @property
     def publishing(self) -> PublishingFacade: ...
+
+
+class InsightFacade(Protocol):
+    """Implemented by `pairio_node.insight.Insight`."""
+
+    @property
+    def plans(self) -> "PlansFacade": ...
+    @property
+    def explain(self) -> "ExplainFacade": ...
+    @property
+    def graphs(self) -> "GraphsFacade": ...
+    @property
+    def batches(self) -> "BatchesFacade": ...
+    @property
+    def nodes(self) -> "NodesFacade": ...
+
+
+class PlansFacade(Protocol):
+    """Implemented by `pairio_node.plans.Plans`; may raise `UserError`."""
+
+    async def plan(self, body: Json) -> Json: ...
+
+
+class ExplainFacade(Protocol):
+    """Implemented by `pairio_node.explain.Explain`; may raise `UserError`."""
+
+    async def job(self, job_id: str, service: str | None, other: str | None) -> Json: ...
+
+
+class GraphsFacade(Protocol):
+    """Implemented by `pairio_node.graphs.Graphs`; may raise `UserError`."""
+
+    def of(self, job_id: str, service: str | None) -> Json: ...
+
+
+class BatchesFacade(Protocol):
+    """Implemented by `pairio_node.batches.Batches`; every method may raise `UserError`."""
+
+    async def all(self, service: str | None, limit: int) -> list[Json]: ...
+    async def one(self, batch: str, service: str | None) -> Json: ...
+    async def cancel(self, batch: str, service: str | None) -> Json: ...
+
+
+class NodesFacade(Protocol):
+    """Implemented by `pairio_node.nodes.Nodes`; may raise `UserError`."""
+
+    def all(self, service: str | None) -> list[Json]: ...
 
 
 class ServicesFacade(Protocol):

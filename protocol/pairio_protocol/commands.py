@@ -154,7 +154,7 @@ class Commands:
         fold = self._core.fold(service)
         job = job_id_of(document)
         fold.define(job, document)
-        record = self._record(event, document, fold)
+        record = self.record_of(event, document, fold)
         size = record_size(record)
         if size > RECORD_SIZE_BYTES_MAX:
             raise DefinitionError(
@@ -182,7 +182,8 @@ class Commands:
         self._submits[request] = _Submit(event.call, service, request, job, local)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)
 
-    def _record(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
+    def record_of(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
+        """Return the request that a submit becomes, when no hit answers it."""
         salt_of = ""
         if event.mode == "rerun_failing":
             resolved = fold.resolve(job_id_of(document)).job

@@ -47,6 +47,50 @@ JOB = {
 }
 
 
+class FakeInsight:
+    """Plans, explanations and graphs, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.plans = self.explain = self.graphs = self
+        self.batches: Any = FakeBatches(self.asked)
+        self.nodes: Any = self.batches
+
+    async def plan(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(("plan", body["jobDefinition"]["appName"], body["skipCache"]))
+        return {"isHit": False}
+
+    async def job(self, job_id: str, service: str | None, other: str | None) -> dict[str, Any]:
+        self.asked.append(("explain", job_id, service, other))
+        return {"isHit": True}
+
+    def of(self, job_id: str, service: str | None) -> dict[str, Any]:
+        self.asked.append(("graph", job_id, service))
+        return {"jobs": []}
+
+
+class FakeBatches:
+    """Batches, and nodes."""
+
+    def __init__(self, asked: list[tuple[Any, ...]]) -> None:
+        self.asked = asked
+
+    def all(self, service: str | None, limit: int | None = None) -> Any:
+        self.asked.append(("all", service, limit))
+        return self._later() if limit is not None else []
+
+    async def _later(self) -> list[Any]:
+        return []
+
+    async def one(self, batch: str, service: str | None) -> dict[str, Any]:
+        self.asked.append(("batch", batch, service))
+        return {"batchId": batch}
+
+    async def cancel(self, batch: str, service: str | None) -> dict[str, Any]:
+        self.asked.append(("cancel", batch, service))
+        return {"batchId": batch}
+
+
 class FakeConsoles:
     """A job whose second attempt says a word of several bytes in two pieces."""
 
@@ -167,6 +211,7 @@ class FakeFacade:
         self.asked: list[tuple[Any, ...]] = []
         self.joins: Any = FakeJoins()
         self.consoles = FakeConsoles()
+        self.insight = FakeInsight()
         self.public: Any = None
         self.cache: Any = FakeCache(self.asked)
         self.results: Any = FakeResults()
@@ -1026,3 +1071,24 @@ async def test_a_console_is_followed_as_events_whose_characters_are_whole(api: C
 @pytest.mark.parametrize("query", ["offset=-1", "offset=9999999999999999999", "format=html"])
 async def test_a_console_is_asked_for_within_bounds(query: str, api: Client) -> None:
     assert (await api("GET", f"/api/v1/jobs/bafyjob/console?{query}")).status == 422
+
+
+# -- plans, explanations, graphs, batches, nodes -----------------------------------------------
+
+
+async def test_what_is_asked_about_jobs_is_handed_on(api: Client) -> None:
+    definition = {"appName": "a", "processorName": "p"}
+    plan = await api("POST", "/api/v1/jobs/plan", {"jobDefinition": definition, "skipCache": True})
+    assert plan.json == {"isHit": False}
+    await api("GET", "/api/v1/jobs/bafyjob/explain?with=other&serviceName=lab")
+    await api("GET", "/api/v1/jobs/bafyjob/graph")
+    assert (await api("GET", "/api/v1/nodes?serviceName=lab")).json == {"nodes": []}
+    assert (await api("GET", "/api/v1/batches?limit=3")).json == {"batches": []}
+    assert (await api("GET", "/api/v1/batches/a%2Fb")).json == {"batchId": "a/b"}
+    await api("DELETE", "/api/v1/batches/a%2Fb?serviceName=lab")
+    assert api.facade.insight.asked == [
+        *(("plan", "a", True), ("explain", "bafyjob", "lab", "other")),
+        *(("graph", "bafyjob", None), ("all", "lab", None), ("all", None, 3)),
+        *(("batch", "a/b", None), ("cancel", "a/b", "lab")),
+    ]
+    assert (await api("GET", "/api/v1/batches?limit=0")).status == 422
