@@ -54,7 +54,7 @@ def is_left_out(relative: str) -> bool:
     return any(part in _LEFT_OUT for part in relative.split("/")) or relative.endswith(".pyc")
 
 
-async def load_spec(directory: Path, runner: Runner) -> dict[str, Any]:
+async def load_spec(directory: Path, runner: Runner | None) -> dict[str, Any]:
     """Return the app's specification; main.py is run in the sandbox when spec.json is missing or
     older than it.
 
@@ -70,7 +70,12 @@ async def load_spec(directory: Path, runner: Runner) -> dict[str, Any]:
             f"{directory} is no app: it has neither spec.json nor main.py",
             hint="see docs/app-contract.md",
         )
-    text = spec_file.read_text() if fresh else await _made(directory, runner)
+    if not fresh and runner is None:
+        raise UserError(
+            "main.py would have to be run to say what the app is, and there is no sandbox here",
+            hint="see `pairio-node doctor`, or write its spec.json (docs/app-contract.md)",
+        )
+    text = spec_file.read_text() if fresh or runner is None else await _made(directory, runner)
     try:
         spec = json.loads(text)
     except ValueError as error:
@@ -90,7 +95,7 @@ async def _made(directory: Path, runner: Runner) -> str:
                 directory, bundle, ignore=lambda _, names: [n for n in names if is_left_out(n)]
             )
         )
-        inside = "/tmp" if runner.name == "bwrap" else str(folder / "work" / "tmp")
+        inside = "/tmp" if runner.isolation != "none" else str(folder / "work" / "tmp")
         spec = RunSpec(
             attempt="spec",
             job_id="spec",

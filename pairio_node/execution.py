@@ -17,7 +17,7 @@ from pairio_node.blocks import BlockMissing, Exchange, FetchFailed, ScopedConten
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.outside import Outside
-from pairio_node.runner import RunInput, Runner, RunOutcome, RunOutput, RunSpec
+from pairio_node.runner import NoRunner, RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.runner.supervisor.processes import remove_tree
 from pairio_node.urls import UrlError, UrlRules, fetch_url
@@ -45,17 +45,19 @@ class _Run:
 
 
 class Executions:
-    """The runs of this node. `runner_for(isolation)` gives the runner or None; `deliver` hands an
-    `Executed` to the core and returns when what follows from it is on disk. Inputs that no member
-    gives are taken from `outside`. `bindable` gives, in a thread, where a file or folder lies that
-    the owner has here and that is as it was."""
+    """The runs of this node. `runner_for(run)` gives the runner or raises NoRunner, `runner_named`
+    the one that began a run; `deliver` hands an `Executed` to the core and returns when what
+    follows from it is on disk. Inputs that no member gives are taken from `outside`. `bindable`
+    gives, in a thread, where a file or folder lies that the owner has here and that is as it
+    was."""
 
     def __init__(
         self,
         contents: ScopedContent,
         exchange: Exchange,
         jobs: Path,
-        runner_for: Callable[[str], Runner | None],
+        runner_for: Callable[[Execute], Runner],
+        runner_named: Callable[[str], Runner | None],
         deliver: Callable[[Executed], Awaitable[None]],
         restart_grace_s: int,
         url_rules: UrlRules,
@@ -68,6 +70,7 @@ class Executions:
         self._inputs = outside or exchange
         self._jobs = jobs
         self._runner_for = runner_for
+        self._runner_named = runner_named
         self._deliver = deliver
         self._grace_s = restart_grace_s
         self._url_rules = url_rules
@@ -155,19 +158,20 @@ class Executions:
             await trio.to_thread.run_sync(remove_tree, folder)
 
     async def _resume(self, run: _Run, card: JobCard) -> Executed:
-        runner = self._runner_for("")
+        runner = self._runner_named(card.runner)
         if runner is None:
-            return _no_result(card.attempt, "infra", "nothing runs jobs here any more")
+            reason = f"it was begun by {card.runner!r}, which this version does not know"
+            return _no_result(card.attempt, "infra", reason)
         spec = _resumed_spec(run.folder, card, self._grace_s)
         return await self._executed(card, await runner.resume(spec, run.cancel))
 
     # -- one run --------------------------------------------------------------------------
 
     async def _execute(self, effect: Execute, run: _Run) -> Executed:
-        runner = self._runner_for(effect.isolation_min)
-        if runner is None:
-            reason = f"no sandbox of isolation {effect.isolation_min!r} here"
-            return _no_result(effect.attempt, "infra", reason)
+        try:
+            runner = self._runner_for(effect)
+        except NoRunner as error:
+            return _no_result(effect.attempt, "infra", str(error))
         spec: RunSpec | Executed | None = None
         with run.fetching:
             spec = await self._prepare(effect, run, runner.isolation != "none")

@@ -46,7 +46,7 @@ from pairio_node.public import Public
 from pairio_node.publishing import Publishing
 from pairio_node.referenced import ReferencedData
 from pairio_node.results import Results
-from pairio_node.runner import Runner
+from pairio_node.runner import Runner, Runners, Wish
 from pairio_node.search import JobQuery, Search
 from pairio_node.services import Services
 from pairio_node.serving import Found, Item, Serving
@@ -107,7 +107,7 @@ class Node:
         home: Home,
         config: NodeConfig,
         store: Store,
-        runners: list[Runner],
+        runners: Runners,
         transport: Transport,
         kubo: Kubo | None = None,
     ) -> None:
@@ -156,6 +156,7 @@ class Node:
             self.exchange,
             home.path / "jobs",
             self._runner_for,
+            runners.named,
             lambda executed: self.driver.post_stored(executed),
             config.restart_grace_s,
             UrlRules(config.allow_hosts, config.url_input_bytes_max),
@@ -175,8 +176,6 @@ class Node:
 
     def begin(self) -> None:
         """Make core and driver; the transport must be listening."""
-        isolations = [r.isolation for r in self.runners]
-        strongest = "medium" if "medium" in isolations else "none"
         trust = {*self.config.trust, *map(peer_in, self.config.bootstrap)}
         boot, past_boots = self.home.begin_boot()
         core_config = CoreConfig(
@@ -189,7 +188,8 @@ class Node:
             cpu_millicores=self.config.cpu_millicores,
             memory_mib=self.config.memory_mib,
             gpus=self.config.gpus,
-            isolation=strongest,
+            isolation=self.runners.isolation,
+            executors=self.runners.names,
             allow_process=self.config.allow_process,
             owner_rules=tuple(rule.core for rule in self.config.rules),
             lease_ms=self.config.lease_ms,
@@ -249,11 +249,6 @@ class Node:
         assert self._nursery is not None
         self._nursery.start_soon(run)
 
-    @property
-    def strongest(self) -> Runner:
-        """The runner that isolates best of those that work here."""
-        return self.runners[0]
-
     # -- transport -> core ----------------------------------------------------------------
 
     async def on_transport(self, event: TransportEvent) -> None:
@@ -300,10 +295,13 @@ class Node:
         public service have those of their results (`GuestBlocks`)."""
         return service in self.core.membership.shared_with(peer)
 
-    def _runner_for(self, isolation_min: str) -> Runner | None:
-        """The strongest runner; a weaker one than asked only where the core let the run in,
-        because the owner allows it (`allow_process`)."""
-        return self.runners[0] if self.runners else None
+    def _runner_for(self, effect: ef.Execute) -> Runner:
+        """Return the runner of a run that the core took; raises NoRunner."""
+        app, service = effect.document["app"], effect.service
+        names = (app, service, self.core.membership.petnames.get(service, service))
+        return self.runners.choose(
+            Wish(effect.isolation_min, "container" in effect.processor, names)
+        )
 
     # -- effects (Shell) ------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from pairio_node.config import NodeConfig
 from pairio_node.home import Home
 from pairio_node.ipfs import open_kubo
 from pairio_node.node import Node
-from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runner
+from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runners, probe_all
 from pairio_node.store import Store
 from pairio_node.transport import Transport
 from pairio_node.transport.libp2p_transport import Libp2pTransport
@@ -27,16 +27,18 @@ __all__ = ["run_node"]
 _SECOND_SIGNAL_S = 1.0
 
 
-async def _choose_runners(config: NodeConfig, launcher: Launcher) -> tuple[list[Runner], str]:
-    """Return usable runners, strongest first, and a line to say when the sandbox is missing."""
-    bwrap = BwrapRunner(launcher)
-    probe = await bwrap.probe()
-    if probe.ok:
-        return [bwrap], ""
+async def _open_runners(config: NodeConfig, launcher: Launcher) -> tuple[Runners, str]:
+    """Return what runs jobs here, the first choice first, and a line when no sandbox holds."""
+    runners = [BwrapRunner(launcher), ProcessRunner(launcher)]
+    opened = await probe_all(runners, config.allow_process)
+    if opened.isolation != "none":
+        return opened, ""
+    probe = opened.found["bwrap"]
+    note = f"no sandbox: {probe.why}. {probe.hint}.".replace(". .", ".")
     allowed = ", ".join(config.allow_process)
-    note = f"no sandbox: {probe.why}. {probe.hint}."
-    note += f" Runs without one: {allowed}" if allowed else " Jobs are not run here."
-    return [ProcessRunner(launcher)], note
+    return opened, note + (
+        f" Runs without one: {allowed}" if allowed else " Apps are not run here."
+    )
 
 
 def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
@@ -74,7 +76,7 @@ async def run_node(
             async with trio.open_nursery() as top:
                 await top.start(_watch_signals, stop)
                 kubo = await open_kubo(home, config)
-                runners, note = await _choose_runners(config, launcher)
+                runners, note = await _open_runners(config, launcher)
                 if note and config.compute:
                     say(note)
                 node = Node(

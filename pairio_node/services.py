@@ -84,7 +84,7 @@ class Services:
         set, further admins have to sign."""
         found = self.id_of(service)
         directory = find_app(source)
-        spec = await load_spec(directory, self._node.strongest)
+        spec = await load_spec(directory, self._node.runners.plain)
         content = self._node.contents.of(found)
         with self._node.contents.store.in_use.working(_LISTED_S):
             added = await content.add_directory(directory, is_left_out)

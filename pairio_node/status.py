@@ -29,7 +29,11 @@ def status_view(node: "Node") -> dict[str, Any]:
             "numGpus": config.gpus,
         },
         "isolation": core.ctx.config.isolation,
-        "runners": [r.name for r in node.runners],
+        "runners": list(node.runners.names),
+        "runnersMissing": {
+            name: {"why": probe.why, "hint": probe.hint}
+            for name, probe in node.runners.missing.items()
+        },
         **node.crashes,
         "running": node.executions.running,
         "accepted": len(core.worker.tasks),

@@ -94,6 +94,8 @@ class Runner(Protocol):
 
     name: str
     isolation: Literal["none", "medium", "strong"]
+    #: Whether it is for apps with an image, or for those without.
+    runs_images: bool
 
     async def probe(self) -> ProbeResult:
         """Really run something that tries to get out."""

@@ -31,6 +31,7 @@ class ProcessRunner:
 
     name = "process"
     isolation: Literal["none", "medium", "strong"] = "none"
+    runs_images = False
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher

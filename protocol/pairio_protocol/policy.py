@@ -11,6 +11,7 @@ __all__ = [
     "CONTAINER_ISOLATION",
     "ISOLATIONS",
     "isolation_needed",
+    "isolation_stated",
     "misfit",
     "needs_container",
     "rank",
@@ -20,9 +21,14 @@ __all__ = [
 CONTAINER_ISOLATION = "medium"
 
 
+def isolation_stated(request: Request, folded: Folded) -> str:
+    """Return the isolation that a request or else its service's policy asks for; empty: neither."""
+    return request.isolation_min or str(folded.policy.get("isolation_min", ""))
+
+
 def isolation_needed(request: Request, folded: Folded) -> str:
     """Return the isolation that a request asks for; else the service's policy, else medium."""
-    return request.isolation_min or str(folded.policy.get("isolation_min", "medium"))
+    return isolation_stated(request, folded) or "medium"
 
 
 def needs_container(folded: Folded, document: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from pairio_node.api.links import Links
 from pairio_node.config import NodeConfig
 from pairio_node.home import Home
 from pairio_node.node import Node
-from pairio_node.runner import RunOutcome, RunSpec
+from pairio_node.runner import Runners, RunOutcome, RunSpec
 from pairio_node.runner.base import ProbeResult
 from pairio_node.store import CommitRows, Store, StoreError
 from pairio_node.transport import MemoryNetwork, MemoryTransport
@@ -39,6 +39,7 @@ class InstantRunner:
 
     name = "bwrap"
     isolation: Literal["none", "medium", "strong"] = "medium"
+    runs_images = False
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -114,7 +115,9 @@ async def running(
     opened = Home.open(home)
     opened.lock()
     store, runner = FillingStore(Store.open(home / "node.db")._db), InstantRunner()
-    node = LabNode(opened, config, store, [runner], MemoryTransport(network, opened.seed()))
+    node = LabNode(
+        opened, config, store, Runners([runner]), MemoryTransport(network, opened.seed())
+    )
     node.say = say
     node.runner, node.store, node.links = runner, store, Links(1, 2, b"k" * 32)
     try:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from pairio_node.errors import NotFoundError, UserError
-from pairio_node.runner import RunOutcome, RunSpec
+from pairio_node.runner import Runners, RunOutcome, RunSpec
 from pairio_node.runner.supervisor.console import ConsoleWriter, read_console
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.transport import MemoryNetwork
@@ -81,7 +81,8 @@ async def _all(node: LabNode, job: Event, **given: Any) -> bytes:
 
 
 def _talking(worker: LabNode) -> TalkingRunner:
-    worker.runners[0] = runner = TalkingRunner()
+    runner = TalkingRunner()
+    worker.runners = Runners([runner])
     return runner
 
 

@@ -19,7 +19,7 @@ from pairio_node.blocks.reference_db import GOOD, RootRow
 from pairio_node.blocks.references import Referenced, References
 from pairio_node.blocks.referencing import ReferencingStore
 from pairio_node.errors import StorageFullError, UserError
-from pairio_node.runner import RunOutcome, RunSpec
+from pairio_node.runner import Runners, RunOutcome, RunSpec
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol.cid import RAW, parse_cid
 from tests.node.node_lab import InstantRunner, LabNode, app_directory, running, until
@@ -425,8 +425,9 @@ async def _submitted(node: LabNode, name: str, cid: str) -> dict[str, Any]:
 async def test_a_job_reads_the_file_itself_and_a_change_meanwhile_is_no_result(
     tmp_path: Path,
 ) -> None:
-    async with running(MemoryNetwork(), tmp_path / "node") as node:
-        runner = node.runners[0] = BoundRunner()
+    async with running(MemoryNetwork(), tmp_path / "node", allow_process=("greeter",)) as node:
+        runner = BoundRunner()
+        node.runners = Runners([runner], allow_process=("greeter",))
         app = app_directory(tmp_path / "app")
         spec = json.loads((app / "spec.json").read_text())
         spec["processors"][0]["inputs"] = [{"name": "data"}]

@@ -36,7 +36,7 @@ from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.machines.owner import Owner
 from pairio_protocol.messages import Award, Beat, Decline, Have, Renew, Renewed
 from pairio_protocol.open_submit import GUESTS, OpenSubmit
-from pairio_protocol.policy import CONTAINER_ISOLATION, ISOLATIONS, isolation_needed
+from pairio_protocol.policy import CONTAINER_ISOLATION, ISOLATIONS, isolation_stated
 from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
 from pairio_protocol.segment import record_size
 
@@ -208,8 +208,8 @@ class Worker:
         found = self._processor(state)
         if isinstance(found, _Refusal):
             return found
-        needed = isolation_needed(state.record, chain.now)
-        weaker = self._refuses_isolation(found[0], needed, award.service, state.document["app"])
+        needed = self._isolation_needed(award.service, state, chain.now)
+        weaker = self._refuses_isolation(found[0], needed)
         if weaker is not None:
             return weaker
         resources = state.record.resources
@@ -311,9 +311,18 @@ class Worker:
             return _Refusal("the job names other code than the list")
         return processor, app["bundle"]
 
-    def _refuses_isolation(
-        self, processor: dict[str, Any], needed: str, service: str, app: str
-    ) -> _Refusal | None:
+    def _isolation_needed(self, service: str, state: RequestState, folded: Folded) -> str:
+        """Return the isolation that a run must have here. Where neither job nor service states one,
+        the owner may let apps that he knows run without."""
+        stated = isolation_stated(state.record, folded)
+        petname = self.membership.petnames.get(service, service)
+        names = {service, petname, state.document["app"], "*"}
+        may_be_process = bool(names & set(self.ctx.config.allow_process))
+        if not may_be_process:  # whatever others ask for: not without a sandbox on this machine
+            return stated if stated == "strong" else "medium"
+        return stated or "none"
+
+    def _refuses_isolation(self, processor: dict[str, Any], needed: str) -> _Refusal | None:
         """Say why a run cannot have what it asks to be run in."""
         config = self.ctx.config
         if "container" in processor:  # without its image it would be another program
@@ -322,16 +331,9 @@ class Worker:
                 return _Refusal("executor", "container", have)
             if ISOLATIONS.index(needed) > ISOLATIONS.index(CONTAINER_ISOLATION):
                 return _Refusal("isolation", needed, CONTAINER_ISOLATION)
-        elif not self._isolates(needed, service, app):
+        elif ISOLATIONS.index(config.isolation) < ISOLATIONS.index(needed):
             return _Refusal("isolation", needed, config.isolation)
         return None
-
-    def _isolates(self, needed: str, service: str, app: str) -> bool:
-        config = self.ctx.config
-        if ISOLATIONS.index(config.isolation) >= ISOLATIONS.index(needed):
-            return True
-        names = {service, self.membership.petnames.get(service, service), app, "*"}
-        return bool(names & set(config.allow_process))
 
     def _decline(self, peer: str, award: Award, why: _Refusal) -> None:
         self.ctx.counters["awards declined"] += 1
