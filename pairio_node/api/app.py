@@ -154,14 +154,17 @@ def _check_size(request: Request) -> None:
 def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     @app.get("/api/v1/jobs/{job_id}")
     async def job(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """One job, by job id, the end or beginning of it if unique, or request id."""
         return JSONResponse(node.job(job_id, serviceName))
 
     @app.get("/api/v1/jobs/{job_id}/why")
     async def why(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """Why the job is where it is, and what each node lacks for it: rule, need, have."""
         return JSONResponse(node.why(job_id, serviceName))
 
     @app.post("/api/v1/jobs/{job_id}/cancel")
     async def cancel(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """Withdraw this member's requests for the job. A run that nobody else wants ends."""
         return JSONResponse(await node.cancel(job_id, serviceName))
 
     @app.get("/api/v1/jobs/{job_id}/wait")
@@ -170,6 +173,7 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         serviceName: str | None = None,  # noqa: N803
         timeoutSec: float = 30.0,  # noqa: N803
     ) -> JSONResponse:
+        """Answer when the job is final and safe, or with its state when the time is over."""
         timeout_s = max(0.0, min(timeoutSec, _WAIT_S_MAX))
         return JSONResponse(await node.wait(job_id, serviceName, timeout_s))
 
@@ -182,6 +186,8 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         path: str | None = None,
         format: str | None = None,
     ) -> Response:
+        """The bytes of an output (Range is understood); of a folder, what lies at `path`, or its
+        entries."""
         cid, file_name, _ = await node.output_cid(job_id, serviceName, name)
         return await output_response(node, request, cid, file_name, path, format == "json")
 
@@ -189,27 +195,32 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
 def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
     @app.get("/api/v1/status")
     async def status() -> JSONResponse:
+        """The node: id, addresses, peers, services, capacity, what runs, counters."""
         return JSONResponse(node.status())
 
     @app.post("/api/v1/content")
     async def add_content(request: Request) -> JSONResponse:
+        """Add bytes (the raw body, a stream) as content; answers its CID and size."""
         async with aclosing(request.stream()) as chunks:
             cid, size = await node.add_content(chunks)
         return JSONResponse({"cid": cid, "size": size})
 
     @app.post("/api/v1/content/folders")
     async def add_folder(body: FolderBody) -> JSONResponse:
+        """Make a folder of files that are here."""
         entries = [(entry.path, entry.cid) for entry in body.entries]
         cid, size = await node.add_folder(entries)
         return JSONResponse({"cid": cid, "size": size})
 
     @app.post("/api/v1/tokens")
     async def token(body: TokenBody) -> JSONResponse:
+        """Make a token for this API. It is shown once."""
         made = auth.create_token(body.name, body.readOnly, body.expiresSec)
         return JSONResponse({"name": body.name, "token": made})
 
     @app.post("/api/v1/links")
     async def link(request: Request, body: LinkBody) -> JSONResponse:
+        """Make a one-time link that opens a page in a browser."""
         code = auth.make_link(body.path)
         return JSONResponse({"url": f"http://{request.headers['host']}/open/{code}"})
 

@@ -54,24 +54,30 @@ def cache_routes(app: FastAPI, cache: CacheFacade) -> None:
 
     @app.get("/api/v1/cache")
     async def stats() -> JSONResponse:
+        """What content takes here, by why it is kept; the quota; what was let go."""
         return JSONResponse(await cache.stats())
 
     @app.get("/api/v1/cache/roots")
     async def roots(limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> JSONResponse:
+        """What is here, largest first, and why it is kept."""
         return JSONResponse(await cache.ls(limit))
 
     @app.post("/api/v1/cache/gc")
     async def gc(body: GcBody) -> JSONResponse:
+        """Let go of what may go: down to the mark, or all of it."""
         return JSONResponse(await cache.gc(everything=body.everything, dry=body.dryRun))
 
     @app.get("/api/v1/cache/pins")
     async def pins() -> JSONResponse:
+        """What is pinned."""
         return JSONResponse(cache.all_pins())
 
     @app.post("/api/v1/cache/pins")
     async def pin(body: PinBody) -> JSONResponse:
+        """Pin a job's result or content: it stays until it is unpinned."""
         return JSONResponse(await cache.pin(body.name, body.serviceName))
 
     @app.delete("/api/v1/cache/pins/{name}")
     async def unpin(name: str) -> JSONResponse:
+        """Unpin."""
         return JSONResponse(cache.unpin(name))

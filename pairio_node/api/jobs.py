@@ -41,23 +41,30 @@ def many_job_routes(app: FastAPI, node: NodeFacade) -> None:
 
     @app.post("/api/v1/jobs")
     async def submit(body: SubmitBody, key: _Key = "") -> JSONResponse:
+        """Submit a job, or find its result. Answers the job; a second call with the same
+        `Idempotency-Key` answers the same."""
         return JSONResponse(await node.submits.submit(body.model_dump(), key))
 
     @app.post("/api/v1/jobs/batch")
     async def submit_batch(body: BatchBody, key: _Key = "") -> JSONResponse:
+        """Submit many jobs: `{"jobs": [...]}` in their order, `{"error": ...}` in the place of each
+        that failed."""
         return JSONResponse({"jobs": await submit_all(node.submits.submit, body.jobs, key)})
 
     @app.post("/api/v1/jobs/find")
     async def find(body: _FindBody) -> JSONResponse:
+        """The job of a definition if there is one, without submitting it."""
         definition = body.jobDefinition.model_dump()
         return JSONResponse(await node.search.by_definition(definition, body.serviceName))
 
     @app.delete("/api/v1/jobs/{job_id}")
     async def hide(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """Hide a job here. Records, results and statistics stay."""
         return JSONResponse({"hidden": node.hiding.hide_job(job_id, serviceName)})
 
     @app.post("/api/v1/content/urls")
     async def pin_url(body: _UrlBody) -> JSONResponse:
+        """Fetch what a URL gives and keep it as content; answers its CID and size."""
         return JSONResponse(await node.url_pins.add(body.url))
 
     _search_route(app, node)
@@ -82,6 +89,7 @@ def _search_route(app: FastAPI, node: NodeFacade) -> None:
         limit: Annotated[int, Query(ge=1)] = 100,
         cursor: str | None = None,
     ) -> JSONResponse:
+        """The jobs that match every filter, newest first; `nextCursor` leads to the next page."""
         query = JobQuery(
             service=serviceName,
             user=userId,
@@ -110,6 +118,8 @@ def _event_route(app: FastAPI, node: NodeFacade) -> None:
         jobId: str | None = None,  # noqa: N803
         requestId: Annotated[list[str], Query(max_length=REQUESTS_MAX)] = [],  # noqa: N803, B006
     ) -> Response:
+        """Server-Sent Events: each job that changes, with its newest state. A reader too slow for
+        them is cut off and reads the states anew."""
         query = WatchQuery(serviceName, batchId, jobId, tuple(requestId))
         return StreamingResponse(
             node.watching.open(query),

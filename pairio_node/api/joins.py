@@ -108,10 +108,12 @@ def join_routes(app: FastAPI, joins: JoinsFacade) -> None:
 
     @app.post("/api/v1/joins")
     async def join(body: JoinBody) -> JSONResponse:
+        """Join by link. Goes on in the background when `waitSec` is over."""
         return JSONResponse(await joins.join(body.link, body.name, body.roles, body.waitSec))
 
     @app.get("/api/v1/joins")
     async def all_joins() -> JSONResponse:
+        """Joins that are under way, and how those before ended."""
         return JSONResponse({"joins": joins.all()})
 
     @app.get("/api/v1/joins/{service}")
@@ -119,43 +121,54 @@ def join_routes(app: FastAPI, joins: JoinsFacade) -> None:
         service: str,
         waitSec: Annotated[float, Query(ge=0, le=_WAIT_S_MAX)] = 0,  # noqa: N803
     ) -> JSONResponse:
+        """How far a join is; waits for its end at most `waitSec`."""
         return JSONResponse(await joins.joined(service, waitSec))
 
     @app.post("/api/v1/services/{name}/leave")
     async def leave(name: str) -> JSONResponse:
+        """Leave a service: requests are withdrawn, runs given back, admins asked to take this node
+        off."""
         return JSONResponse(await joins.leave(name))
 
     @app.post("/api/v1/services/{name}/decline")
     async def decline(name: str) -> JSONResponse:
+        """Keep a service that names this node away for good."""
         return JSONResponse(await joins.decline(name))
 
     @app.get("/api/v1/services/{name}/requests")
     async def requests(name: str) -> JSONResponse:
+        """Who asks to be let in without an invitation's token."""
         return JSONResponse({"requests": joins.requests(name)})
 
     @app.post("/api/v1/services/{name}/requests/{request}/approve")
     async def approve(name: str, request: str, body: ApproveBody) -> JSONResponse:
+        """Let somebody in who asked."""
         return JSONResponse(await joins.approve(name, request, body.roles))
 
     @app.post("/api/v1/services/{name}/requests/{request}/deny")
     async def deny(name: str, request: str) -> JSONResponse:
+        """Refuse somebody who asked."""
         return JSONResponse(await joins.deny(name, request))
 
 
 def _link_routes(app: FastAPI, joins: JoinsFacade) -> None:
     @app.post("/api/v1/services/{name}/invitations")
     async def invite(name: str, body: InviteBody) -> JSONResponse:
+        """Make a link that somebody joins with."""
         made = await joins.invite(name, body.roles, body.uses, body.expiresSec, body.approve)
         return JSONResponse(made)
 
     @app.get("/api/v1/services/{name}/invitations")
     async def invitations(name: str) -> JSONResponse:
+        """Invitations that are open."""
         return JSONResponse({"invitations": joins.invitations(name)})
 
     @app.post("/api/v1/services/{name}/uninvite")
     async def uninvite(name: str, body: UninviteBody) -> JSONResponse:
+        """Withdraw an invitation."""
         return JSONResponse(await joins.uninvite(name, body.invitation))
 
     @app.post("/api/v1/services/{name}/devices")
     async def link_device(name: str, body: DeviceBody) -> JSONResponse:
+        """Make a link for a further device of this member."""
         return JSONResponse(joins.link_device(name, body.expiresSec))

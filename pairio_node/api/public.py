@@ -51,8 +51,10 @@ def public_routes(app: FastAPI, public: PublicFacade) -> None:
 
     @app.post("/api/v1/services/{name}/public")
     async def make_public(name: str, body: PublicBody) -> JSONResponse:
+        """Let strangers submit within limits; answers with a link for them."""
         return JSONResponse(await public.set(name, body.open_submit()))
 
     @app.delete("/api/v1/services/{name}/public")
     async def make_private(name: str) -> JSONResponse:
+        """Let no stranger submit any more."""
         return JSONResponse(await public.set(name, None))

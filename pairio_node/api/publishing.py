@@ -55,20 +55,25 @@ def publishing_routes(app: FastAPI, publishing: PublishingFacade) -> None:
 
     @app.get("/api/v1/published")
     async def published() -> JSONResponse:
+        """What anybody may read of this node."""
         return JSONResponse(publishing.published())
 
     @app.post("/api/v1/published")
     async def publish(body: PublishBody) -> JSONResponse:
+        """Let anybody read a result or content of this node."""
         return JSONResponse(await publishing.publish(body.id, body.serviceName))
 
     @app.delete("/api/v1/published/{what}")
     async def unpublish(what: str) -> JSONResponse:
+        """Let nobody but members read it any more. Copies of others stay."""
         return JSONResponse(await publishing.unpublish(what))
 
     @app.get("/api/v1/services/{name}/policy")
     async def policy(name: str) -> JSONResponse:
+        """Whether anybody may read what the service's jobs made."""
         return JSONResponse(publishing.policy(name))
 
     @app.post("/api/v1/services/{name}/policy")
     async def set_policy(name: str, body: PolicyBody) -> JSONResponse:
+        """Decide, as an admin, whether anybody may read what the service's jobs made."""
         return JSONResponse(await publishing.set_results(name, body.results == "public"))

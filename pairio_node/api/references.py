@@ -51,16 +51,21 @@ def reference_routes(app: FastAPI, references: ReferencesFacade) -> None:
 
     @app.post("/api/v1/content/references")
     async def add_reference(body: ReferenceBody) -> JSONResponse:
+        """Hash a file or folder of this machine where it lies, without a copy. Asked again, says
+        how far that is."""
         return JSONResponse(await references.add(body.path, body.waitSec))
 
     @app.post("/api/v1/services/{name}/content")
     async def share(name: str, body: ShareBody) -> JSONResponse:
+        """Let a service have content that is here."""
         return JSONResponse(await references.share(name, body.cid))
 
     @app.get("/api/v1/content/references")
     async def all_references() -> JSONResponse:
+        """Files and folders that are content without a copy."""
         return JSONResponse({"references": await references.all()})
 
     @app.delete("/api/v1/content/references")
     async def remove_reference(path: _Path) -> JSONResponse:
+        """Forget a file or folder that is content without a copy. It stays where it lies."""
         return JSONResponse({"cids": await references.remove(path)})
