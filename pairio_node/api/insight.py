@@ -22,6 +22,8 @@ def insight_routes(app: FastAPI, node: "NodeFacade") -> None:
 
     @app.post("/api/v1/jobs/plan")
     async def plan(body: SubmitBody) -> JSONResponse:
+        """What a submit of this body would do, without doing it: the job id, hit or miss and why,
+        who could run it."""
         return JSONResponse(await told.plans.plan(body.model_dump()))
 
     @app.get("/api/v1/jobs/{job_id}/explain")
@@ -30,14 +32,18 @@ def insight_routes(app: FastAPI, node: "NodeFacade") -> None:
         serviceName: str | None = None,  # noqa: N803
         other: Annotated[str | None, Query(alias="with")] = None,
     ) -> JSONResponse:
+        """Why a job was a hit or a miss: the nearest earlier job, and the difference field by
+        field."""
         return JSONResponse(await told.explain.job(job_id, serviceName, other))
 
     @app.get("/api/v1/jobs/{job_id}/graph")
     async def graph(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """The job with all that it rests on, as nodes and edges."""
         return JSONResponse(told.graphs.of(job_id, serviceName))
 
     @app.get("/api/v1/nodes")
     async def nodes(serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """Nodes of the members: alive, what they have free, what they run."""
         return JSONResponse({"nodes": told.nodes.all(serviceName)})
 
     @app.get("/api/v1/batches")
@@ -45,12 +51,15 @@ def insight_routes(app: FastAPI, node: "NodeFacade") -> None:
         serviceName: str | None = None,  # noqa: N803
         limit: Annotated[int, Query(ge=1, le=_BATCHES_MAX)] = 100,
     ) -> JSONResponse:
+        """Batches of this node, with how many of their jobs are where."""
         return JSONResponse({"batches": await told.batches.all(serviceName, limit)})
 
     @app.get("/api/v1/batches/{batch:path}")
     async def batch(batch: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """One batch: its jobs, and how many of them are where."""
         return JSONResponse(await told.batches.one(batch, serviceName))
 
     @app.delete("/api/v1/batches/{batch:path}")
     async def cancel(batch: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
+        """Withdraw this member's requests for the jobs of a batch."""
         return JSONResponse(await told.batches.cancel(batch, serviceName))
