@@ -45,6 +45,8 @@ class NodeConfig:
     gpus: int = 0
     #: Services or apps that may run without a sandbox here; "*": all.
     allow_process: tuple[str, ...] = ()
+    #: Services or apps whose jobs may have this machine's network; "*": all.
+    allow_network: tuple[str, ...] = ()
     #: Ports of the API and of the content gateway; 0: those kept in the home.
     api_port: int = 0
     gateway_port: int = 0

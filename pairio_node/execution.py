@@ -21,6 +21,7 @@ from pairio_node.runner import NoRunner, RunInput, Runner, RunOutcome, RunOutput
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.runner.supervisor.processes import remove_tree
 from pairio_node.urls import UrlError, UrlRules, fetch_url
+from pairio_protocol.apps import Needs
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted, Executed
 
@@ -64,6 +65,7 @@ class Executions:
         used: Callable[[str], None] = lambda _: None,
         outside: Outside | None = None,
         bindable: Callable[[str], Path | None] = lambda _: None,
+        secrets_of: Callable[[Execute, tuple[str, ...]], Awaitable[dict[str, str]]] | None = None,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
@@ -76,6 +78,7 @@ class Executions:
         self._url_rules = url_rules
         self._used = used
         self._bindable = bindable
+        self._secrets_of = secrets_of
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
         self._yielding = False
@@ -212,6 +215,7 @@ class Executions:
             else:
                 path = await self._input(effect, run, source["cid"], path, may_bind)
             inputs.append(RunInput(entry["name"], entry["base_name"], path))
+        needs = Needs.of(effect.processor)
         return RunSpec(
             attempt=effect.attempt,
             job_id=effect.job,
@@ -229,9 +233,16 @@ class Executions:
             gpus=effect.resources.gpus,
             time_ms=effect.resources.time_ms,
             work_dir=folder,
-            restart_grace_s=self._grace_s,
+            restart_grace_s=0 if needs.exclusive else self._grace_s,
             nice=_GUESTS_NICE if effect.for_guest else 0,
+            network="full" if needs.network else "none",
+            secrets=await self._secrets(effect, needs),  # last: they are asked for at once
         )
+
+    async def _secrets(self, effect: Execute, needs: Needs) -> dict[str, str]:
+        if not needs.secrets or self._secrets_of is None:
+            return {}
+        return await self._secrets_of(effect, needs.secrets)
 
     async def _input(
         self, effect: Execute, run: _Run, cid: str, path: Path, may_bind: bool

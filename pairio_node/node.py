@@ -48,6 +48,7 @@ from pairio_node.referenced import ReferencedData
 from pairio_node.results import Results
 from pairio_node.runner import Runner, Runners, Wish
 from pairio_node.search import JobQuery, Search
+from pairio_node.secret_streams import Secrets
 from pairio_node.services import Services
 from pairio_node.serving import Found, Item, Serving
 from pairio_node.status import status_view
@@ -146,24 +147,12 @@ class Node:
         self.cids = CidIndex()
         self.hiding, self.search, self.submits = Hiding(self), Search(self), Submits(self)
         self.watching, self.url_pins = Watching(self), UrlPins(self)
-        self.cars = Cars(self)
+        self.cars, self.secrets = Cars(self), Secrets(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
         #: Tells the owner something at once (stderr).
         self.say: Callable[[str], None] = lambda _: None
-        self.executions = Executions(
-            self.contents,
-            self.exchange,
-            home.path / "jobs",
-            self._runner_for,
-            runners.named,
-            lambda executed: self.driver.post_stored(executed),
-            config.restart_grace_s,
-            UrlRules(config.allow_hosts, config.url_input_bytes_max),
-            self.cache.used,
-            self.outside,
-            self.references.unchanged_path,
-        )
+        self.executions = self._executions()
         self._store = store
         self.writer: Writer | None = None
         self.links: Links | None = None
@@ -173,6 +162,22 @@ class Node:
         self.core: NodeCore
         self.driver: Driver
         self.code: CodeKeeper
+
+    def _executions(self) -> Executions:
+        return Executions(
+            self.contents,
+            self.exchange,
+            self.home.path / "jobs",
+            self._runner_for,
+            self.runners.named,
+            lambda executed: self.driver.post_stored(executed),
+            self.config.restart_grace_s,
+            UrlRules(self.config.allow_hosts, self.config.url_input_bytes_max),
+            self.cache.used,
+            self.outside,
+            self.references.unchanged_path,
+            self.secrets.fetch,
+        )
 
     def begin(self) -> None:
         """Make core and driver; the transport must be listening."""
@@ -191,6 +196,7 @@ class Node:
             isolation=self.runners.isolation,
             executors=self.runners.names,
             allow_process=self.config.allow_process,
+            allow_network=self.config.allow_network,
             owner_rules=tuple(rule.core for rule in self.config.rules),
             lease_ms=self.config.lease_ms,
             replicas=self.config.replicas,
@@ -223,6 +229,7 @@ class Node:
         if closed := closed_rules(self.config.rules, datetime.now()):
             self.driver.post(ev.OwnerHours(closed))
         self.referenced.begin(nursery)
+        self.secrets.begin()
         self.driver.post(restored)
         nursery.start_soon(self.driver.run)
         self.cache.start(nursery, snapshot.notes)
@@ -231,6 +238,7 @@ class Node:
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
         nursery.start_soon(self.code.run)
+        nursery.start_soon(self.secrets.run)
         nursery.start_soon(self.publishing.run)
         if self.bitswap is not None:
             nursery.start_soon(self.bitswap.run)
@@ -458,21 +466,23 @@ class Node:
             mode = "rerun_failing"
         inputs = await self.inputs.look(service, definition)
         resources = self.resources_of(service, body)
-        answer = await self.driver.call(
-            lambda call: ev.Submit(
-                call=call,
-                service=service,
-                definition=definition,
-                resources=resources,
-                mode=mode,
-                tags=tuple(body.get("tags") or ()),
-                batch=body.get("batchId") or "",
-                targets=tuple(body.get("targetComputeClientIds") or ()),
-                local_content=tuple(inputs.local),
-                held=tuple(inputs.held),
-                key=body.get("key") or "",
+        with self.secrets.kept_for(service, definition, body.get("secrets") or {}) as names:
+            answer = await self.driver.call(
+                lambda call: ev.Submit(
+                    call=call,
+                    service=service,
+                    definition=definition,
+                    resources=resources,
+                    mode=mode,
+                    tags=tuple(body.get("tags") or ()),
+                    batch=body.get("batchId") or "",
+                    targets=tuple(body.get("targetComputeClientIds") or ()),
+                    local_content=tuple(inputs.local),
+                    held=tuple(inputs.held),
+                    key=body.get("key") or "",
+                    secrets=names,
+                )
             )
-        )
         state = self.core.fold(service).requests[answer["request"]]
         if state.cached and state.answer is not None:
             self.cache.hit(service, state.answer)

@@ -73,6 +73,9 @@ def submit(
         bool, typer.Option("--nocopy", help="Hash input files where they lie; copy nothing.")
     ] = False,
     output: Annotated[list[str] | None, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option("--secret", help="NAME=@FILE or NAME=env:VARIABLE")
+    ] = None,
     cpus: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="None by default.")] = None,
     memory_gb: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
@@ -112,6 +115,7 @@ def submit(
         skip_cache=skip_cache,
         rerun_failing=rerun_failing,
         nocopy=nocopy,
+        secrets=secret or [],
     )
     sys.exit(submit_wish(api(), wish, wait=wait, timeout_s=timeout, json=json))
 
@@ -137,6 +141,8 @@ def job_why(job_id: JobId, service: ServiceOption = None, json: Json = False) ->
         as_json(found)
         return
     data(found["status"] + (f": {found['error']}" if found["error"] else ""))
+    if found.get("waitsForSecretsOf"):
+        data(f"waits for secrets from {found['waitsForSecretsOf']}, which is away or lost them")
     if found.get("lost"):
         data(found["lost"])
     for job in found["waitsFor"]:

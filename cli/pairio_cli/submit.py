@@ -3,7 +3,7 @@
 import json as json_module
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pairio._http import Api, part
 from pairio.errors import PairioError
 from pairio_cli.content import add_input
 from pairio_cli.output import INTERRUPTED, as_json, data, note, short
+from pairio_cli.secret import read_secrets
 
 __all__ = ["Wish", "show_job", "submit_wish"]
 
@@ -31,6 +32,7 @@ class Wish:
     skip_cache: bool
     rerun_failing: bool
     nocopy: bool = False
+    secrets: list[str] = field(default_factory=list)
 
 
 def submit_wish(api: Api, wish: Wish, *, wait: bool, timeout_s: float | None, json: bool) -> int:
@@ -46,6 +48,8 @@ def submit_wish(api: Api, wish: Wish, *, wait: bool, timeout_s: float | None, js
         "skipCache": wish.skip_cache,
         "rerunFailing": wish.rerun_failing,
     }
+    if wish.secrets:
+        body["secrets"] = read_secrets(wish.secrets)
     job = api.call("POST", "/api/v1/jobs", body)
     if wait:
         try:

@@ -8,6 +8,7 @@ from pairio_protocol.limits import (
     ADMINS_MAX,
     FRAME_SIZE_BYTES_MAX,
     NAME_LENGTH_MAX,
+    SECRETS_PER_JOB_MAX,
     TAGS_MAX,
     TEXT_LENGTH_MAX,
 )
@@ -88,6 +89,10 @@ class SubmitBody(_Body):
     batchId: _Short = ""  # noqa: N815
     targetComputeClientIds: list[_Short] | None = Field(  # noqa: N815
         default=None, max_length=TAGS_MAX
+    )
+    #: Values by name, for the job alone; `repr` says none of them.
+    secrets: dict[_Short, _Text] = Field(
+        default_factory=dict, max_length=SECRETS_PER_JOB_MAX, repr=False
     )
 
 

@@ -60,6 +60,9 @@ class RunSpec:
     #: By name; only in memory, also on the way to the job.
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
+    #: Where a socket lies by which the job reads streamed inputs (`streams`); None: it has none.
+    stream_folder: Path | None = None
+
     @property
     def needs_own_start(self) -> bool:
         """Say whether the job has what a process that was started ahead of it must not have."""

@@ -13,7 +13,15 @@ from typing import Literal
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunSpec
-from pairio_node.runner.mounts import Mounts, job_user, let_read, python_inside, sandbox_head
+from pairio_node.runner.mounts import (
+    SECRETS_INSIDE,
+    Mounts,
+    job_user,
+    let_read,
+    python_inside,
+    sandbox_head,
+    secret_mounts,
+)
 from pairio_node.runner.process import ProcessRunner, common_environment, interpreted
 from pairio_node.runner.seccomp import native, strict
 from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
@@ -98,6 +106,7 @@ class BwrapRunner(ProcessRunner):
             filter=strict(architecture),
             user=mounts.user,
             files=tuple(mounts.files),
+            secrets=spec.secrets,
         )
 
     def _hand_over(self, spec: RunSpec) -> None:
@@ -119,14 +128,19 @@ class BwrapRunner(ProcessRunner):
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": "/tmp",
             "PYTHONPATH": "/opt/pairio/sdk:/opt/pairio/site",
+            **({"PAIRIO_SECRETS_DIR": SECRETS_INSIDE} if spec.secrets else {}),
         }
 
     def _sandbox(self, spec: RunSpec, mounts: Mounts) -> list[str]:
-        argv = [*sandbox_head(), "--seccomp", FILTER, *mounts.system(), *mounts.devices()]
+        head = sandbox_head(shares_network=spec.network == "full")
+        argv = [*head, "--seccomp", FILTER, *mounts.system(), *mounts.devices()]
+        if spec.network == "full":
+            argv += mounts.network()
         argv += mounts.read_only(spec.bundle, "/app")
         for number, file in enumerate(spec.inputs):
             argv += mounts.read_only(file.path, self._input_path(spec, number))
         argv += mounts.writable(spec.work_dir / "tmp", "/tmp")
+        argv += secret_mounts(spec.secrets)
         return [*argv, "--chdir", "/tmp/working", "--remount-ro", "/"]
 
     def _limited(self, spec: RunSpec, argv: list[str]) -> list[str]:

@@ -8,13 +8,24 @@ environment lie, or who may enter the folders above them.
 import os
 import sys
 import sysconfig
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 from pairio_node.runner.process import sdk_root
 from pairio_node.runner.supervisor.sandbox import STAGE
+from pairio_node.runner.supervisor.secret import secret_word
 
-__all__ = ["JOB_ID", "Mounts", "job_user", "let_read", "python_inside", "sandbox_head"]
+__all__ = [
+    "JOB_ID",
+    "SECRETS_INSIDE",
+    "Mounts",
+    "job_user",
+    "let_read",
+    "python_inside",
+    "sandbox_head",
+    "secret_mounts",
+]
 
 #: User and group that a job sees itself as.
 JOB_ID: Final = 65534
@@ -22,6 +33,11 @@ JOB_ID: Final = 65534
 _JOB_USER: Final = 2_007_050_901
 _ETC: Final = Path(__file__).parent / "etc"
 _SHM_SIZE_BYTES: Final = 64 * 2**20
+#: Where a job finds its secrets, a file each.
+SECRETS_INSIDE: Final = "/run/secrets"
+_SECRETS_SIZE_BYTES: Final = 2**20
+#: What a job with this machine's network needs of its /etc; other files there are pairio's own.
+_NETWORK_FILES: Final = ("/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/pki")
 #: What tells of the machine or of others, and is nothing that a job needs.
 _MASKED_FILES: Final = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
 _MASKED_FOLDERS: Final = ("/proc/acpi", "/proc/scsi")
@@ -32,9 +48,11 @@ def job_user() -> int:
     return _JOB_USER if os.geteuid() == 0 else 0
 
 
-def sandbox_head(*, keep: tuple[str, ...] = ()) -> list[str]:
-    """Return bwrap with namespaces of every kind, no capabilities but `keep`, no way back."""
+def sandbox_head(*, keep: tuple[str, ...] = (), shares_network: bool = False) -> list[str]:
+    """Return bwrap with namespaces of every kind (but the network's, if that is shared with this
+    machine), no capabilities but `keep`, no way back."""
     argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
+    argv += ["--share-net"] if shares_network else []
     argv += ["--uid", str(JOB_ID), "--gid", str(JOB_ID), "--hostname", "job"]
     argv += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for capability in keep:
@@ -80,6 +98,14 @@ class Mounts:
         argv += self.read_only(Path(sysconfig.get_paths()["purelib"]), "/opt/pairio/site")
         return argv + self.read_only(sdk_root() / "pairio", "/opt/pairio/sdk/pairio")
 
+    def network(self) -> list[str]:
+        """Return arguments for what it takes to use this machine's network."""
+        argv = []
+        for path in _NETWORK_FILES:
+            if os.path.exists(path):
+                argv += self.read_only(Path(os.path.realpath(path)), path)
+        return argv
+
     def devices(self, *, masked: bool = True) -> list[str]:
         """Return arguments for /proc, /dev and /dev/shm. A zygote mounts another /proc for each
         job, which the kernel refuses where one is partly `masked`."""
@@ -92,6 +118,16 @@ class Mounts:
             if os.path.exists(path):
                 argv += ["--tmpfs", path, "--remount-ro", path]
         return argv
+
+
+def secret_mounts(names: Collection[str]) -> list[str]:
+    """Return arguments that put secrets, whose descriptors the supervisor has, into memory."""
+    if not names:
+        return []
+    argv = ["--perms", "0500", "--size", str(_SECRETS_SIZE_BYTES), "--tmpfs", SECRETS_INSIDE]
+    for name in sorted(names):
+        argv += ["--perms", "0400", "--file", secret_word(name), f"{SECRETS_INSIDE}/{name}"]
+    return [*argv, "--remount-ro", SECRETS_INSIDE]
 
 
 def python_inside() -> str:

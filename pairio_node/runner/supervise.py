@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -50,6 +50,8 @@ class Plan:
     filter: bytes = b""
     user: int = 0
     files: tuple[str, ...] = ()
+    #: By name; `supervisor.secret.secret_word` stands for each in `argv`. In memory only.
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -84,6 +86,7 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
             "filter": plan.filter.hex(),
             "user": plan.user,
             "files": list(plan.files),
+            "secrets": plan.secrets,
         }
     )
     return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)

@@ -16,6 +16,7 @@ __all__ = [
     "CHANNEL_CONTROL",
     "CHANNEL_SYNC",
     "LOGS",
+    "SECRETS",
     "ByteStream",
     "Frame",
     "Gossip",
@@ -32,6 +33,7 @@ CHANNEL_CONTROL: Final = "/pairio/control/1"
 CHANNEL_SYNC: Final = "/pairio/sync/1"
 BLOCKS: Final = "/pairio/blocks/1"
 LOGS: Final = "/pairio/logs/1"
+SECRETS: Final = "/pairio/secrets/1"
 
 
 class TransportError(UserError):

@@ -12,6 +12,7 @@ import trio
 
 from pairio_node.errors import NotFoundError, UserError
 from pairio_node.explain import differences
+from pairio_node.runner import Runners
 from pairio_node.transport import MemoryNetwork
 from tests.node.node_lab import SERVICE, LabNode, app_directory, three, until
 from tests.node.test_consoles import COMPLETED, TalkingRunner
@@ -206,7 +207,8 @@ async def test_a_graph_with_a_job_of_which_nothing_is_known_says_so(tmp_path: Pa
 async def test_batches_are_counted_and_cancelled_whole(tmp_path: Path) -> None:
     async with lab(tmp_path) as (admin, worker, _):
         await admin.done(await _submit(admin, _definition("Ada"), batchId="old/one"))
-        worker.runners[0] = runner = TalkingRunner()
+        runner = TalkingRunner()
+        worker.runners = Runners([runner])
         for name in ("Bob", "Eve", "Fay"):
             await _submit(admin, _definition(name), batchId="new")
         newest, oldest = await admin.insight.batches.all(None, 10)

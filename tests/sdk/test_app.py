@@ -5,7 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, List, Optional  # noqa: UP035 - as the original's apps write it
+from typing import (  # noqa: UP035 - as the original's apps write it
+    Any,
+    ClassVar,
+    List,
+    Optional,
+)
 
 import pytest
 
@@ -16,6 +21,7 @@ from pairio.sdk import (
     InputFile,
     OutputFile,
     ProcessorBase,
+    get_secret,
     upload_additional_job_output,
 )
 from pairio_protocol.apps import PARAMETER_TYPES, validate_app
@@ -380,3 +386,41 @@ def test_a_folder_may_be_an_output(tmp_path: Path) -> None:
     moved = OutputFile("p", str(tmp_path / "moved"), "p")
     moved.upload(str(local))
     assert (_below(tmp_path / "moved"), local.exists()) == (_below(tmp_path / "result"), False)
+
+
+def test_needs_of_a_processor_stand_in_its_spec() -> None:
+    class Context(BaseModel):
+        data: InputFile = Field(description="x", json_schema_extra={"stream": True})
+        plain: InputFile = Field(description="x")
+
+    class Needy(ProcessorBase):
+        name = "needy"
+        network = "full"
+        secrets: ClassVar[list[str]] = ["TOKEN"]
+
+        @staticmethod
+        def run(context: Context) -> None:
+            return None
+
+    app = App("needy")
+    app.add_processor(Needy)
+    spec = app.get_spec()["processors"][0]
+    assert (spec["network"], spec["secrets"]) == ("full", ["TOKEN"])
+    assert [entry.get("stream") for entry in spec["inputs"]] == [True, None]
+    installed = validate_app({**app.get_spec(), "bundle": BUNDLE})["processors"][0]
+    assert (installed["network"], installed["secrets"]) == ("full", ["TOKEN"])
+
+
+def test_a_secret_is_read_from_where_the_job_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "TOKEN").write_bytes(b"one\r\ntwo")
+    monkeypatch.setenv("PAIRIO_SECRETS_DIR", str(tmp_path))
+    assert get_secret("TOKEN") == "one\r\ntwo"
+    with pytest.raises(LookupError, match="this job has: TOKEN"):
+        get_secret("OTHER")
+    monkeypatch.delenv("PAIRIO_SECRETS_DIR")
+    monkeypatch.setenv("TOKEN", "from the environment")
+    assert get_secret("TOKEN") == "from the environment"
+    with pytest.raises(LookupError):
+        get_secret("NOT_SET_HERE")

@@ -17,6 +17,7 @@ from typing import Any
 from .console import ConsoleWriter
 from .processes import descendants, remove_tree, resident_bytes, send
 from .sandbox import FILTER, become, filter_fd
+from .secret import Mask, secret_fds
 
 __all__ = ["CONSOLE_FILE", "ERRORS_FILE", "LOCK_FILE", "OUTCOME_FILE", "Supervisor"]
 
@@ -38,7 +39,7 @@ class Supervisor:
     """One job. `plan` has: folder, argv, environment, cwd, memory_bytes, time_ms, sandboxed (the
     job's first process is the sandbox's own), grace_s, nice (how far behind others it comes), alive
     (the node's sign of life); of the sandbox: filter (of system calls, hexadecimal), user (0: that
-    of the node), files (for that user, see `sandbox.become`)."""
+    of the node), files (for that user, see `sandbox.become`); secrets (by name, see `secret`)."""
 
     def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
         self._plan = plan
@@ -47,6 +48,7 @@ class Supervisor:
         self._alive_fd = os.open(plan["alive"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
         self._console_fd = -1
+        self._mask = Mask(plan.get("secrets") or {})
         self._wake_fd = _woken_by_signals()
         #: More descriptors that are readable when the end of the job is to be looked for.
         self._end_fds: tuple[int, ...] = ()
@@ -79,23 +81,24 @@ class Supervisor:
     def _start(self) -> None:
         self._console_fd, write_fd = os.pipe()
         filter_ = filter_fd(self._plan)
-        passed = () if filter_ is None else (filter_,)
+        passed = ({} if filter_ is None else {FILTER: filter_}) | secret_fds(self._plan)
+        self._plan.pop("secrets", None)  # the mask has them
         try:
             # Kept: a Popen that is collected takes the process' end for itself.
             self._process = subprocess.Popen(
-                [str(filter_) if word == FILTER else word for word in self._plan["argv"]],
+                [str(passed.get(word, word)) for word in self._plan["argv"]],
                 stdin=subprocess.DEVNULL,
                 stdout=write_fd,
                 stderr=write_fd,
                 env=self._plan["environment"],
                 cwd=self._plan["cwd"],
                 start_new_session=True,
-                pass_fds=passed,
+                pass_fds=tuple(passed.values()),
                 # In the node this would cost 10 ms and go off with a thread; here is neither.
                 preexec_fn=self._in_the_child,
             )
         finally:
-            for fd in (write_fd, *passed):
+            for fd in (write_fd, *passed.values()):
                 os.close(fd)
         self._root = self._process.pid
 
@@ -206,7 +209,7 @@ class Supervisor:
 
     def _read_console(self) -> bool:
         data = os.read(self._console_fd, 65536)
-        self._console.add(data)
+        self._console.add(self._mask.add(data) if data else self._mask.end())
         return data != b""
 
     def _drain(self) -> None:

@@ -199,6 +199,7 @@ def submit_job(
     delete_failing: bool = False,
     batch_id: str | None = None,
     target_compute_client_ids: list[str] | None = None,
+    secrets: dict[str, str] | None = None,
 ) -> PairioJob:
     """Submit a job, or find its result in the cache; returns at once.
 
@@ -212,6 +213,7 @@ def submit_job(
         delete_failing: as rerun_failing; a signed fact is not deleted.
         batch_id: text that groups jobs.
         target_compute_client_ids: peer ids that may run it; None: anyone.
+        secrets: what the processor asks for by name; for the job alone, never stored in a record.
 
     Raises:
         NodeNotRunning, RequestRefused.
@@ -230,6 +232,7 @@ def submit_job(
         "deleteFailing": delete_failing,
         "batchId": batch_id or "",
         "targetComputeClientIds": target_compute_client_ids,
+        **({"secrets": secrets} if secrets else {}),
     }
     api = _shared_api()
     return PairioJob(api, api.call("POST", "/api/v1/jobs", body))

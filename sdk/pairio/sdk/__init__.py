@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pairio.sdk._app import App, ProcessorBase
 from pairio.sdk._files import InputFile, OutputFile, upload_additional_job_output
+from pairio.sdk._secrets import get_secret
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, Field
@@ -19,6 +20,7 @@ __all__ = [
     "InputFile",
     "OutputFile",
     "ProcessorBase",
+    "get_secret",
     "upload_additional_job_output",
 ]
 

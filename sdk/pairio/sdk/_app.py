@@ -29,6 +29,10 @@ class ProcessorBase:
     image: str | None = None
     executable: str = "main.py"
     attributes: typing.ClassVar[dict[str, Any]] = {}
+    #: "full": the network of the machine, where its owner allows it.
+    network: str = "none"
+    #: Names of secrets that whoever submits gives; read them with `get_secret`.
+    secrets: typing.ClassVar[list[str]] = []
 
     @staticmethod
     def run(context: Any) -> None:
@@ -143,6 +147,10 @@ def _processor_spec(processor: type[ProcessorBase]) -> dict[str, Any]:
         "parameters": [],
         "attributes": [{"name": k, "value": v} for k, v in processor.attributes.items()],
     }
+    if processor.network != "none":
+        spec["network"] = processor.network
+    if processor.secrets:
+        spec["secrets"] = list(processor.secrets)
     hints = typing.get_type_hints(processor.run)
     hints.pop("return", None)
     if len(hints) != 1:
@@ -157,15 +165,21 @@ def _collect(model: Any, prefix: str, spec: dict[str, Any]) -> None:
         name, kind = f"{prefix}{key}", field.annotation
         entry: dict[str, Any] = {"name": name, "description": field.description or ""}
         if kind is InputFile:
-            spec["inputs"].append(entry)
+            spec["inputs"].append({**entry, **_streamed(field)})
         elif typing.get_origin(kind) is list and typing.get_args(kind) == (InputFile,):
-            spec["inputs"].append({**entry, "list": True})
+            spec["inputs"].append({**entry, "list": True, **_streamed(field)})
         elif kind is OutputFile:
             spec["outputs"].append(entry)
         elif hasattr(kind, "model_fields"):
             _collect(kind, f"{name}.", spec)
         else:
             spec["parameters"].append(_parameter_spec(entry, kind, field))
+
+
+def _streamed(field: Any) -> dict[str, Any]:
+    """Return `stream`, if `json_schema_extra={"stream": True}` asks for it."""
+    extra = field.json_schema_extra
+    return {"stream": True} if isinstance(extra, dict) and extra.get("stream") else {}
 
 
 def _parameter_spec(entry: dict[str, Any], kind: Any, field: Any) -> dict[str, Any]:
