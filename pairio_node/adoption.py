@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pairio_node.runner.supervise import ask_to_end, has_outcome, is_supervised
+from pairio_node.runner.supervise import ask_to_end, has_outcome, is_supervised, remove_group
+from pairio_node.runner.supervisor.job import CARD_FILE
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted
 
 __all__ = ["JobCard", "find_jobs"]
 
-_CARD_FILE = "card.json"
 _BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -79,15 +79,15 @@ class JobCard:
 
     def write(self, folder: Path) -> None:
         """Put the card into the job's folder."""
-        part = folder / f"{_CARD_FILE}.part"
+        part = folder / f"{CARD_FILE}.part"
         part.write_text(json.dumps(asdict(self)))
-        part.rename(folder / _CARD_FILE)
+        part.rename(folder / CARD_FILE)
 
     @staticmethod
     def read(folder: Path) -> "JobCard | None":
         """Return the card of a folder; None when there is none that can be read."""
         try:
-            raw: dict[str, Any] = json.loads((folder / _CARD_FILE).read_text())
+            raw: dict[str, Any] = json.loads((folder / CARD_FILE).read_text())
             for name in ("upstream", "coordinators", "bound"):
                 raw[name] = tuple(raw.get(name, ()))
             raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
@@ -107,7 +107,10 @@ def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
         if card is not None and same_boot and (is_supervised(folder) or has_outcome(folder)):
             adopted.append((folder, card))
             continue
-        ask_to_end(folder)
+        if is_supervised(folder):
+            ask_to_end(folder)
+        else:
+            remove_group(folder)
         if folder.name.startswith(".gone-"):
             removed.append(folder)
         else:

@@ -16,9 +16,15 @@ import psutil
 from pairio_node.errors import UserError
 from pairio_node.ipfs_settings import IpfsSettings, parse_ipfs
 from pairio_node.owner_rules import HourRules, parse_rules
+from pairio_node.runner.bounds import JobBounds
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import public_key_of
-from pairio_protocol.limits import BITSWAP_ASKED_MAX
+from pairio_protocol.limits import (
+    BITSWAP_ASKED_MAX,
+    JOB_DISK_BYTES_MAX,
+    JOB_OPEN_FILES_MAX,
+    JOB_PROCESSES_MAX,
+)
 
 __all__ = ["NodeConfig", "load_config", "peer_in"]
 
@@ -60,6 +66,11 @@ class NodeConfig:
     replicas: int = 1
     #: How long a running job goes on while no node runs on the home; 0: it ends with the node.
     restart_grace_s: int = 60
+    #: GB that one job may keep on the disk; 0: half of what is free when it starts, at most 100.
+    job_disk_gb: float = 0.0
+    #: Processes and threads of one job, and files that each of its processes may have open.
+    job_processes_max: int = JOB_PROCESSES_MAX
+    job_open_files_max: int = JOB_OPEN_FILES_MAX
     #: Hosts, or host:port, that inputs by URL may come from whatever their address.
     allow_hosts: tuple[str, ...] = ()
     #: Bytes that one input by URL may have.
@@ -93,6 +104,19 @@ class NodeConfig:
             return self.quota_bytes
         free_bytes = int(psutil.disk_usage(str(path)).free) + held_bytes
         return min(free_bytes // 5, 100 * _GIB)
+
+    def bounds_for_job(self, jobs: Path, quota_bytes: int) -> JobBounds:
+        """Return what a job that starts now in the folder `jobs` may use besides what it asks for;
+        outputs that do not fit into the quota could not be kept."""
+        free_bytes = int(psutil.disk_usage(str(jobs)).free)
+        disk_bytes = math.ceil(self.job_disk_gb * _GIB) or min(JOB_DISK_BYTES_MAX, free_bytes // 2)
+        return JobBounds(
+            processes=self.job_processes_max,
+            open_files=self.job_open_files_max,
+            disk_bytes=disk_bytes,
+            output_bytes=min(disk_bytes, quota_bytes),
+            reserve_bytes=min(_GIB, free_bytes // 10),
+        )
 
 
 def load_config(path: Path, overrides: dict[str, Any]) -> NodeConfig:
@@ -182,6 +206,9 @@ def _check(config: NodeConfig) -> None:
         ("lease_ms", 1000, 3_600_000),
         ("replicas", 0, 16),
         ("restart_grace_s", 0, 86_400),
+        ("job_disk_gb", 0, 2**20),
+        ("job_processes_max", 8, 2**20),
+        ("job_open_files_max", 64, 2**20),
         ("url_input_bytes_max", 1, 2**60),
         ("gossip_loss_percent", 0, 100),
     ):

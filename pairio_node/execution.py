@@ -18,12 +18,14 @@ from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.outside import Outside
 from pairio_node.runner import NoRunner, RunInput, Runner, RunOutcome, RunOutput, RunSpec
+from pairio_node.runner.bounds import JobBounds
+from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
-from pairio_node.runner.supervisor.processes import remove_tree
 from pairio_node.urls import UrlError, UrlRules, fetch_url
 from pairio_protocol.apps import Needs
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted, Executed
+from pairio_protocol.records import SAMPLES_OUTPUT
 
 __all__ = ["Executions"]
 
@@ -50,7 +52,7 @@ class Executions:
     the one that began a run; `deliver` hands an `Executed` to the core and returns when what
     follows from it is on disk. Inputs that no member gives are taken from `outside`. `bindable`
     gives, in a thread, where a file or folder lies that the owner has here and that is as it
-    was."""
+    was; `bounds` what one job may use now, in a thread."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Executions:
         outside: Outside | None = None,
         bindable: Callable[[str], Path | None] = lambda _: None,
         secrets_of: Callable[[Execute, tuple[str, ...]], Awaitable[dict[str, str]]] | None = None,
+        bounds: Callable[[], JobBounds] = JobBounds,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
@@ -79,6 +82,7 @@ class Executions:
         self._used = used
         self._bindable = bindable
         self._secrets_of = secrets_of
+        self._bounds = bounds
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
         self._yielding = False
@@ -165,7 +169,8 @@ class Executions:
         if runner is None:
             reason = f"it was begun by {card.runner!r}, which this version does not know"
             return _no_result(card.attempt, "infra", reason)
-        spec = _resumed_spec(run.folder, card, self._grace_s)
+        bounds = await trio.to_thread.run_sync(self._bounds)
+        spec = _resumed_spec(run.folder, card, self._grace_s, bounds)
         return await self._executed(card, await runner.resume(spec, run.cancel))
 
     # -- one run --------------------------------------------------------------------------
@@ -235,6 +240,7 @@ class Executions:
             work_dir=folder,
             restart_grace_s=0 if needs.exclusive else self._grace_s,
             nice=_GUESTS_NICE if effect.for_guest else 0,
+            bounds=await trio.to_thread.run_sync(self._bounds),
             network="full" if needs.network else "none",
             secrets=await self._secrets(effect, needs),  # last: they are asked for at once
         )
@@ -296,6 +302,10 @@ class Executions:
                 base = base_names.get(name, name.rpartition("/")[2])
                 outputs[name] = (added.cid, added.size_bytes, base)
             console = await content.add_bytes(outcome.console)
+            if outcome.samples and SAMPLES_OUTPUT not in outputs:
+                added = await content.add_bytes(outcome.samples)
+                base = SAMPLES_OUTPUT.rpartition("/")[2]
+                outputs[SAMPLES_OUTPUT] = (added.cid, added.size_bytes, base)
         except StorageFullError as error:
             return _no_result(card.attempt, "infra", error.message)
         kind: str = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""
@@ -315,7 +325,7 @@ class Executions:
         )
 
 
-def _resumed_spec(folder: Path, card: JobCard, grace_s: int) -> RunSpec:
+def _resumed_spec(folder: Path, card: JobCard, grace_s: int, bounds: JobBounds) -> RunSpec:
     """Return as much of a run's specification as its end needs."""
     return RunSpec(
         attempt=card.attempt,
@@ -335,6 +345,7 @@ def _resumed_spec(folder: Path, card: JobCard, grace_s: int) -> RunSpec:
         time_ms=card.time_ms,
         work_dir=folder,
         restart_grace_s=grace_s,
+        bounds=bounds,
     )
 
 

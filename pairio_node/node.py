@@ -150,6 +150,8 @@ class Node:
         self.cars, self.secrets = Cars(self), Secrets(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
+        #: What holds the memory of jobs: `cgroup` or `watchdog`.
+        self.memory_limit = "watchdog"
         #: Tells the owner something at once (stderr).
         self.say: Callable[[str], None] = lambda _: None
         self.executions = self._executions()
@@ -177,6 +179,7 @@ class Node:
             self.outside,
             self.references.unchanged_path,
             self.secrets.fetch,
+            lambda: self.config.bounds_for_job(self.home.path / "jobs", self.blocks.quota_bytes),
         )
 
     def begin(self) -> None:

@@ -89,6 +89,7 @@ async def run_node(
                 )
                 node.crashes |= crashes or {}
                 node.say = say
+                node.memory_limit = launcher.memory_limit
                 await _serve(node, ready, stop)
                 top.cancel_scope.cancel()
     finally:

@@ -29,6 +29,7 @@ def status_view(node: "Node") -> dict[str, Any]:
             "numGpus": config.gpus,
         },
         "isolation": core.ctx.config.isolation,
+        "memoryLimit": node.memory_limit,
         "runners": list(node.runners.names),
         "runnersMissing": {
             name: {"why": probe.why, "hint": probe.hint}

@@ -15,7 +15,7 @@ from pairio_protocol.messages import Decline
 from pairio_protocol.normalise import definition_of
 from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.policy import isolation_needed, misfit
-from pairio_protocol.records import End, Resources
+from pairio_protocol.records import SAMPLES_OUTPUT, End, Resources, ResultDocument
 from pairio_protocol.revoked import why_without
 from pairio_protocol.service import Weighed
 from pairio_protocol.wording import op_words
@@ -217,6 +217,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "timestampFinishedSec": document.finished_unix_ms / 1000 if document else None,
         "isolation": document.isolation if document else None,
         "usage": document.usage if document else None,
+        **_samples(document, links),
         "consoleOutputUrl": links.content(document.console, "console.txt") if document else None,
         "consoleOutputCid": document.console if document else None,
         "outputFileResults": _outputs(state, result, links),
@@ -328,6 +329,15 @@ def _outputs(
             }
         )
     return views
+
+
+def _samples(document: ResultDocument | None, links: LinkMaker) -> dict[str, Any]:
+    """Return where the run's use over time is, by the original's name."""
+    cid, _, base = (document.outputs if document else {}).get(SAMPLES_OUTPUT, (None, 0, ""))
+    return {
+        "resourceUtilizationLogUrl": links.content(cid, base) if cid else None,
+        "resourceUtilizationLogCid": cid,
+    }
 
 
 def _others(result: ResultInfo | None, links: LinkMaker) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 
 import trio
 
+from pairio_node.runner.bounds import JobBounds
+
 __all__ = ["ProbeResult", "RunInput", "RunOutcome", "RunOutput", "RunSpec", "Runner"]
 
 
@@ -55,6 +57,8 @@ class RunSpec:
     nice: int = 0
     #: More variables for the job; used to make an app write its spec.
     environment: dict[str, str] = field(default_factory=dict)
+    #: What this node lets it use besides what it asked for.
+    bounds: JobBounds = field(default_factory=JobBounds)
     #: "none", or "full": it shares this machine's network.
     network: Literal["none", "full"] = "none"
     #: By name; only in memory, also on the way to the job.
@@ -73,7 +77,7 @@ class RunSpec:
 @dataclass(frozen=True)
 class RunOutcome:
     """How a run ended. `limit` is `time_ms=...` or `memory_mib=...` when one was reached; `yield`
-    means that no node was there for longer than the grace."""
+    means that no node was there for longer than the grace. `samples` are JSON lines, or nothing."""
 
     status: Literal["completed", "failed", "canceled", "infra", "yield"]
     error: str
@@ -81,6 +85,7 @@ class RunOutcome:
     console: bytes
     usage: dict[str, int]
     limit: str = ""
+    samples: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Literal
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunSpec
+from pairio_node.runner.bounds import rlimits
 from pairio_node.runner.mounts import (
     SECRETS_INSIDE,
     Mounts,
@@ -144,8 +145,7 @@ class BwrapRunner(ProcessRunner):
         return [*argv, "--chdir", "/tmp/working", "--remount-ro", "/"]
 
     def _limited(self, spec: RunSpec, argv: list[str]) -> list[str]:
-        limits = ["--nproc=512:512", "--nofile=4096:4096", "--core=0:0"]
-        return ["prlimit", *limits, "--", *argv]
+        return ["prlimit", *rlimits(spec.bounds, processes=True), "--", *argv]
 
 
 def _probe_spec(work: Path) -> RunSpec:

@@ -6,11 +6,14 @@ import socket
 import stat
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import trio
+
+from pairio_node.runner.cgroups import Delegation, delegation
 
 __all__ = ["Launcher"]
 
@@ -20,11 +23,13 @@ _MAIN = "import sys; sys.path.append(sys.argv[1]); from supervisor.launcher impo
 
 class Launcher:
     """The helper process. `alive` names a pipe in the node's home that this process holds open
-    for writing: when it goes, whichever way, supervisors read the pipe's end."""
+    for writing: when it goes, whichever way, supervisors read the pipe's end. `groups` is where
+    jobs get control groups; None: their memory is watched."""
 
-    def __init__(self, alive: Path) -> None:
+    def __init__(self, alive: Path, *, with_groups: bool = True) -> None:
         """Raises OSError when there can be no pipe at `alive`."""
         self.alive = alive
+        self.groups = _groups() if with_groups else None
         if not alive.exists() or not stat.S_ISFIFO(alive.lstat().st_mode):
             alive.unlink(missing_ok=True)
             os.mkfifo(alive, 0o600)
@@ -32,6 +37,11 @@ class Launcher:
         self._helper: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._lock = trio.Lock()
+
+    @property
+    def memory_limit(self) -> str:
+        """Return what holds the memory of jobs: `cgroup` (the kernel) or `watchdog`."""
+        return "watchdog" if self.groups is None else "cgroup"
 
     def __enter__(self) -> "Launcher":
         return self
@@ -55,7 +65,8 @@ class Launcher:
         Raises:
             OSError: no process can be started, the folder is not there.
         """
-        line = json.dumps({**plan, "alive": str(self.alive)}).encode() + b"\n"
+        groups = None if self.groups is None else asdict(self.groups)
+        line = json.dumps({**plan, "alive": str(self.alive), "groups": groups}).encode() + b"\n"
         async with self._lock:
             with trio.CancelScope(shield=True):  # half a request would garble the next one
                 answer = await self._asked(line) or await self._asked(line)
@@ -109,3 +120,10 @@ class Launcher:
             self._helper.kill()  # it keeps nothing: supervisors do not depend on it
             self._helper.wait()
             self._helper = None
+
+
+def _groups() -> Delegation | None:
+    try:
+        return delegation()
+    except OSError:
+        return None  # `probe` says why; the status says what holds

@@ -7,23 +7,45 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
+from pairio_node.runner.bounds import (
+    explained,
+    is_nodes_own,
+    passed_words,
+    rlimits,
+    size_words,
+)
 from pairio_node.runner.folders import FolderError, is_utf8, measure_folder
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervise import Ended, Plan, SupervisorLost, attach, supervise
+from pairio_node.runner.supervisor.watch import Passed
+from pairio_protocol.printable import printable
 
 __all__ = ["ProcessRunner", "common_environment", "interpreted", "sdk_root"]
 
-_OUTPUTS_SIZE_BYTES_MAX = 1024**4
-_FILE_SIZE_BYTES_MAX = 1024**4
 _OTHER_FILES_MAX = 1000
+#: How libraries are told how many threads to start; by themselves they count the machine's CPUs.
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_MAX_THREADS",
+    "NUMBA_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "JULIA_NUM_THREADS",
+    "GOMAXPROCS",
+    "PYTHON_CPU_COUNT",
+)
 
 
 class ProcessRunner:
@@ -78,6 +100,8 @@ class ProcessRunner:
             sandboxed=self.isolation != "none",
             grace_s=spec.restart_grace_s,
             nice=spec.nice,
+            cpu_millicores=spec.cpu_millicores,
+            bounds=spec.bounds,
         )
 
     def _hand_over(self, spec: RunSpec) -> None:
@@ -122,8 +146,7 @@ class ProcessRunner:
         prlimit = shutil.which("prlimit")
         if prlimit is None:
             return argv
-        limits = ["--nofile=4096:4096", "--core=0:0", f"--fsize={_FILE_SIZE_BYTES_MAX}"]
-        return [prlimit, *limits, "--", *argv]
+        return [prlimit, *rlimits(spec.bounds, processes=False), "--", *argv]
 
     def _write_job(self, spec: RunSpec, tmp: Path) -> None:
         job = {
@@ -150,10 +173,9 @@ class ProcessRunner:
         (tmp / "job.json").write_text(json.dumps(job))
 
     def _outcome(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
-        tmp = spec.work_dir / "tmp"
-
         def failed(error: str, limit: str = "") -> RunOutcome:
-            return RunOutcome("failed", error, {}, ended.console, ended.usage, limit)
+            kept = _printable_end(error)
+            return RunOutcome("failed", kept, {}, ended.console, ended.usage, limit, ended.samples)
 
         if ended.why == "start":
             return _infra(f"cannot start the job: {ended.error}")
@@ -164,19 +186,26 @@ class ProcessRunner:
         if ended.why == "yield":
             return RunOutcome("yield", "its node was away too long", {}, b"", ended.usage)
         if ended.why == "time":
-            return failed(
-                f"the time limit of {spec.time_ms / 1000:g} s was reached",
-                f"time_ms={spec.time_ms}",
-            )
-        if ended.why == "memory":
-            return failed(
-                f"the memory limit of {spec.memory_mib} MiB was reached"
-                f" ({ended.usage['memory_peak_bytes'] // 2**20} MiB seen)",
-                f"memory_mib={spec.memory_mib}",
-            )
+            passed = Passed("time", spec.time_ms, spec.time_ms)
+            return failed(passed_words(passed), f"time_ms={spec.time_ms}")
+        if ended.passed is not None and is_nodes_own(ended.passed):
+            return _infra(passed_words(ended.passed))
+        if ended.passed is not None:
+            of_memory = ended.passed.which == "memory"
+            limit = f"memory_mib={spec.memory_mib}" if of_memory else ""
+            return failed(passed_words(ended.passed), limit)
+        if ended.exit_code == -signal.SIGXFSZ or ended.exit_code == 128 + signal.SIGXFSZ:
+            most = size_words(spec.bounds.disk_bytes)
+            return failed(f"file: one was to have more than the {most} that a job may write")
         if ended.exit_code != 0:
-            last = ended.console.decode(errors="replace").strip().rpartition("\n")[2][:500]
+            last = ended.console.decode(errors="replace").strip().rpartition("\n")[2][-500:]
+            last = explained(last, spec.bounds)
             return failed(f"the job exited with code {ended.exit_code}: {last}")
+        return self._kept(spec, ended, failed)
+
+    def _kept(self, spec: RunSpec, ended: Ended, failed: Callable[[str], RunOutcome]) -> RunOutcome:
+        """Return the outcome of a job that says that it has done its work: what it left counts."""
+        tmp = spec.work_dir / "tmp"
         outputs: dict[str, Path] = {}
         for number, output in enumerate(spec.outputs):
             path = tmp / "out" / str(number)
@@ -193,9 +222,13 @@ class ProcessRunner:
                 size += path.stat().st_size if _is_plain(path) else measure_folder(path)
             except FolderError as error:
                 return failed(f"output {name!r} cannot be kept: {error}")
-        if size > _OUTPUTS_SIZE_BYTES_MAX:
-            return failed(f"the outputs have {size} bytes; at most {_OUTPUTS_SIZE_BYTES_MAX}")
-        return RunOutcome("completed", "", outputs, ended.console, ended.usage)
+        passed = Passed("outputs", size, spec.bounds.output_bytes)
+        if size > passed.most:
+            words = passed_words(passed)
+            return _infra(words) if is_nodes_own(passed) else failed(words)
+        return RunOutcome(
+            "completed", "", outputs, ended.console, ended.usage, samples=ended.samples
+        )
 
 
 def sdk_root() -> Path:
@@ -241,8 +274,7 @@ def common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": cpus,
-        "OPENBLAS_NUM_THREADS": cpus,
+        **dict.fromkeys(_THREADS, cpus),
         "CUDA_VISIBLE_DEVICES": "",
         "JOB_ID": spec.job_id,
         "JOB_INTERNAL": "1",
@@ -253,6 +285,11 @@ def common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
         "PROCESSOR_EXECUTABLE": spec.executable,
         "TMPDIR": f"{tmp}/working/tmp",
     }
+
+
+def _printable_end(error: str) -> str:
+    """Return an error as it may stand in a result: what a job said last may hold anything."""
+    return printable(error).replace("\n", " ")
 
 
 def _infra(error: str) -> RunOutcome:

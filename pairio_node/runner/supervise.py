@@ -5,14 +5,24 @@ import json
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import trio
 
+from pairio_node.runner.bounds import JobBounds
+from pairio_node.runner.cgroups import remove_named
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervisor.console import read_console
-from pairio_node.runner.supervisor.job import CONSOLE_FILE, ERRORS_FILE, LOCK_FILE, OUTCOME_FILE
+from pairio_node.runner.supervisor.job import (
+    CONSOLE_FILE,
+    ERRORS_FILE,
+    GROUP_FILE,
+    LOCK_FILE,
+    OUTCOME_FILE,
+    SAMPLES_FILE,
+)
+from pairio_node.runner.supervisor.watch import Bounds, Passed
 
 __all__ = [
     "Ended",
@@ -22,6 +32,7 @@ __all__ = [
     "attach",
     "has_outcome",
     "is_supervised",
+    "remove_group",
     "supervise",
 ]
 
@@ -52,17 +63,22 @@ class Plan:
     files: tuple[str, ...] = ()
     #: By name; `supervisor.secret.secret_word` stands for each in `argv`. In memory only.
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    cpu_millicores: int = 0
+    bounds: JobBounds = field(default_factory=JobBounds)
 
 
 @dataclass
 class Ended:
-    """How a process tree ended. `why` is "", time, memory, canceled, yield or start."""
+    """How a process tree ended. `why` is "", time, canceled, yield, start, or the name of a bound
+    that was passed. `samples` are JSON lines."""
 
     exit_code: int
     why: str
     error: str
     console: bytes
     usage: dict[str, int]
+    passed: Passed | None = None
+    samples: bytes = b""
 
 
 async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended:
@@ -78,8 +94,17 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
             "argv": list(plan.argv),
             "environment": plan.environment,
             "cwd": None if plan.cwd is None else str(plan.cwd),
-            "memory_bytes": plan.memory_mib * 2**20,
+            "bounds": asdict(
+                Bounds(
+                    memory_bytes=plan.memory_mib * 2**20,
+                    processes=plan.bounds.processes,
+                    disk_bytes=plan.bounds.disk_bytes,
+                    files=plan.bounds.files,
+                    reserve_bytes=plan.bounds.reserve_bytes,
+                )
+            ),
             "time_ms": plan.time_ms,
+            "cpu_millicores": plan.cpu_millicores,
             "sandboxed": plan.sandboxed,
             "grace_s": plan.grace_s,
             "nice": plan.nice,
@@ -105,7 +130,20 @@ async def attach(work_dir: Path, cancel: trio.Event, *, leave: bool, pid: int = 
             if not ended and not leave:
                 _send_end(fd)
             os.close(fd)
-    return _outcome(work_dir)
+    try:
+        return _outcome(work_dir)
+    except SupervisorLost:
+        await trio.to_thread.run_sync(remove_group, work_dir)
+        raise
+
+
+def remove_group(work_dir: Path) -> None:
+    """Remove the control group that a killed supervisor left, and what runs in it."""
+    try:
+        raw = json.loads((work_dir / GROUP_FILE).read_text())
+        remove_named(int(raw["version"]), {str(c): str(f) for c, f in raw["folders"].items()})
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # it had none
 
 
 def is_supervised(work_dir: Path) -> bool:
@@ -176,12 +214,17 @@ def _send_end(fd: int) -> None:
 def _outcome(work_dir: Path) -> Ended:
     try:
         raw = json.loads((work_dir / OUTCOME_FILE).read_text())
+        passed = None if raw.get("passed") is None else Passed(**raw["passed"])
     except (OSError, ValueError):
         raise SupervisorLost(f"the job's supervisor has ended: {_last_words(work_dir)}") from None
     console = read_console(work_dir / CONSOLE_FILE)
     if raw["console_lost_bytes"]:
         console += f"\n[{raw['console_lost_bytes']} bytes lost: the disk was full]\n".encode()
-    return Ended(raw["exit_code"], raw["why"], raw["error"], console, raw["usage"])
+    try:
+        samples = (work_dir / SAMPLES_FILE).read_bytes()
+    except FileNotFoundError:
+        samples = b""
+    return Ended(raw["exit_code"], raw["why"], raw["error"], console, raw["usage"], passed, samples)
 
 
 def _last_words(work_dir: Path) -> str:

@@ -380,6 +380,18 @@ GUEST_TIME_MS_MAX: Final = 24 * 3600 * 1000
 #: Wall time that a request may ask for.
 TIME_MS_MAX: Final = 366 * 24 * 3600 * 1000
 
+# -- one job ------------------------------------------------------------------------------
+# What a job may use besides what it asked for. Passing one of these is the job's own failure;
+# passing one that is tighter on one node is that node's, and another is tried.
+#: Processes and threads of a job at a time.
+JOB_PROCESSES_MAX: Final = 512
+#: Files that each process of a job may have open at a time.
+JOB_OPEN_FILES_MAX: Final = 4096
+#: What a job may keep on the disk at a time, and what its outputs may have together.
+JOB_DISK_BYTES_MAX: Final = 100 * 1024**3
+#: Files and folders that a job may keep at a time.
+JOB_FILES_MAX: Final = 500_000
+
 assert GUEST_REQUESTS_OPEN_MAX * 2 < REQUESTS_OPEN_PER_AUTHOR_MAX
 assert SEGMENT_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX
 assert CHANGE_SIZE_BYTES_MAX < FRAME_SIZE_BYTES_MAX

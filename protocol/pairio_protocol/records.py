@@ -51,6 +51,8 @@ __all__ = [
 
 RECORDS = Registry()
 #: What a result says of the limit that it failed by.
+#: Among a result's outputs: what its run used over time, as JSON lines; no output of the app.
+SAMPLES_OUTPUT = "resource_utilization_log/log.jsonl"
 _LIMIT = re.compile(r"(?:time_ms|memory_mib)=[0-9]{1,19}", re.ASCII)
 MODES = ("use", "skip_cache", "rerun_failing", "rerun_lost")
 ENDS = ("infra", "yield", "canceled")

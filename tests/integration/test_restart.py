@@ -240,11 +240,29 @@ def test_a_job_whose_node_does_not_come_back_ends_with_the_grace(
     make_node: MakeNode, runner: str
 ) -> None:
     node = make_node(runner, restart_grace_s=4)
-    node.begin_job(60)
+    request = node.begin_job(60)
     began = time.monotonic()
     assert node.stop() == 0
-    until("nothing is left", lambda: node.processes() == [] and node.folders() == [], 10)
+    until("no process is left", lambda: node.processes() == [], 60)
     assert time.monotonic() - began >= 4
+    (folder,) = node.folders()
+    # What the run needed and made is gone; its end is there for the node to tell the service.
+    assert {path.name for path in folder.iterdir()} == _END_OF_A_RUN
+    node.start()
+    node.wait_ready()
+    until("the run is given up", lambda: _ends(node, request)[:1] == ["yield"], 60)
+    assert node.job(request)["attempts"][0]["reason"] == "its node was away too long"
+    until("the run goes on as another", lambda: len(_ends(node, request)) == 2, 60)
+    node.call("POST", f"jobs/{request}/cancel")
+    until("the folders are gone", lambda: node.folders() == [], 60)
+
+
+#: Card and outcome of a run that was given up, and what its supervisor held and said.
+_END_OF_A_RUN = {"card.json", "outcome.json", "supervisor.lock", "supervisor.err"}
+
+
+def _ends(node: RestartNode, request: str) -> list[str | None]:
+    return [attempt["ended"] for attempt in node.job(request)["attempts"]]
 
 
 def test_a_killed_watchdog_takes_everything_with_it(make_node: MakeNode) -> None:
@@ -254,7 +272,9 @@ def test_a_killed_watchdog_takes_everything_with_it(make_node: MakeNode) -> None
     os.kill(node.watchdog.pid, signal.SIGKILL)
     node.watchdog.wait(5)
     until("the node has ended", lambda: not psutil.pid_exists(pid), 2)
-    until("nothing is left", lambda: node.processes() == [] and node.folders() == [], 5)
+    until("no process is left", lambda: node.processes() == [], 60)
+    (folder,) = node.folders()
+    assert {path.name for path in folder.iterdir()} == _END_OF_A_RUN
 
 
 @each_runner

@@ -102,7 +102,16 @@ def test_a_system_without_control_groups_says_so(tmp_path: Path) -> None:
     assert probe(kernel.proc)[1] == "this system has no control groups"
 
 
-def test_bounds_of_a_job_in_version_2(tmp_path: Path, written: list[tuple[str, str]]) -> None:
+def test_bounds_of_a_job_in_version_2(
+    tmp_path: Path, written: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def mkdir(folder: Path) -> None:
+        make(folder)
+        (folder / "cpu.max").touch()  # as the kernel does
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
     found = Delegation(2, dict.fromkeys(("memory", "cpu", "pids"), str(tmp_path)))
     group = JobCgroup.create(found, "a", memory_bytes=2**30, cpu_millicores=1500, processes_max=512)
     assert written == [

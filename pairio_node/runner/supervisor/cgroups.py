@@ -199,15 +199,25 @@ class JobCgroup:
             _put_if_there(folder / "memory.oom.group", "1")
 
     def _bound_cpu(self, millicores: int) -> None:
-        folder = self.folders.get("cpu")
-        if folder is None:
+        if not self.bounds_cpu:
             return
+        folder = self.folders["cpu"]
         quota_us = max(1000, millicores * _PERIOD_US // 1000)
         if self._version == 1:
             _put(folder / "cpu.cfs_period_us", str(_PERIOD_US))
             _put(folder / "cpu.cfs_quota_us", str(quota_us))
         else:
             _put(folder / "cpu.max", f"{quota_us} {_PERIOD_US}")
+
+    @property
+    def bounds_cpu(self) -> bool:
+        """Say whether the kernel can bound CPU time by group."""
+        name = "cpu.cfs_quota_us" if self._version == 1 else "cpu.max"
+        return "cpu" in self.folders and (self.folders["cpu"] / name).exists()
+
+    def as_plain(self) -> dict[str, object]:
+        """Return what `remove_named` takes."""
+        return {"version": self._version, "folders": {c: str(f) for c, f in self.folders.items()}}
 
     @property
     def _each(self) -> Iterator[Path]:

@@ -1,9 +1,11 @@
-"""Watches one job to its end: console, wall time, memory, cancel, and whether a node is there.
+"""Sees one job to its end: console, wall time, bounds, cancel, and whether a node is there.
 
-SIGTERM to the supervisor is a cancel. The outcome's `why` is "", `time`, `memory`, `canceled`,
-`yield` (no node came for `grace_s`) or `start` (the job could not be started; see `error`).
+SIGTERM to the supervisor is a cancel. The outcome's `why` is "", `time`, a bound that was passed
+(see `watch.Passed`, in `passed`), `canceled`, `yield` (no node came for `grace_s`) or `start` (the
+job could not be started; see `error`).
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -14,14 +16,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .cgroups import Delegation, JobCgroup
 from .console import ConsoleWriter
-from .processes import descendants, remove_tree, resident_bytes, send
+from .disk import remove_tree
+from .processes import descendants, send, stop_all
 from .sandbox import FILTER, become, filter_fd
 from .secret import Mask, secret_fds
+from .watch import Bounds, Passed, Watch, as_plain
 
-__all__ = ["CONSOLE_FILE", "ERRORS_FILE", "LOCK_FILE", "OUTCOME_FILE", "Supervisor"]
+__all__ = [
+    "CARD_FILE",
+    "CONSOLE_FILE",
+    "ERRORS_FILE",
+    "GROUP_FILE",
+    "LOCK_FILE",
+    "OUTCOME_FILE",
+    "SAMPLES_FILE",
+    "Supervisor",
+]
 
+#: What the node wrote about the run: with the outcome all that it needs to tell how it ended.
+CARD_FILE = "card.json"
 CONSOLE_FILE = "console"
+GROUP_FILE = "cgroup.json"
+SAMPLES_FILE = "usage.jsonl"
 ERRORS_FILE = "supervisor.err"
 LOCK_FILE = "supervisor.lock"
 OUTCOME_FILE = "outcome.json"
@@ -33,13 +51,17 @@ _WATCH_S = 0.2
 _KILL_S = 5.0
 #: A process outside the job's tree that holds the console open is not waited for longer.
 _DRAIN_S = 0.5
+#: When the machine has no memory left, a job ends before the node and before other programs.
+_OOM_SCORE = "500"
 
 
 class Supervisor:
-    """One job. `plan` has: folder, argv, environment, cwd, memory_bytes, time_ms, sandboxed (the
-    job's first process is the sandbox's own), grace_s, nice (how far behind others it comes), alive
-    (the node's sign of life); of the sandbox: filter (of system calls, hexadecimal), user (0: that
-    of the node), files (for that user, see `sandbox.become`); secrets (by name, see `secret`)."""
+    """One job. `plan` has: folder, argv, environment, cwd, time_ms, cpu_millicores, bounds (see
+    `watch.Bounds`), groups (a `Delegation`, or None), cpu_turn (a number that counts up by job),
+    sandboxed (the job's first process is the sandbox's own), grace_s, nice (how far behind others
+    it comes), alive (the node's sign of life); of the sandbox: filter (of system calls,
+    hexadecimal), user (0: that of the node), files (for that user, see `sandbox.become`);
+    secrets (by name, see `secret`)."""
 
     def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
         self._plan = plan
@@ -56,7 +78,9 @@ class Supervisor:
         self._root = 0
         self._status: int | None = None
         self._why = ""
-        self._peak_bytes = 0
+        self._group: JobCgroup | None = None
+        self._watcher: Watch | None = None
+        self._passed: Passed | None = None
         self._began_s = time.monotonic()
         self._kill_at_s: float | None = None
         self._alone_since_s: float | None = None
@@ -72,13 +96,31 @@ class Supervisor:
         finally:
             self._end_all()
         self._drain()
-        forsaken = self._why == "yield" or not self._plan["grace_s"]
-        if forsaken and not self._node_lives():
+        outcome = self._outcome(error)
+        if self._group is not None:
+            self._group.remove()
+        if self._node_lives():
+            self._leave(outcome)
+        elif not self._plan["grace_s"]:
             remove_tree(self._folder)
         else:
-            self._leave_outcome(error)
+            if self._why == "yield":
+                self._remove_work()
+            self._leave(outcome)
 
     def _start(self) -> None:
+        bounds = Bounds(**self._plan["bounds"])
+        if self._plan["groups"] is not None:
+            self._group = JobCgroup.create(
+                Delegation(**self._plan["groups"]),
+                f"{os.getpid()}-{os.urandom(6).hex()}",
+                memory_bytes=bounds.memory_bytes,
+                cpu_millicores=self._plan["cpu_millicores"],
+                processes_max=bounds.processes,
+            )
+            (self._folder / GROUP_FILE).write_text(json.dumps(self._group.as_plain()))
+        folder = self._folder / "tmp"
+        self._watcher = Watch(bounds, folder, self._tree, self._group)
         self._console_fd, write_fd = os.pipe()
         filter_ = filter_fd(self._plan)
         passed = ({} if filter_ is None else {FILTER: filter_}) | secret_fds(self._plan)
@@ -103,11 +145,24 @@ class Supervisor:
         self._root = self._process.pid
 
     def _in_the_child(self) -> None:
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_OOM_SCORE)
+        if self._group is not None:
+            self._group.enter()
+        if self._group is None or not self._group.bounds_cpu:
+            self._keep_to_processors()
         if self._plan["nice"]:
             os.nice(self._plan["nice"])
         if self._plan["user"]:
             become(self._plan["user"], self._plan["files"])
         self._die_with_parent()  # last: it is forgotten when the user changes
+
+    def _keep_to_processors(self) -> None:
+        """Keep the job to as many processors as it asked for: other ones than the job before."""
+        mine = sorted(os.sched_getaffinity(0))
+        count = min(len(mine), -(-self._plan["cpu_millicores"] // 1000)) or len(mine)
+        first = self._plan["cpu_turn"] * count
+        os.sched_setaffinity(0, {mine[(first + n) % len(mine)] for n in range(count)})
 
     def _watch(self) -> None:
         poll = select.poll()
@@ -135,14 +190,14 @@ class Supervisor:
                     self._reap()
                 elif not self._read_console():
                     poll.unregister(fd)
+        if not self._why and self._watcher is not None:
+            self._pass(self._watcher.ended())
 
     def _look(self, now_s: float) -> None:
-        """See what the job holds, and whether a node is there."""
-        used = resident_bytes(self._tree())
-        self._peak_bytes = max(self._peak_bytes, used)
-        if used > self._plan["memory_bytes"] and self._why != "memory":
-            self._why = self._why or "memory"
-            self._kill()
+        """See what the job uses, and whether a node is there."""
+        assert self._watcher is not None
+        if self._passed is None:
+            self._pass(self._watcher.look())
         if self._node_lives():
             self._alone_since_s = None
         elif self._alone_since_s is None:
@@ -150,6 +205,13 @@ class Supervisor:
         alone_s = 0.0 if self._alone_since_s is None else now_s - self._alone_since_s
         if self._alone_since_s is not None and alone_s >= self._plan["grace_s"]:
             self._end("yield")
+
+    def _pass(self, passed: Passed | None) -> None:
+        """End a job that has passed a bound, at once: what it does next may be worse."""
+        if passed is not None:
+            self._passed = passed
+            self._why = self._why or passed.which
+            self._kill()
 
     def _node_lives(self) -> bool:
         """A pipe without a writer is at its end; a node holds it open for writing."""
@@ -175,7 +237,13 @@ class Supervisor:
 
     def _kill(self) -> None:
         """Kill the job's processes."""
-        send(self._tree(), signal.SIGKILL)
+        if self._group is not None:
+            self._group.kill_all()
+        send(stop_all(self._tree), signal.SIGKILL)
+
+    def _is_left(self) -> bool:
+        """Say whether a process of the job is left, also one that got away from its parents."""
+        return bool(self._tree()) or (self._group is not None and bool(self._group.processes()))
 
     def _tree(self) -> list[int]:
         """Return the processes of the job, parents first."""
@@ -185,24 +253,27 @@ class Supervisor:
         """Take the ends of the job's first process and of those that it has left behind."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 if self._root and self._status is None:
                     raise RuntimeError("the end of the job was lost") from None
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            if self._watcher is not None:
+                self._watcher.on_end_of(ended.si_pid)
+            pid, status = os.waitpid(ended.si_pid, 0)
             if pid == self._root:
                 self._status = status
 
     def _end_all(self) -> None:
         """Kill until nothing is left: all that the job ever started is below this process."""
         gives_up_s = time.monotonic() + _KILL_S
-        while tree := self._tree():
-            send(tree, signal.SIGKILL)
+        while self._is_left():
+            self._kill()
             self._reap()
             if time.monotonic() > gives_up_s:
-                raise TimeoutError(f"processes {tree} cannot be killed")
+                raise TimeoutError(f"processes {self._tree()} cannot be killed")
             select.select([self._wake_fd, *self._end_fds], [], [], 0.01)
             _emptied(self._wake_fd)
         self._reap()
@@ -219,27 +290,41 @@ class Supervisor:
             if not ready or not self._read_console():
                 return
 
-    def _leave_outcome(self, error: str) -> None:
-        exit_code = 0 if self._status is None else os.waitstatus_to_exitcode(self._status)
-        outcome = {
-            "exit_code": exit_code,
+    def _outcome(self, error: str) -> dict[str, Any]:
+        samples = self._watcher.samples() if self._watcher is not None else []
+        if len(samples) > 1:  # one says no more than the figures of the whole run
+            lines = "".join(f"{json.dumps(sample)}\n" for sample in samples)
+            with contextlib.suppress(OSError):  # the disk may be full; the outcome counts
+                (self._folder / SAMPLES_FILE).write_text(lines)
+        return {
+            "exit_code": 0 if self._status is None else os.waitstatus_to_exitcode(self._status),
             "why": self._why,
             "error": error,
+            "passed": as_plain(self._passed),
             "console_lost_bytes": self._console.lost_bytes,
             "usage": self._usage(),
         }
+
+    def _leave(self, outcome: dict[str, Any]) -> None:
         part = self._folder / f"{OUTCOME_FILE}.part"
         part.write_text(json.dumps(outcome))
         part.rename(self._folder / OUTCOME_FILE)
 
     def _usage(self) -> dict[str, int]:
         """Return what the job used in all."""
+        if self._watcher is None:
+            return {}
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return {
-            "wall_ms": int((time.monotonic() - self._began_s) * 1000),
-            "cpu_ms": int((used.ru_utime + used.ru_stime) * 1000),
-            "memory_peak_bytes": max(self._peak_bytes, used.ru_maxrss * 1024),
-        }
+        cpu_ms = int((used.ru_utime + used.ru_stime) * 1000)
+        return self._watcher.usage(cpu_ms, used.ru_maxrss * 1024)
+
+    def _remove_work(self) -> None:
+        """Remove what the job needed and made. Its node, should it come back, is told that the run
+        was given up, and finds nothing else."""
+        for path in list(self._folder.iterdir()):
+            if path.name in (CARD_FILE, LOCK_FILE, ERRORS_FILE):
+                continue
+            remove_tree(path)
 
 
 def _woken_by_signals() -> int:

@@ -9,7 +9,6 @@ import fcntl
 import gc
 import json
 import os
-import shutil  # noqa: F401 - for the supervisors: a module is imported once, here
 import signal
 import traceback
 from collections.abc import Callable
@@ -35,9 +34,10 @@ def main() -> None:
     os.chdir("/")
     gc.freeze()
     with open(_CHANNEL_FD, "rb", closefd=False) as requests:
-        for line in requests:
+        for turn, line in enumerate(requests):
             try:
-                answer: dict[str, Any] = {"pid": launch(json.loads(line), _supervise)}
+                plan = {**json.loads(line), "cpu_turn": turn}
+                answer: dict[str, Any] = {"pid": launch(plan, _supervise)}
             except OSError as error:
                 answer = {"error": str(error)}
             os.write(_CHANNEL_FD, json.dumps(answer).encode() + b"\n")

@@ -1,0 +1,106 @@
+"""What one job may use on this node besides what it asked for, and how passing it is told.
+
+A bound that every node has (`limits.py`) is the job's own failure, and final. One that is tighter
+here, by the owner's settings or by what the disk has left, is this node's: the run ends as `infra`,
+and another node may have more room.
+"""
+
+import errno
+import os
+import resource
+from dataclasses import dataclass
+
+from pairio_node.runner.supervisor.watch import Passed
+from pairio_protocol.limits import (
+    JOB_DISK_BYTES_MAX,
+    JOB_FILES_MAX,
+    JOB_OPEN_FILES_MAX,
+    JOB_PROCESSES_MAX,
+)
+
+__all__ = ["JobBounds", "explained", "is_nodes_own", "passed_words", "rlimits", "size_words"]
+
+#: In a sandbox the kernel's bound on processes lies a little above the one that is watched.
+_PROCESSES_SPARE = 64
+
+
+@dataclass(frozen=True)
+class JobBounds:
+    """Bounds of one job. `disk_bytes` is what its folder may take (and each file may claim),
+    `output_bytes` what its outputs may have together, `reserve_bytes` what must stay free on the
+    disk."""
+
+    processes: int = JOB_PROCESSES_MAX
+    open_files: int = JOB_OPEN_FILES_MAX
+    disk_bytes: int = JOB_DISK_BYTES_MAX
+    output_bytes: int = JOB_DISK_BYTES_MAX
+    files: int = JOB_FILES_MAX
+    reserve_bytes: int = 0
+
+
+_STANDARD = {
+    "processes": JOB_PROCESSES_MAX,
+    "disk": JOB_DISK_BYTES_MAX,
+    "outputs": JOB_DISK_BYTES_MAX,
+    "files": JOB_FILES_MAX,
+}
+
+
+def is_nodes_own(passed: Passed) -> bool:
+    """Say whether a bound is this node's alone, so that another one may do the job."""
+    return passed.which == "room" or passed.most < _STANDARD.get(passed.which, 0)
+
+
+def passed_words(passed: Passed) -> str:
+    """Return which bound was passed, the value, the bound."""
+    used, most = size_words(passed.used), size_words(passed.most)
+    match passed.which:
+        case "memory" | "disk":
+            return f"{passed.which}: used {used} of at most {most}"
+        case "outputs":
+            return f"outputs: they have {used} of at most {most}"
+        case "time":
+            return f"time: ran {passed.used / 1000:g} s of at most {passed.most / 1000:g} s"
+        case "room":
+            return f"disk: this node has {used} left, and jobs must leave {most}"
+        case "folders":
+            return f"folders: {passed.used} levels deep of at most {passed.most}"
+        case which:
+            return f"{which}: {passed.used} of at most {passed.most}"
+
+
+def size_words(size_bytes: int) -> str:
+    """Return a size as people read it: `1.1 GiB`."""
+    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.1f}".removesuffix(".0") + f" {units[0]}"
+
+
+def explained(last_words: str, bounds: JobBounds) -> str:
+    """Return what a job said last; with the bound, where the system's words for one are in it."""
+    for number, what in (
+        (errno.EMFILE, f"a job may have {bounds.open_files} files open at a time"),
+        (errno.EFBIG, f"a file of a job may have {size_words(bounds.disk_bytes)}"),
+        (errno.EAGAIN, f"a job may have {bounds.processes} processes and threads"),
+    ):
+        if os.strerror(number) in last_words:
+            return f"{last_words} ({what})"
+    return last_words
+
+
+def rlimits(bounds: JobBounds, *, processes: bool) -> list[str]:
+    """Return the options of `prlimit` for a job. `processes`: also bound how many its user has,
+    which is right only where that user is the job's alone. Never the address space: CUDA and others
+    reserve far more than they use."""
+    files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = bounds.open_files
+    if files_max != resource.RLIM_INFINITY:
+        files = min(files, files_max)
+    found = [f"--nofile={files}:{files}", "--core=0:0"]
+    found += [f"--fsize={bounds.disk_bytes}:{bounds.disk_bytes}"]
+    if processes:
+        most = bounds.processes + _PROCESSES_SPARE
+        found += [f"--nproc={most}:{most}"]
+    return found
