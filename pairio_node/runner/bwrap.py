@@ -3,6 +3,7 @@
 What the job sees beside the system (`mounts`): the app at /app, its inputs at /in, and its /tmp.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -25,25 +26,11 @@ from pairio_node.runner.mounts import (
 )
 from pairio_node.runner.process import ProcessRunner, common_environment, interpreted
 from pairio_node.runner.seccomp import native, strict
+from pairio_node.runner.selftest import command, judge, targets
 from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
 from pairio_node.runner.supervisor.sandbox import FILTER
 
 __all__ = ["BwrapRunner"]
-
-_PROBE = """
-import os, socket, sys
-leaks = []
-if os.path.exists(sys.argv[1]): leaks.append("reads a file of the host")
-try:
-    socket.create_connection(("127.0.0.1", int(sys.argv[2])), 1); leaks.append("reaches loopback")
-except OSError: pass
-try:
-    open("/usr/pairio-probe", "w"); leaks.append("writes to the system")
-except OSError: pass
-if len([p for p in os.listdir("/proc") if p.isdigit()]) > 5: leaks.append("sees processes")
-import pairio.sdk
-print("held" if not leaks else "leaks: " + ", ".join(leaks))
-"""
 
 
 class BwrapRunner(ProcessRunner):
@@ -60,27 +47,19 @@ class BwrapRunner(ProcessRunner):
             )
         if native() is None:
             return ProbeResult(False, f"there is no filter for {os.uname().machine} processors")
-        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-        with tempfile.TemporaryDirectory(prefix="pairio-probe-") as folder:
-            work = Path(folder) / "work"
+        with contextlib.ExitStack() as stack:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pairio-probe-")))
             (work / "tmp" / "working").mkdir(parents=True)
-            secret = Path(folder) / "secret"
-            secret.write_text("secret")
-            port = listener.socket.getsockname()[1]
-            spec = _probe_spec(work)
-            command = [python_inside(), "-c", _PROBE, str(secret), str(port)]
             try:
+                world = stack.enter_context(targets())
+                spec = _probe_spec(work)
                 self._hand_over(spec)
-                plan = replace(self._plan(spec, command), cwd=None)
+                plan = self._plan(spec, command(python_inside(), {**world, "app": "/app"}))
                 ended = await supervise(self._launcher, plan, trio.Event())
             except (OSError, SupervisorLost) as error:
                 return ProbeResult(False, f"the sandbox cannot be tried: {error}")
-            finally:
-                await listener.aclose()
-        said = (ended.console.decode(errors="replace").strip() + f" {ended.error}").strip()
-        if said == "held":
-            return ProbeResult(True)
-        return ProbeResult(False, f"the sandbox does not hold: {said[:300]}", _hint(said))
+        found = judge(ended.console + f"\n{ended.error}".encode())
+        return replace(found, hint="" if found.ok else _hint(found.why))
 
     def _inside(self, spec: RunSpec, path: Path) -> str:
         return "/tmp/" + path.relative_to(spec.work_dir / "tmp").as_posix()

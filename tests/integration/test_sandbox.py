@@ -2,12 +2,17 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pairio_node.runner import BwrapRunner, Launcher, RunInput, RunOutput
+from pairio_node.runner import BwrapRunner, Launcher, RunInput, RunOutput, RunSpec
+from pairio_node.runner.base import ProbeResult
+from pairio_node.runner.mounts import Mounts
+from pairio_node.runner.probe import MARK
+from pairio_node.runner.selftest import judge
 from tests.integration.runner_lab import run_spec, script_spec
 
 pytestmark = [
@@ -56,3 +61,54 @@ async def test_a_job_of_a_root_node_is_not_roots(bwrap: BwrapRunner, tmp_path: P
     assert made.read_text() == "done"
     assert made.stat().st_uid not in (0, 65534)
     assert outcome.console == b"text65534\n"
+
+
+async def test_the_self_test_of_a_node_finds_that_the_sandbox_holds(bwrap: BwrapRunner) -> None:
+    assert await bwrap.probe() == ProbeResult(True)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What is not to be reached is not below /tmp, where the job has a folder of its own."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="p-") as top:
+        os.chmod(top, 0o755)
+        monkeypatch.setattr(tempfile, "tempdir", top)
+        yield top
+
+
+HOLES = {
+    "no filter of calls": ([], "NETLINK of audit"),
+    "the host's network": (["--share-net"], "TCP to the node's API on loopback"),
+    "the host's shared memory": (["--bind", "/dev/shm", "/dev/shm"], "another's file in /dev/shm"),
+    "the host's files": (["--bind", "{top}", "{top}"], "a shared folder of the host"),
+    "a /dev that can be written to": (["--dev", "/dev"], "write into /dev"),
+}
+
+
+@pytest.mark.parametrize("hole", HOLES)
+async def test_a_sandbox_with_a_hole_is_not_used(
+    hole: str, bwrap: BwrapRunner, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, found = HOLES[hole]
+    more = [word.format(top=elsewhere) for word in arguments]
+    sandbox = bwrap._sandbox
+
+    def with_a_hole(spec: RunSpec, mounts: Mounts) -> list[str]:
+        argv = sandbox(spec, mounts)
+        if not more:
+            at = argv.index("--seccomp")
+            return [*argv[:at], *argv[at + 2 :]]
+        return [*argv[:-2], *more, *argv[-2:]]
+
+    monkeypatch.setattr(bwrap, "_sandbox", with_a_hole)
+    probe = await bwrap.probe()
+    assert not probe.ok
+    assert "does not hold" in probe.why
+    assert found in probe.why, probe.why
+
+
+def test_a_job_that_says_nothing_has_proved_nothing() -> None:
+    assert not judge(b"").ok
+    assert "bwrap: something" in judge(b"bwrap: something\n").why
+    assert "was not tried" in judge(f"{MARK}{{}}".encode()).why
+    assert not judge(f"{MARK}not JSON".encode()).ok
