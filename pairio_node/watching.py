@@ -20,7 +20,16 @@ from pairio_protocol.fold import RequestState
 if TYPE_CHECKING:
     from pairio_node.node import Node
 
-__all__ = ["REQUESTS_MAX", "WATCHED_MAX", "WATCHERS_MAX", "WatchQuery", "Watching"]
+__all__ = [
+    "ALIVE_S",
+    "ALIVE_S_MAX",
+    "ALIVE_S_MIN",
+    "REQUESTS_MAX",
+    "WATCHED_MAX",
+    "WATCHERS_MAX",
+    "WatchQuery",
+    "Watching",
+]
 
 #: Clients that watch at once; requests that one of them watches; requests he may name one by one.
 WATCHERS_MAX = 100
@@ -28,8 +37,10 @@ WATCHED_MAX = 20_000
 REQUESTS_MAX = 100
 #: Changes that come so soon after each other are told together.
 _TOGETHER_S = 0.03
-#: A silent connection is shown to be alive, and every watched job is looked at.
-_ALIVE_S = 10.0
+#: A silent connection is shown to be alive, as often as is wished within these bounds.
+ALIVE_S, ALIVE_S_MIN, ALIVE_S_MAX = 10.0, 0.1, 30.0
+#: Every watched job is looked at, whatever was told of it.
+_LOOK_S = 10.0
 #: After so many looks at jobs others have their turn.
 _LOOKS = 200
 
@@ -42,6 +53,7 @@ class WatchQuery:
     batch: str | None = None
     job: str | None = None
     requests: tuple[str, ...] = ()
+    alive_s: float = ALIVE_S
 
     @property
     def names_some(self) -> bool:
@@ -134,13 +146,17 @@ class Watching:
                 yield events
                 await trio.lowlevel.checkpoint()
             yield self._event(watch, "ready", {})
+            looked_s = trio.current_time()
             while not self.over.is_set():
-                with trio.move_on_after(_ALIVE_S) as waited:
+                with trio.move_on_after(watch.query.alive_s) as waited:
                     await watch.wake.wait()
                 if waited.cancelled_caught:
                     yield b": alive\n\n"
-                await trio.sleep(_TOGETHER_S)
-                is_everything = waited.cancelled_caught or watch.has_all_changed
+                else:
+                    await trio.sleep(_TOGETHER_S)
+                is_late = trio.current_time() - looked_s > _LOOK_S
+                is_everything = is_late or watch.has_all_changed
+                looked_s = trio.current_time() if is_everything else looked_s
                 changed = list(watch.changed)
                 watch.changed, watch.has_all_changed, watch.wake = {}, False, trio.Event()
                 found = self._watched(watch) if is_everything else self._affected(watch, changed)

@@ -10,7 +10,7 @@ from pairio_node.api.batch import BatchBody, submit_all
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.models import JobDefinition, Status, SubmitBody
 from pairio_node.search import JobQuery
-from pairio_node.watching import REQUESTS_MAX, WatchQuery
+from pairio_node.watching import ALIVE_S, ALIVE_S_MAX, ALIVE_S_MIN, REQUESTS_MAX, WatchQuery
 from pairio_protocol.limits import NAME_LENGTH_MAX, TAGS_MAX, TEXT_LENGTH_MAX, URL_LENGTH_MAX
 
 __all__ = ["many_job_routes"]
@@ -117,10 +117,12 @@ def _event_route(app: FastAPI, node: NodeFacade) -> None:
         batchId: str | None = None,  # noqa: N803
         jobId: str | None = None,  # noqa: N803
         requestId: Annotated[list[str], Query(max_length=REQUESTS_MAX)] = [],  # noqa: N803, B006
+        aliveSec: float = ALIVE_S,  # noqa: N803
     ) -> Response:
         """Server-Sent Events: each job that changes, with its newest state. A reader too slow for
         them is cut off and reads the states anew."""
-        query = WatchQuery(serviceName, batchId, jobId, tuple(requestId))
+        alive_s = max(ALIVE_S_MIN, min(aliveSec, ALIVE_S_MAX))
+        query = WatchQuery(serviceName, batchId, jobId, tuple(requestId), alive_s)
         return StreamingResponse(
             node.watching.open(query),
             media_type="text/event-stream",

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
-from pairio.errors import NodeNotRunning, RequestRefused
+from pairio._sse import Event, EventParser
+from pairio.errors import NodeNotRunning, RequestRefused, refusal_of
 
 __all__ = ["Api", "find_api"]
 
@@ -49,15 +50,18 @@ def find_api() -> tuple[str, str]:
         raise NodeNotRunning(f"cannot read {path}: {error}", "restart the node") from None
 
 
-class Api:
-    """Calls of one node. Every thread has a connection of its own, and so has a forked child."""
+class Address:
+    """Where the node is and how it is asked; shared by the drivers of blocking and async calls."""
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
-        import threading
-
+        self._given = (url, token)
         self._is_found = url is None
-        self._local = threading.local()
         self._point_at(*((url, token or "") if url else find_api()))
+
+    @property
+    def name(self) -> str:
+        """The node's URL."""
+        return f"http://{self._host}:{self._port}"
 
     def _point_at(self, found_url: str, found_token: str) -> None:
         self._host, self._port = _host_and_port(found_url)
@@ -67,12 +71,60 @@ class Api:
             )
         self._token = found_token
 
+    def is_elsewhere(self) -> bool:
+        """Look for a node that is away; say whether it is known to be somewhere else now."""
+        try:
+            return self._has_moved()
+        except NodeNotRunning:
+            return False
+
     def _has_moved(self) -> bool:
         """Look the node up again: after a restart it has another token, maybe another port."""
         before = (self._host, self._port, self._token)
         if self._is_found:
             self._point_at(*find_api())
         return before != (self._host, self._port, self._token)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def _gone(self, error: Exception) -> NodeNotRunning:
+        return NodeNotRunning(
+            f"no node answers at {self.name} ({error})", "start it: pairio-node run"
+        )
+
+    def _broken(self, error: Exception) -> NodeNotRunning:
+        return NodeNotRunning(
+            f"the node stopped in the middle of its answer ({error})",
+            "look whether it runs: pairio-node status",
+        )
+
+    def _document(self, status: int, data: bytes) -> Any:
+        """Return the JSON of an answer, or raise what it says."""
+        if status >= 300:
+            raise refused(status, data)
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise NodeNotRunning(
+                f"what answers at {self.name} is no pairio node",
+                "look at PAIRIO_API_URL, or unset it to use the node of this machine",
+            ) from None
+
+
+class Api(Address):
+    """Calls of one node. Every thread has a connection of its own, and so has a forked child."""
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        import threading
+
+        super().__init__(url, token)
+        self._local = threading.local()
+
+    def apart(self) -> "Api":
+        """Return another one for the same node, with connections of its own: while an answer is
+        read as it comes, this one's is free for other calls."""
+        return Api(*self._given)
 
     @property
     def _connection(self) -> Any:
@@ -86,43 +138,61 @@ class Api:
             connection.close()
             self._local.kept = (0, None)
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
-
     def call(
-        self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: dict[str, Any] | None = None,
+        key: str | None = None,
     ) -> Any:
-        """Make a call and return the JSON of its answer.
+        """Make a call and return the JSON of its answer. With a `key` it may be made again: what it
+        does is done once.
 
         Raises:
             NodeNotRunning, RequestRefused.
         """
-        return self._json(self._send(method, _target(path, query), body))
+        more = {"Idempotency-Key": key} if key else None
+        return self._json(self._send(method, target_of(path, query), body, more))
 
     def stream(
         self, path: str, query: dict[str, Any] | None = None, start: int = 0
-    ) -> Iterable[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Yield the bytes of an answer, of a file from `start` on."""
         headers = {"Range": f"bytes={start}-"} if start else {}
-        response = self._send("GET", _target(path, query), None, headers)
+        response = self._send("GET", target_of(path, query), None, headers)
         if start and response.status == 200:
             self.close()
             raise RequestRefused("the node sends no part of a file", None, "http", 200)
         if response.status >= 300:
-            raise _refusal(response.status, self._read(response))
+            raise refused(response.status, self._read(response))
         while chunk := self._read(response, 256 * 1024):
             yield chunk
 
     def lines(self, path: str, query: dict[str, Any] | None = None) -> Iterable[Any]:
         """Yield the documents of an answer that has one a line, as they come."""
-        response = self._send("GET", _target(path, query), None)
+        response = self._send("GET", target_of(path, query), None)
         if response.status >= 300:
-            raise _refusal(response.status, self._read(response))
+            raise refused(response.status, self._read(response))
         left = b""
         while chunk := self._read(response, 64 * 1024, soon=True):
             *whole, left = (left + chunk).split(b"\n")
             yield from map(json.loads, whole)
         response.close()  # read1 does not, and the connection is used again
+
+    def events(
+        self, path: str, query: dict[str, Any] | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield Server-Sent Events as they come, until the node ends the stream."""
+        response = self._send("GET", target_of(path, query), None)
+        try:
+            if response.status >= 300:
+                raise refused(response.status, self._read(response))
+            parser = EventParser()
+            while chunk := self._read(response, 64 * 1024, soon=True):
+                yield from parser.feed(chunk)
+        finally:
+            self.close()  # whoever stops reading leaves an answer on the connection
 
     def upload(self, file: BinaryIO, path: str = "/api/v1/content") -> Any:
         """Send a file's bytes; the answer to content is `{cid, size}`."""
@@ -131,16 +201,7 @@ class Api:
         return self._json(self._send("POST", path, file, length))
 
     def _json(self, response: Any) -> Any:
-        data = self._read(response)
-        if response.status >= 300:
-            raise _refusal(response.status, data)
-        try:
-            return json.loads(data)
-        except ValueError:
-            raise NodeNotRunning(
-                f"what answers at http://{self._host}:{self._port} is no pairio node",
-                "look at PAIRIO_API_URL, or unset it to use the node of this machine",
-            ) from None
+        return self._document(response.status, self._read(response))
 
     def _read(self, response: Any, size: int | None = None, soon: bool = False) -> bytes:
         """Return the next bytes of an answer; with `soon` as many as there are."""
@@ -153,10 +214,7 @@ class Api:
             return data
         except (http.client.HTTPException, OSError) as error:
             self.close()
-            raise NodeNotRunning(
-                f"the node stopped in the middle of its answer ({error})",
-                "look whether it runs: pairio-node status",
-            ) from None
+            raise self._broken(error) from None
 
     def _send(self, method: str, target: str, body: Any, more: dict[str, str] | None = None) -> Any:
         headers = dict(more or {})
@@ -185,10 +243,7 @@ class Api:
             except (http.client.HTTPException, OSError) as error:
                 self.close()
                 if not kept or isinstance(error, TimeoutError):
-                    raise NodeNotRunning(
-                        f"no node answers at http://{self._host}:{self._port} ({error})",
-                        "start it: pairio-node run",
-                    ) from None
+                    raise self._gone(error) from None
         raise AssertionError("unreachable")
 
     def _exchange(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:
@@ -216,9 +271,10 @@ def _host_and_port(url: str) -> tuple[str, int]:
     return host, port or 80
 
 
-def _target(path: str, query: dict[str, Any] | None) -> str:
-    given = {k: v for k, v in (query or {}).items() if v is not None}
-    return f"{path}?{urlencode(given, errors='surrogateescape')}" if given else path
+def target_of(path: str, query: dict[str, Any] | None) -> str:
+    """Return path and query as they are asked for; what is None is left out, lists are repeated."""
+    given = {k: v for k, v in (query or {}).items() if v is not None and v != []}
+    return f"{path}?{urlencode(given, True, errors='surrogateescape')}" if given else path
 
 
 def part(text: str) -> str:
@@ -226,9 +282,10 @@ def part(text: str) -> str:
     return quote(text, safe="", errors="surrogateescape") or "%20"  # nothing is another path
 
 
-def _refusal(status: int, data: bytes) -> RequestRefused:
+def refused(status: int, data: bytes) -> RequestRefused:
+    """Return the error that an answer is."""
     try:
         error = json.loads(data)["error"]
-        return RequestRefused(error["message"], error.get("hint"), error["code"], status)
+        return refusal_of(error["message"], error.get("hint"), error["code"], status)
     except (ValueError, KeyError, TypeError):
-        return RequestRefused(f"the node answered {status}", None, "http", status)
+        return refusal_of(f"the node answered {status}", None, "http", status)

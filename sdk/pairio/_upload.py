@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from pairio._http import Api
 from pairio.errors import PairioError
 
-__all__ = ["add_path", "add_reference"]
+__all__ = ["add_bytes", "add_path", "add_reference"]
 
 _FILES_MAX = 50_000
 
@@ -26,6 +27,15 @@ def add_path(api: Api, path: Path) -> dict[str, Any]:
     with _opened(path) as file:
         added: dict[str, Any] = api.upload(file)
     return added
+
+
+def add_bytes(api: Api, data: bytes) -> dict[str, Any]:
+    """Add bytes to the node; returns `{cid, size}`."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        added: dict[str, Any] = api.upload(file)
+        return added
 
 
 def add_reference(

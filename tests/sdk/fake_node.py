@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-__all__ = ["JOB_ID", "Asked", "FakeNode", "Raw", "job"]
+__all__ = ["JOB_ID", "REQUEST_ID", "Asked", "FakeNode", "Raw", "events", "job"]
 
 JOB_ID = "bafyreifdbt5da5hbtbhcdnnmpmaabhmlchg57ixm4opiicf7jxhfiej6ua"
 REQUEST_ID = "ab" * 32
@@ -24,6 +24,7 @@ class Asked:
     token: str
     body: Any
     range: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Raw:
     body: bytes
     status: int = 200
     cut: int | None = None
+
+
+def events(*told: tuple[str, dict[str, Any]], cut: bool = False) -> Raw:
+    """Return a stream of events; `cut`: it breaks off in the middle of what comes next."""
+    text = "".join(f"event: {kind}\ndata: {json.dumps(data)}\n\n" for kind, data in told)
+    body = text.encode()
+    return Raw(body + b": alive\n\n" * 1000, cut=len(body)) if cut else Raw(body)
 
 
 Answer = Any | Callable[[Asked], Any]
@@ -147,10 +155,11 @@ def _handler(node: FakeNode) -> type[BaseHTTPRequestHandler]:
             asked = Asked(
                 self.command,
                 unquote(parts.path),
-                {key: values[0] for key, values in parse_qs(parts.query).items()},
+                {key: ",".join(values) for key, values in parse_qs(parts.query).items()},
                 self.headers.get("Authorization", "").removeprefix("Bearer "),
                 json.loads(data) if data and kind == "application/json" else data or None,
                 self.headers.get("Range", ""),
+                self.headers.get("Idempotency-Key", ""),
             )
             node.asked.append(asked)
             raw = node.answer(asked)

@@ -172,6 +172,7 @@ def test_an_output_and_the_console_are_read(node: FakeNode) -> None:
     assert found.get_output("output").read() == b"x" * 600_000
     assert found.console() == "é\n\ufffd"
     node.on("GET", f"/jobs/{REQUEST}/outputs/output", Raw(b"x" * 600_000, cut=300_000))
+    found._client.reconnect_s = 0
     with pytest.raises(NodeNotRunning, match="stopped in the middle"):
         found.get_output("output").read()
 
@@ -296,7 +297,7 @@ def test_a_restarted_node_is_found_again(node: FakeNode, monkeypatch: pytest.Mon
         node.token = "gone"
         found.refresh()
         assert [a.token for a in other.asked] == ["on another port"]
-        found._api.close()
+        found._client.close()
 
 
 def test_a_connection_closed_while_idle_is_opened_again(node: FakeNode) -> None:
@@ -319,10 +320,10 @@ def test_threads_do_not_share_a_connection(node: FakeNode) -> None:
     seen: list[str] = []
 
     def refresh(name: str) -> None:
-        own = PairioJob(found._api, job(serviceName=name))
+        own = PairioJob(found._client, job(serviceName=name))
         own.refresh()
         seen.append(own.status)
-        found._api.close()
+        found._client.close()
 
     threads = [threading.Thread(target=refresh, args=(f"s{i}",)) for i in range(4)]
     for thread in threads:

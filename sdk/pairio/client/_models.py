@@ -1,8 +1,10 @@
 """A job definition in the original's form. What is valid is decided by the node."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pairio.errors import InvalidRequest
 
 __all__ = [
     "PairioJobDefinition",
@@ -16,10 +18,28 @@ __all__ = [
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    if not TYPE_CHECKING:  # who checks types reads the fields
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise _mistake(type(self), error) from None
+
+
+def _mistake(model: type[BaseModel], error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "it"
+    value = repr(first["input"])[:100]
+    message = first["msg"].removeprefix("Value error, ")
+    known = ", ".join(model.model_fields)
+    return InvalidRequest(f"{model.__name__}: {where}: {message} ({value})", f"fields: {known}")
+
 
 class PairioJobInputFile(_Model):
-    """An input: `url` is an http(s) URL, a CID, `job.get_output(name)` of another job, or what
-    `add_content(path)` gives for a file or folder of this machine."""
+    """An input: `url` is an http(s) URL, a CID, `job.get_output(name)` of another job, a file or
+    folder of this machine (`pathlib.Path`, or text that begins with `/`, `./`, `../` or `~`), or
+    bytes. Files and bytes are added to the node when the job is submitted: named by content."""
 
     name: str
     fileBaseName: str | None = None
@@ -34,10 +54,16 @@ class PairioJobOutputFile(_Model):
 
 
 class PairioJobParameter(_Model):
-    """A parameter; None means: not given."""
+    """A parameter; None means: not given. NumPy's numbers and arrays are taken as Python's."""
 
     name: str
     value: str | bool | int | float | list[Any] | None = None
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        as_list = getattr(value, "tolist", None)
+        return as_list() if callable(as_list) else list(value) if type(value) is tuple else value
 
 
 class PairioJobDefinition(_Model):

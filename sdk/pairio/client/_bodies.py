@@ -1,0 +1,247 @@
+"""What is sent to a node and how its answers are read: no input or output. Both clients use it."""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.parse import urlsplit
+
+from pairio.client._base import JobBase
+from pairio.client._models import (
+    PairioJobDefinition,
+    PairioJobInputFile,
+    PairioJobOutputFile,
+    PairioJobParameter,
+    PairioJobRequiredResources,
+)
+from pairio.errors import InvalidRequest, RequestRefused, refusal_of
+
+__all__ = [
+    "SubmitOptions",
+    "again_body",
+    "definitions_of",
+    "file_of",
+    "is_web_url",
+    "job_error",
+    "pages_of",
+    "search_query",
+    "source_name",
+    "submit_body",
+    "swept",
+    "watch_query",
+]
+
+#: Jobs and bytes in one call of a batch; the node takes 5,000 and 8 MiB.
+_PAGE_JOBS_MAX = 1_000
+_PAGE_SIZE_BYTES_MAX = 6 * 1024 * 1024
+#: Requests that are watched by name; more by their batch.
+_WATCHED_BY_NAME_MAX = 50
+_STATUS_OF = {
+    "not_found": 404,
+    "forbidden": 403,
+    "unauthorized": 401,
+    "conflict": 409,
+    "bug": 500,
+    "unavailable": 503,
+    "storage_full": 507,
+}
+
+
+class SubmitOptions(TypedDict, total=False):
+    """Options of every submit, as `submit_job` describes them."""
+
+    service_name: str | None
+    required_resources: PairioJobRequiredResources | None
+    tags: list[str] | None
+    skip_cache: bool
+    rerun_failing: bool
+    delete_failing: bool
+    batch_id: str | None
+    target_compute_client_ids: list[str] | None
+    secrets: Mapping[str, str] | None
+    pin_inputs: bool
+
+
+def submit_body(
+    definition: PairioJobDefinition,
+    urls: Mapping[str, str],
+    service: str | None,
+    options: SubmitOptions,
+) -> dict[str, Any]:
+    """Return the body of a submit; `urls` names what was added of the inputs."""
+    wanted = definition.model_dump(exclude={"inputFiles"})
+    inputs = [_input(entry, urls) for entry in definition.inputFiles]
+    resources = options.get("required_resources") or PairioJobRequiredResources()
+    targets = options.get("target_compute_client_ids")
+    body: dict[str, Any] = {
+        "serviceName": service,
+        "jobDefinition": {**wanted, "inputFiles": inputs},
+        "requiredResources": resources.model_dump(),
+        "tags": list(options.get("tags") or []),
+        "skipCache": bool(options.get("skip_cache")),
+        "rerunFailing": bool(options.get("rerun_failing") or options.get("delete_failing")),
+        "deleteFailing": bool(options.get("delete_failing")),
+        "batchId": options.get("batch_id") or "",
+        "targetComputeClientIds": None if targets is None or "*" in targets else list(targets),
+    }
+    if options.get("secrets"):
+        body["secrets"] = dict(options["secrets"] or {})
+    return body
+
+
+def _input(entry: PairioJobInputFile, urls: Mapping[str, str]) -> dict[str, Any]:
+    path, name = file_of(entry.url), source_name(entry.url)
+    base = entry.fileBaseName or (path.name if path is not None else None)
+    return {"name": entry.name, "fileBaseName": base, "url": urls.get(name, name)}
+
+
+def source_name(url: Any) -> str:
+    """Return what an input's source is called: the text of a URL or an output, else what is in it.
+
+    Raises:
+        InvalidRequest: it is no source.
+    """
+    if isinstance(url, bytes):
+        return f"bytes {hashlib.sha256(url).hexdigest()}"
+    path = file_of(url)
+    if path is not None:
+        return f"file {path.absolute()}"
+    reference = getattr(url, "reference", None)
+    if isinstance(reference, str):
+        return reference
+    if isinstance(url, str):
+        return url
+    raise InvalidRequest(
+        f"{type(url).__name__} is no source of an input",
+        "give a URL, a CID, a pathlib.Path, bytes, or job.get_output(NAME)",
+    )
+
+
+def file_of(url: Any) -> Path | None:
+    """Return the local file or folder that a source is; None when it is something else."""
+    if isinstance(url, os.PathLike):
+        return Path(os.fspath(url)).expanduser()
+    if isinstance(url, str) and url.startswith(("/", "./", "../", "~")):
+        return Path(url).expanduser()
+    return None
+
+
+def is_web_url(url: Any) -> bool:
+    """Say whether a source is an ordinary URL, of which a node may fetch the content."""
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        return False
+    return "/ipfs/" not in urlsplit(url).path
+
+
+def definitions_of(
+    spec: Mapping[str, Any],
+    parameters: Sequence[Mapping[str, Any]],
+    inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+    outputs: Mapping[str, str] | None,
+    cache_bust: str | None,
+) -> list[PairioJobDefinition]:
+    """Return a definition for each of `parameters`, for a processor of the service.
+
+    Raises:
+        InvalidRequest: there are not as many inputs as parameters.
+    """
+    if inputs is None or isinstance(inputs, Mapping):
+        each: Sequence[Mapping[str, Any]] = [inputs or {}] * len(parameters)
+    else:
+        each = list(inputs)
+    if len(each) != len(parameters):
+        raise InvalidRequest(
+            f"{len(each)} inputs for {len(parameters)} jobs", "give as many, or one for all"
+        )
+    names = {output["name"]: None for output in spec["outputs"]} | dict(outputs or {})
+    return [
+        PairioJobDefinition(
+            appName=spec["appName"],
+            processorName=spec["name"],
+            inputFiles=list(_inputs(given)),
+            outputFiles=[PairioJobOutputFile(name=n, fileBaseName=b) for n, b in names.items()],
+            parameters=[PairioJobParameter(name=n, value=v) for n, v in values.items()],
+            cacheBust=cache_bust,
+        )
+        for values, given in zip(parameters, each, strict=True)
+    ]
+
+
+def _inputs(given: Mapping[str, Any]) -> Iterator[PairioJobInputFile]:
+    for name, url in given.items():
+        if isinstance(url, list | tuple):
+            for number, item in enumerate(url):
+                yield PairioJobInputFile(name=f"{name}[{number}]", url=item)
+        else:
+            yield PairioJobInputFile(name=name, url=url)
+
+
+def swept(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every combination of values."""
+    values = [
+        [value] if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
+        for value in parameters.values()
+    ]
+    return [dict(zip(parameters, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+def again_body(data: Mapping[str, Any], skip_cache: bool) -> dict[str, Any]:
+    """Return the body that submits a job again, computed anew if its result is a failure."""
+    return {
+        "serviceName": data["serviceName"],
+        "jobDefinition": data["jobDefinition"],
+        "requiredResources": data["requiredResources"],
+        "tags": data["tags"],
+        "skipCache": skip_cache,
+        "rerunFailing": not skip_cache,
+        "deleteFailing": False,
+        "batchId": data.get("batchId") or "",
+        "targetComputeClientIds": data.get("targetComputeClientIds"),
+    }
+
+
+def pages_of(bodies: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the jobs of each call of a batch."""
+    page: list[dict[str, Any]] = []
+    size = 0
+    for body in bodies:
+        size_bytes = len(json.dumps(body))
+        if page and (len(page) >= _PAGE_JOBS_MAX or size + size_bytes > _PAGE_SIZE_BYTES_MAX):
+            yield page
+            page, size = [], 0
+        page.append(body)
+        size += size_bytes
+    if page:
+        yield page
+
+
+def job_error(answer: Mapping[str, Any]) -> RequestRefused | None:
+    """Return what the node says in place of a job of a batch; None for a job (which may have an
+    `error` of its own, as text)."""
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        return None
+    status = _STATUS_OF.get(error["code"], 400)
+    return refusal_of(error["message"], error.get("hint"), error["code"], status)
+
+
+def search_query(**filters: Any) -> dict[str, Any]:
+    """Return the filters of a search that say something."""
+    return {name: value for name, value in filters.items() if value not in (None, [])}
+
+
+def watch_query(jobs: Sequence[JobBase]) -> dict[str, Any]:
+    """Return what of the node's events tells of these jobs (arguments of `events`); empty: all."""
+    known = [job._data for job in jobs]
+    services = {data["serviceName"] for data in known}
+    batches = {data.get("batchId") or "" for data in known}
+    if len(known) <= _WATCHED_BY_NAME_MAX:
+        query: dict[str, Any] = {"request_ids": [data["requestId"] for data in known]}
+    elif len(batches) == 1 and "" not in batches:
+        query = {"batch_id": batches.pop()}
+    else:
+        return {}
+    return {**query, "service_name": services.pop()} if len(services) == 1 else query

@@ -1,0 +1,269 @@
+"""The client, for ordinary programs.
+
+Made of `_async_client.py` by scripts/gen_sync_client: change that one."""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Unpack
+
+from pairio.client._base import Refused
+from pairio.client._bodies import (
+    SubmitOptions,
+    again_body,
+    definitions_of,
+    job_error,
+    pages_of,
+    submit_body,
+    swept,
+)
+from pairio.client._models import PairioJobDefinition, PairioJobRequiredResources
+from pairio.client._sync_batch import Batch
+from pairio.client._sync_finding import Finding
+from pairio.client._sync_job import PairioJob
+
+__all__ = ["Client"]
+
+_JOBS = "/api/v1/jobs"
+
+
+class Client(Finding):
+    """Asks one node. The client that blocks and the one for ordinary programs have the same calls.
+
+    Args:
+        url: the node's API; else `PAIRIO_API_URL`, else the node of this machine's home.
+        token: its bearer token; else `PAIRIO_API_KEY`, else the home's own.
+        service_name: what calls use that name none; else `PAIRIO_SERVICE_NAME`, else the only one.
+        reconnect_s: how many seconds a call goes on looking for a node that was there and is away
+            (it restarts, or the machine slept). Nothing is submitted twice by that.
+
+    Example:
+        >>> with Client() as client:
+        ...     job = client.submit("hello_world/hello_world_2", parameters={"name": "Ada"})
+        ...     (job.wait(60)).status
+        'completed'
+
+    Raises:
+        NodeNotRunning: no node runs on the home.
+    """
+
+    def submit_job(
+        self,
+        *,
+        service_name: str | None = None,
+        job_definition: PairioJobDefinition,
+        required_resources: PairioJobRequiredResources | None = None,
+        tags: list[str] | None = None,
+        skip_cache: bool = False,
+        rerun_failing: bool = False,
+        delete_failing: bool = False,
+        batch_id: str | None = None,
+        target_compute_client_ids: list[str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        pin_inputs: bool = False,
+    ) -> PairioJob:
+        """Submit a job, or find its result in the cache; returns at once.
+
+        A local file (`Path`) or bytes as an input's `url` are added to the node: the job names them
+        by content. An output of another job may be given before it exists.
+
+        Args:
+            service_name: may be left out when the node is in one service.
+            job_definition: what to compute.
+            required_resources: what a run may use.
+            tags: texts to find the job by.
+            skip_cache: run it anew in any case.
+            rerun_failing: run it anew if its result is a failure.
+            delete_failing: as rerun_failing, and leave the failed one out of lists here; a signed
+                fact is not deleted.
+            batch_id: text that groups jobs.
+            target_compute_client_ids: peer ids that may run it; None or `["*"]`: anyone.
+            secrets: values by name that the computing node gives the job; in no record or hash.
+            pin_inputs: let the node fetch https inputs now and name them by content, so that the
+                job is another one when they change.
+
+        Example:
+            >>> job = client.submit_job(
+            ...     job_definition=PairioJobDefinition(
+            ...         appName="hello_world",
+            ...         processorName="hello_world_2",
+            ...         outputFiles=[PairioJobOutputFile(name="output")],
+            ...         parameters=[PairioJobParameter(name="name", value="Ada")],
+            ...     )
+            ... )
+            >>> job.status
+            'completed'
+
+        Raises:
+            NodeNotRunning: no node answers.
+            InvalidRequest, NotFound, NotAllowed: the job cannot be, or not by this node.
+            PairioError: a local file cannot be read.
+        """
+        options = SubmitOptions(
+            service_name=service_name,
+            required_resources=required_resources,
+            tags=tags,
+            skip_cache=skip_cache,
+            rerun_failing=rerun_failing,
+            delete_failing=delete_failing,
+            batch_id=batch_id,
+            target_compute_client_ids=target_compute_client_ids,
+            secrets=secrets,
+            pin_inputs=pin_inputs,
+        )
+        urls = self._sources([job_definition], pin_inputs)
+        body = submit_body(job_definition, urls, self._service(service_name), options)
+        return self._job(self._call("POST", _JOBS, body, None, _new_key()))
+
+    def submit(
+        self,
+        processor: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, str] | None = None,
+        cache_bust: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> PairioJob:
+        """Submit a job of a processor; returns at once.
+
+        Args:
+            processor: `APP/PROCESSOR`.
+            inputs: by name: a URL, a CID, a local file or folder (`Path`), bytes, an output of
+                another job, or a list of these for an input that is a list.
+            parameters: values by name; those left out have their defaults.
+            outputs: file names by output; all outputs are asked for, under their own names if they
+                are not given one.
+            cache_bust: text that makes it another job.
+            options: as for `submit_job`.
+
+        Example:
+            >>> job = client.submit("hello_world/hello_world_2", parameters={"name": "Ada"})
+            >>> job.status
+            'completed'
+
+        Raises:
+            as `submit_job`; NotFound also for a service, app or processor that is not there.
+        """
+        service = options.get("service_name")
+        spec = self._processor(processor, service)
+        [definition] = definitions_of(spec, [parameters or {}], inputs, outputs, cache_bust)
+        return self.submit_job(job_definition=definition, **options)
+
+    def submit_jobs(
+        self, job_definitions: Iterable[PairioJobDefinition], **options: Unpack[SubmitOptions]
+    ) -> Batch:
+        """Submit many jobs at once, a thousand in a call; returns at once. They have one batch id
+        (made up unless given).
+
+        A job that the node does not take is in the batch's `refused`.
+
+        Raises:
+            as `submit_job`; what the node says of a job only if it takes none of them.
+        """
+        definitions = list(job_definitions)
+        batch_id = options.get("batch_id") or f"batch-{secrets.token_hex(6)}"
+        options["batch_id"] = batch_id
+        urls = self._sources(definitions, bool(options.get("pin_inputs")))
+        service = self._service(options.get("service_name"))
+        bodies = [submit_body(d, urls, service, options) for d in definitions]
+        return self._submit_bodies(bodies, batch_id)
+
+    def _submit_bodies(self, bodies: list[dict[str, Any]], batch_id: str) -> Batch:
+        answers: list[dict[str, Any]] = []
+        for page in pages_of(bodies):
+            body = {"jobs": page}
+            answer = self._call("POST", f"{_JOBS}/batch", body, None, _new_key())
+            answers += answer["jobs"]
+        jobs, refused = [], []
+        for number, answer in enumerate(answers):
+            error = job_error(answer)
+            if error is None:
+                jobs.append(self._job(answer))
+            else:
+                refused.append(Refused(number, bodies[number]["jobDefinition"], error))
+        if refused and not jobs:
+            raise refused[0].error
+        return self._batch(batch_id, jobs, refused)
+
+    def map(
+        self,
+        processor: str,
+        parameters: Iterable[Mapping[str, Any]],
+        *,
+        inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        outputs: Mapping[str, str] | None = None,
+        cache_bust: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Batch:
+        """Submit a job of a processor for each of `parameters`; returns at once.
+
+        Args:
+            processor: `APP/PROCESSOR`.
+            parameters: for each job its values by name.
+            inputs: as for `submit`, the same for all jobs; or a list with those of each.
+            outputs: as for `submit`.
+            cache_bust: text that makes them other jobs.
+            options: as for `submit_job`.
+
+        Example:
+            >>> names = ["Ada", "Bob"]
+            >>> batch = client.map(
+            ...     "hello_world/hello_world_2", [{"name": name} for name in names]
+            ... )
+            >>> len(batch)
+            2
+
+        Raises:
+            as `submit_jobs`.
+        """
+        spec = self._processor(processor, options.get("service_name"))
+        definitions = definitions_of(spec, list(parameters), inputs, outputs, cache_bust)
+        return self.submit_jobs(definitions, **options)
+
+    def sweep(
+        self,
+        processor: str,
+        parameters: Mapping[str, Any],
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, str] | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Batch:
+        """Submit a job of a processor for every combination of values; returns at once.
+
+        Args:
+            processor: `APP/PROCESSOR`.
+            parameters: by name a list of values (or a range, ...), or one value for all jobs. A
+                parameter that is a list itself is given as a list of lists.
+            inputs: as for `submit`, the same for all jobs.
+            outputs: as for `submit`.
+            options: as for `submit_job`.
+
+        Example:
+            >>> batch = client.sweep(
+            ...     "hello_world/hello_world_2", {"name": ["Ada", "Bob"]}, tags=["sweep"]
+            ... )
+            >>> len(batch)
+            2
+
+        Raises:
+            as `submit_jobs`.
+        """
+        return self.map(processor, swept(parameters), inputs=inputs, outputs=outputs, **options)
+
+    def _submit_again(self, job: PairioJob, skip_cache: bool) -> PairioJob:
+        body = again_body(job._data, skip_cache)
+        return self._job(self._call("POST", _JOBS, body, None, _new_key()))
+
+    def _submit_many_again(self, jobs: list[PairioJob]) -> list[PairioJob]:
+        if not jobs:
+            return []
+        bodies = [again_body(job._data, False) for job in jobs]
+        batch = self._submit_bodies(bodies, bodies[0]["batchId"])
+        for refused in batch.refused:
+            raise refused.error
+        return batch.jobs
+
+
+def _new_key() -> str:
+    return secrets.token_urlsafe(16)
