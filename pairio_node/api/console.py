@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 if TYPE_CHECKING:
     from pairio_node.api.facade import NodeFacade
 
-__all__ = ["ConsolesFacade", "console_routes"]
+__all__ = ["Closing", "ConsolesFacade", "console_routes"]
 
 Event = dict[str, Any]
 _NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -33,10 +33,11 @@ class ConsolesFacade(Protocol):
         """Yield what a job writes, and what becomes of it."""
 
 
-class _Closing(StreamingResponse):
+class Closing(StreamingResponse):
     """Ends its source when the client leaves, at once."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it."""
         async with aclosing(self.body_iterator):  # type: ignore[type-var]
             await super().__call__(scope, receive, send)
 
@@ -61,8 +62,8 @@ def console_routes(app: FastAPI, node: "NodeFacade") -> None:
         if as_events or format == "json":
             make = _as_event if as_events else _as_line
             kind = "text/event-stream" if as_events else "application/x-ndjson"
-            return _Closing(_documents(events, make), media_type=kind, headers=_NO_STORE)
-        return _Closing(_text(events, follow=follow), media_type="text/plain", headers=_NO_STORE)
+            return Closing(_documents(events, make), media_type=kind, headers=_NO_STORE)
+        return Closing(_text(events, follow=follow), media_type="text/plain", headers=_NO_STORE)
 
 
 def _as_event(event: Event) -> bytes:

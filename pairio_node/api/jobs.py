@@ -3,10 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from pairio_node.api.batch import BatchBody, submit_all
+from pairio_node.api.console import Closing
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.models import JobDefinition, Status, SubmitBody
 from pairio_node.search import JobQuery
@@ -123,7 +124,7 @@ def _event_route(app: FastAPI, node: NodeFacade) -> None:
         them is cut off and reads the states anew."""
         alive_s = max(ALIVE_S_MIN, min(aliveSec, ALIVE_S_MAX))
         query = WatchQuery(serviceName, batchId, jobId, tuple(requestId), alive_s)
-        return StreamingResponse(
+        return Closing(
             node.watching.open(query),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store"},

@@ -13,6 +13,7 @@ from pairio.errors import NodeNotRunning, RequestRefused, refusal_of
 __all__ = ["Api", "find_api"]
 
 _TIMEOUT_S = 90.0
+EVENT_STREAM = "text/event-stream"
 
 
 def default_home() -> Path:
@@ -184,7 +185,7 @@ class Api(Address):
         self, path: str, query: dict[str, Any] | None = None
     ) -> Generator[Event, None, None]:
         """Yield Server-Sent Events as they come, until the node ends the stream."""
-        response = self._send("GET", target_of(path, query), None)
+        response = self._send("GET", target_of(path, query), None, {"Accept": EVENT_STREAM})
         try:
             if response.status >= 300:
                 raise refused(response.status, self._read(response))

@@ -8,7 +8,7 @@ import anyio
 import anyio.abc
 import h11
 
-from pairio._http import Address, Api, refused, target_of
+from pairio._http import EVENT_STREAM, Address, Api, refused, target_of
 from pairio._sse import Event, EventParser
 from pairio.errors import NodeNotRunning, RequestRefused
 
@@ -122,10 +122,15 @@ class AsyncApi(Address):
         return self._document(response.status_code, answer)
 
     async def stream(
-        self, path: str, query: dict[str, Any] | None = None, start: int = 0
+        self,
+        path: str,
+        query: dict[str, Any] | None = None,
+        start: int = 0,
+        accept: str | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of an answer, of a file from `start` on."""
         more = {"Range": f"bytes={start}-"} if start else {}
+        more |= {"Accept": accept} if accept else {}
         connection, response = await self._send("GET", target_of(path, query), b"", more)
         try:
             if start and response.status_code == 200:
@@ -143,7 +148,7 @@ class AsyncApi(Address):
     ) -> AsyncGenerator[Event, None]:
         """Yield Server-Sent Events as they come, until the node ends the stream."""
         parser = EventParser()
-        stream = self.stream(path, query)
+        stream = self.stream(path, query, accept=EVENT_STREAM)
         try:
             async for chunk in stream:
                 for event in parser.feed(chunk):

@@ -428,6 +428,42 @@ def test_a_batch_shows_a_bar_while_it_is_waited_for(
     assert "3/3 done" in capsys.readouterr().err
 
 
+# -- the console -------------------------------------------------------------------------------
+
+
+def _said(text: str, offset: int) -> tuple[str, dict[str, Any]]:
+    return "output", {"attemptId": "a", "text": text, "nextOffset": offset}
+
+
+def test_the_console_is_followed_over_a_break(client: Client, node: FakeNode) -> None:
+    path = f"/jobs/{job()['requestId']}/console"
+    node.on("GET", "/services", {"services": []})
+    client.services()
+    node.on(
+        "GET",
+        path,
+        [
+            events(_said("one\n", 4), cut=True),
+            events(("alive", {})),
+            events(_said("two\n", 8), ("end", {"status": "completed"})),
+        ],
+    )
+    node.on("GET", f"/jobs/{job()['requestId']}", job())
+    running = PairioJob(client, job(status="running", isSettled=False))
+    assert list(running.follow()) == ["one\n", "two\n"]
+    assert running.status == "completed"
+    asked = [a.query.get("offset") for a in node.calls("GET", path)]
+    assert asked == [None, "4", "4"]
+
+
+def test_a_batch_is_canceled_in_one_call(client: Client, node: FakeNode) -> None:
+    node.on("DELETE", "/batches/b", {"canceled": 2})
+    node.on("GET", "/events", events(*(_told(n, "canceled") for n in range(3)), ("ready", {})))
+    batch = _batch(client)
+    assert batch.cancel() == 2
+    assert {job.status for job in batch} == {"canceled"}
+
+
 # -- outputs -----------------------------------------------------------------------------------
 
 
@@ -559,6 +595,9 @@ async def test_async_streams_close_their_connection(node: FakeNode) -> None:
 def test_the_examples_run(module: Any, client: Client, node: FakeNode) -> None:
     request = job()["requestId"]
     node.on("GET", f"/jobs/{request}/outputs/output", Raw(b"hello"))
+    told = {"attemptId": "a", "text": "hello\n", "nextOffset": 6}
+    node.on("GET", f"/jobs/{request}/console", events(("output", told), ("end", {})))
+    node.on("GET", f"/jobs/{request}", job())
     node.on("GET", "/jobs", {"jobs": [job()], "nextCursor": None})
     done = PairioJob(client, job())
     names = {

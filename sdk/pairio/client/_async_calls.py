@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, Self
 
 from pairio._http import part
+from pairio._sse import Event
 from pairio.client._async_io import AsyncApi, sleep
 from pairio.client._base import Service
 from pairio.errors import NodeNotRunning, PairioError
@@ -97,6 +98,17 @@ class AsyncCalls:
                 ends = await self._pause(error, ends)
             finally:
                 await self._close_apart(api)
+
+    async def _events(self, path: str, query: dict[str, Any]) -> AsyncGenerator[Event, None]:
+        """Yield the events of a stream, on a connection of its own."""
+        api = self._api.apart()
+        try:
+            async with aclosing(api.events(path, query)) as events:
+                async for event in events:
+                    self._was_there = True
+                    yield event
+        finally:
+            await self._close_apart(api)
 
     async def _close_apart(self, api: AsyncApi) -> None:
         if api is not self._api:

@@ -13,7 +13,7 @@ from pairio._http import part
 from pairio.client._async_io import in_thread
 from pairio.client._base import JobBase
 from pairio.client._files import Part, plain_name
-from pairio.errors import NotFound, PairioError, WaitTimeout
+from pairio.errors import NodeNotRunning, NotFound, PairioError, WaitTimeout
 
 if TYPE_CHECKING:
     from pairio.client._async_client import AsyncClient
@@ -308,6 +308,37 @@ class AsyncPairioJob(JobBase):
         """Return what the job has printed so far."""
         async with aclosing(self._chunks("console", {})) as chunks:
             return b"".join([chunk async for chunk in chunks]).decode(errors="replace")
+
+    async def follow(self) -> AsyncGenerator[str, None]:
+        """Yield what the job prints while it does, from its beginning until it is over; a job that
+        has to be tried again prints anew. Goes on over a restart of the node.
+
+        Example:
+            >>> async for text in job.follow():
+            ...     print(text, end="")
+            hello
+
+        Raises:
+            RequestRefused: too many consoles are followed at this node.
+        """
+        path = f"/api/v1/jobs/{self._data['requestId']}/console"
+        query = {"serviceName": self._data["serviceName"], "follow": 1}
+        ends = 0.0
+        while True:
+            try:
+                async with aclosing(self._client._events(path, query)) as events:
+                    async for event in events:
+                        ends = 0.0
+                        if event.kind == "output":
+                            query["attempt"] = event.data["attemptId"]
+                            query["offset"] = event.data["nextOffset"]
+                            yield event.data["text"]
+                        elif event.kind == "end":
+                            await self.refresh()
+                            return
+                raise NodeNotRunning("the node ended the console", "look whether it runs")
+            except NodeNotRunning as error:
+                ends = await self._client._pause(error, ends)
 
     async def cancel(self, *, all_requests: bool = False) -> Self:
         """Withdraw this request; a run that nobody else wants is ended within a second.

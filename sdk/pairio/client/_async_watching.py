@@ -44,14 +44,9 @@ class AsyncWatching(AsyncCalls):
             "requestId": list(request_ids),
             "aliveSec": alive_s,
         }
-        api = self._api.apart()
-        try:
-            async with aclosing(api.events("/api/v1/events", query)) as events:
-                async for event in events:
-                    self._was_there = True
-                    yield event
-        finally:
-            await self._close_apart(api)
+        async with aclosing(self._events("/api/v1/events", query)) as events:
+            async for event in events:
+                yield event
 
     async def as_completed(
         self, jobs: Iterable[AsyncPairioJob], timeout: float | None = None

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any, Self
 
 from pairio._http import part
+from pairio._sse import Event
 from pairio.client._base import Service
 from pairio.client._sync_io import Api, sleep
 from pairio.errors import NodeNotRunning, PairioError
@@ -98,6 +99,17 @@ class Calls:
                 ends = self._pause(error, ends)
             finally:
                 self._close_apart(api)
+
+    def _events(self, path: str, query: dict[str, Any]) -> Generator[Event, None, None]:
+        """Yield the events of a stream, on a connection of its own."""
+        api = self._api.apart()
+        try:
+            with closing(api.events(path, query)) as events:
+                for event in events:
+                    self._was_there = True
+                    yield event
+        finally:
+            self._close_apart(api)
 
     def _close_apart(self, api: Api) -> None:
         if api is not self._api:

@@ -15,7 +15,7 @@ from pairio._http import part
 from pairio.client._base import JobBase
 from pairio.client._files import Part, plain_name
 from pairio.client._sync_io import in_thread
-from pairio.errors import NotFound, PairioError, WaitTimeout
+from pairio.errors import NodeNotRunning, NotFound, PairioError, WaitTimeout
 
 if TYPE_CHECKING:
     from pairio.client._sync_client import Client
@@ -310,6 +310,37 @@ class PairioJob(JobBase):
         """Return what the job has printed so far."""
         with closing(self._chunks("console", {})) as chunks:
             return b"".join([chunk for chunk in chunks]).decode(errors="replace")
+
+    def follow(self) -> Generator[str, None, None]:
+        """Yield what the job prints while it does, from its beginning until it is over; a job that
+        has to be tried again prints anew. Goes on over a restart of the node.
+
+        Example:
+            >>> for text in job.follow():
+            ...     print(text, end="")
+            hello
+
+        Raises:
+            RequestRefused: too many consoles are followed at this node.
+        """
+        path = f"/api/v1/jobs/{self._data['requestId']}/console"
+        query = {"serviceName": self._data["serviceName"], "follow": 1}
+        ends = 0.0
+        while True:
+            try:
+                with closing(self._client._events(path, query)) as events:
+                    for event in events:
+                        ends = 0.0
+                        if event.kind == "output":
+                            query["attempt"] = event.data["attemptId"]
+                            query["offset"] = event.data["nextOffset"]
+                            yield event.data["text"]
+                        elif event.kind == "end":
+                            self.refresh()
+                            return
+                raise NodeNotRunning("the node ended the console", "look whether it runs")
+            except NodeNotRunning as error:
+                ends = self._client._pause(error, ends)
 
     def cancel(self, *, all_requests: bool = False) -> Self:
         """Withdraw this request; a run that nobody else wants is ended within a second.

@@ -46,14 +46,9 @@ class Watching(Calls):
             "requestId": list(request_ids),
             "aliveSec": alive_s,
         }
-        api = self._api.apart()
-        try:
-            with closing(api.events("/api/v1/events", query)) as events:
-                for event in events:
-                    self._was_there = True
-                    yield event
-        finally:
-            self._close_apart(api)
+        with closing(self._events("/api/v1/events", query)) as events:
+            for event in events:
+                yield event
 
     def as_completed(
         self, jobs: Iterable[PairioJob], timeout: float | None = None
