@@ -153,7 +153,10 @@ class Laws:
         wanted = {c for c, _, _ in info.document.outputs.values()}
         self.transitions["content was said to be lost"] += 1
         before = world.now_ms - AT_HAND_MS
+        list_now = node.core.membership.chains[service].now
         for other in world.nodes:
+            if not list_now.roles_of(other.peer):  # was removed: nobody asks it, whatever it has
+                continue
             link = world.link_of(node.index, other.peer)
             since = [other.had_since_ms.get(c, world.now_ms) for c in wanted]
             if other is not node:
