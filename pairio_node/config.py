@@ -29,6 +29,7 @@ from pairio_protocol.limits import (
 __all__ = ["NodeConfig", "load_config", "peer_in"]
 
 _GIB = 1024**3
+_WARM = ("on", "single", "off")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class NodeConfig:
     allow_process: tuple[str, ...] = ()
     #: Services or apps whose jobs may have this machine's network; "*": all.
     allow_network: tuple[str, ...] = ()
+    #: Warm workers: `on`, `single` (a process of its own for each job, from the start), `off`.
+    warm: str = "on"
+    #: How many apps have them, and what all of them may hold.
+    warm_apps: int = 8
+    warm_memory_gb: float = 2.0
     #: Ports of the API and of the content gateway; 0: those kept in the home.
     api_port: int = 0
     gateway_port: int = 0
@@ -176,6 +182,8 @@ def _in_words(kind: Any) -> str:
 
 
 def _check(config: NodeConfig) -> None:
+    if config.warm not in _WARM:
+        raise UserError(f"setting warm is {config.warm!r}", hint=f"use {', '.join(_WARM)}")
     for address in config.listen:
         _check_listen(address)
     for address in config.bootstrap:
@@ -199,6 +207,8 @@ def _check(config: NodeConfig) -> None:
         ("cpus", 0, 4096),
         ("memory_gb", 0, 65536),
         ("gpus", 0, 1024),
+        ("warm_apps", 1, 256),
+        ("warm_memory_gb", 0, 65536),
         ("api_port", 0, 65535),
         ("gateway_port", 0, 65535),
         ("quota_bytes", 0, 2**60),

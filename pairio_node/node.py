@@ -47,6 +47,7 @@ from pairio_node.publishing import Publishing
 from pairio_node.referenced import ReferencedData
 from pairio_node.results import Results
 from pairio_node.runner import Runner, Runners, Wish
+from pairio_node.runner.zygote.pool import WarmPool
 from pairio_node.search import JobQuery, Search
 from pairio_node.secret_streams import Secrets
 from pairio_node.services import Services
@@ -102,6 +103,9 @@ def _topic(service: str) -> str:
 
 class Node:
     """One running node. Made by `run.run_node`; the API calls its public methods."""
+
+    #: What keeps apps warm, for the status.
+    warm: WarmPool | None = None
 
     def __init__(
         self,

@@ -16,7 +16,9 @@ from pairio_node.config import NodeConfig
 from pairio_node.home import Home
 from pairio_node.ipfs import open_kubo
 from pairio_node.node import Node
-from pairio_node.runner import BwrapRunner, Launcher, ProcessRunner, Runners, probe_all
+from pairio_node.runner import Launcher, ProcessRunner, Runners, probe_all
+from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
+from pairio_node.runner.zygote.runner import WarmRunner
 from pairio_node.store import Store
 from pairio_node.transport import Transport
 from pairio_node.transport.libp2p_transport import Libp2pTransport
@@ -27,9 +29,11 @@ __all__ = ["run_node"]
 _SECOND_SIGNAL_S = 1.0
 
 
-async def _open_runners(config: NodeConfig, launcher: Launcher) -> tuple[Runners, str]:
+async def _open_runners(
+    config: NodeConfig, launcher: Launcher, warm: WarmPool
+) -> tuple[Runners, str]:
     """Return what runs jobs here, the first choice first, and a line when no sandbox holds."""
-    runners = [BwrapRunner(launcher), ProcessRunner(launcher)]
+    runners = [WarmRunner(launcher, warm), ProcessRunner(launcher)]
     opened = await probe_all(runners, config.allow_process)
     if opened.isolation != "none":
         return opened, ""
@@ -39,6 +43,15 @@ async def _open_runners(config: NodeConfig, launcher: Launcher) -> tuple[Runners
     return opened, note + (
         f" Runs without one: {allowed}" if allowed else " Apps are not run here."
     )
+
+
+def _warm_pool(home: Home, config: NodeConfig) -> WarmPool:
+    limits = WarmLimits(
+        mode=config.warm,
+        apps_max=config.warm_apps,
+        memory_bytes=int(config.warm_memory_gb * 2**30),
+    )
+    return WarmPool(home.path / "warm", limits)
 
 
 def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
@@ -76,7 +89,8 @@ async def run_node(
             async with trio.open_nursery() as top:
                 await top.start(_watch_signals, stop)
                 kubo = await open_kubo(home, config)
-                runners, note = await _open_runners(config, launcher)
+                warm = _warm_pool(home, config)
+                runners, note = await _open_runners(config, launcher, warm)
                 if note and config.compute:
                     say(note)
                 node = Node(
@@ -90,6 +104,8 @@ async def run_node(
                 node.crashes |= crashes or {}
                 node.say = say
                 node.memory_limit = launcher.memory_limit
+                node.warm = warm
+                top.start_soon(warm.serve)
                 await _serve(node, ready, stop)
                 top.cancel_scope.cancel()
     finally:

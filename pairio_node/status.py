@@ -35,6 +35,7 @@ def status_view(node: "Node") -> dict[str, Any]:
             name: {"why": probe.why, "hint": probe.hint}
             for name, probe in node.runners.missing.items()
         },
+        "warm": _warm(node),
         **node.crashes,
         "running": node.executions.running,
         "accepted": len(core.worker.tasks),
@@ -59,6 +60,13 @@ def status_view(node: "Node") -> dict[str, Any]:
             **(node.bitswap.refusals() if node.bitswap is not None else {}),
         },
     }
+
+
+def _warm(node: "Node") -> list[dict[str, Any]]:
+    """Return the apps that are run warm, or why not, the most recently used first."""
+    names = node.core.membership.petnames
+    found = node.warm.status() if node.warm is not None else []
+    return [{**entry, "service": names.get(entry["service"], entry["service"])} for entry in found]
 
 
 def _bitswap(node: "Node") -> dict[str, Any] | None:

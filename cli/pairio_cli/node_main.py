@@ -154,6 +154,10 @@ def status(
         f" {capacity['numGpus']} GPUs; isolation {found['isolation']}"
     )
     data(f"running    {found['running']}")
+    for entry in found.get("warm", ()):
+        jobs = f"{entry['jobsWarm']} jobs warm, {entry['jobsCold']} cold"
+        why = f" ({entry['why']})" if entry["why"] else ""
+        data(f"warm       {entry['service']}/{entry['app']}: {entry['workers']}, {jobs}{why}")
     if ipfs := found.get("ipfs"):
         state = ipfs["error"] or f"answers, {ipfs['published']} results published"
         data(f"ipfs       Kubo {ipfs['version']} at {ipfs['api']}: {state}")

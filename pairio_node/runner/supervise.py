@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -33,6 +34,7 @@ __all__ = [
     "has_outcome",
     "is_supervised",
     "remove_group",
+    "request_of",
     "supervise",
 ]
 
@@ -81,6 +83,34 @@ class Ended:
     samples: bytes = b""
 
 
+def request_of(plan: Plan) -> dict[str, Any]:
+    """Return a plan as a supervisor reads it."""
+    return {
+        "folder": str(plan.work_dir),
+        "argv": list(plan.argv),
+        "environment": plan.environment,
+        "cwd": None if plan.cwd is None else str(plan.cwd),
+        "bounds": asdict(
+            Bounds(
+                memory_bytes=plan.memory_mib * 2**20,
+                processes=plan.bounds.processes,
+                disk_bytes=plan.bounds.disk_bytes,
+                files=plan.bounds.files,
+                reserve_bytes=plan.bounds.reserve_bytes,
+            )
+        ),
+        "time_ms": plan.time_ms,
+        "cpu_millicores": plan.cpu_millicores,
+        "sandboxed": plan.sandboxed,
+        "grace_s": plan.grace_s,
+        "nice": plan.nice,
+        "filter": plan.filter.hex(),
+        "user": plan.user,
+        "files": list(plan.files),
+        "secrets": plan.secrets,
+    }
+
+
 async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended:
     """Run a plan to its end.
 
@@ -88,32 +118,7 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
         OSError: no supervisor can be started.
         SupervisorLost: it was killed.
     """
-    pid = await launcher.start(
-        {
-            "folder": str(plan.work_dir),
-            "argv": list(plan.argv),
-            "environment": plan.environment,
-            "cwd": None if plan.cwd is None else str(plan.cwd),
-            "bounds": asdict(
-                Bounds(
-                    memory_bytes=plan.memory_mib * 2**20,
-                    processes=plan.bounds.processes,
-                    disk_bytes=plan.bounds.disk_bytes,
-                    files=plan.bounds.files,
-                    reserve_bytes=plan.bounds.reserve_bytes,
-                )
-            ),
-            "time_ms": plan.time_ms,
-            "cpu_millicores": plan.cpu_millicores,
-            "sandboxed": plan.sandboxed,
-            "grace_s": plan.grace_s,
-            "nice": plan.nice,
-            "filter": plan.filter.hex(),
-            "user": plan.user,
-            "files": list(plan.files),
-            "secrets": plan.secrets,
-        }
-    )
+    pid = await launcher.start(request_of(plan))
     return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)
 
 

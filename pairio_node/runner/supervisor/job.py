@@ -108,7 +108,8 @@ class Supervisor:
                 self._remove_work()
             self._leave(outcome)
 
-    def _start(self) -> None:
+    def _bound(self) -> None:
+        """Make what holds the job's bounds, and what watches them."""
         bounds = Bounds(**self._plan["bounds"])
         if self._plan["groups"] is not None:
             self._group = JobCgroup.create(
@@ -121,6 +122,9 @@ class Supervisor:
             (self._folder / GROUP_FILE).write_text(json.dumps(self._group.as_plain()))
         folder = self._folder / "tmp"
         self._watcher = Watch(bounds, folder, self._tree, self._group)
+
+    def _start(self) -> None:
+        self._bound()
         self._console_fd, write_fd = os.pipe()
         filter_ = filter_fd(self._plan)
         passed = ({} if filter_ is None else {FILTER: filter_}) | secret_fds(self._plan)
@@ -147,22 +151,26 @@ class Supervisor:
     def _in_the_child(self) -> None:
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write(_OOM_SCORE)
-        if self._group is not None:
-            self._group.enter()
-        if self._group is None or not self._group.bounds_cpu:
-            self._keep_to_processors()
+        self._hold()
         if self._plan["nice"]:
             os.nice(self._plan["nice"])
         if self._plan["user"]:
             become(self._plan["user"], self._plan["files"])
         self._die_with_parent()  # last: it is forgotten when the user changes
 
-    def _keep_to_processors(self) -> None:
+    def _hold(self, pid: int = 0) -> None:
+        """Put a process of the job where its bounds hold; 0: the calling one."""
+        if self._group is not None:
+            self._group.enter(pid)
+        if self._group is None or not self._group.bounds_cpu:
+            self._keep_to_processors(pid)
+
+    def _keep_to_processors(self, pid: int) -> None:
         """Keep the job to as many processors as it asked for: other ones than the job before."""
         mine = sorted(os.sched_getaffinity(0))
         count = min(len(mine), -(-self._plan["cpu_millicores"] // 1000)) or len(mine)
         first = self._plan["cpu_turn"] * count
-        os.sched_setaffinity(0, {mine[(first + n) % len(mine)] for n in range(count)})
+        os.sched_setaffinity(pid, {mine[(first + n) % len(mine)] for n in range(count)})
 
     def _watch(self) -> None:
         poll = select.poll()

@@ -10,6 +10,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from pairio.sdk._files import InputFile, OutputFile
@@ -47,6 +48,7 @@ class App:
         self._name = app_name
         self._description = description
         self._processors: list[type[ProcessorBase]] = []
+        self._warm_up: Callable[[], object] | None = None
 
     def add_processor(self, processor: type[ProcessorBase]) -> None:
         """Add a processor class."""
@@ -55,6 +57,12 @@ class App:
         if any(p.name == processor.name for p in self._processors):
             raise ValueError(f"two processors are called {processor.name!r}")
         self._processors.append(processor)
+
+    def set_warm_up(self, function: Callable[[], object]) -> None:
+        """Have `function` called once in a process from which many jobs are forked, before any of
+        them is there: let it import and compute what every job needs. Where each job has a process
+        of its own from the start, it is not called."""
+        self._warm_up = function
 
     def get_spec(self) -> dict[str, Any]:
         """Return the app's specification (spec.json)."""
@@ -71,14 +79,27 @@ class App:
         if spec_file:
             with open(spec_file, "w") as file:
                 json.dump(self.get_spec(), file, indent=2)
-        elif job_file:
-            with open(job_file) as file:
-                self._run_job(json.load(file))
+        elif job_file or self._wait_for_job():
+            with open(job_file or os.environ["PAIRIO_JOB_FILE"]) as file:
+                job = json.load(file)
+            self._run_job(job)
         else:
             sys.exit(
                 "error: this is a pairio app; it runs inside jobs\n\n"
                 "hint: install it with `pairio app install SERVICE DIR`"
             )
+
+    def _wait_for_job(self) -> bool:
+        """In a warm worker of a node: wait until there is a job, in the process of which this
+        returns True. Elsewhere False."""
+        worker = sys.modules.get("_pairio_warm")
+        if worker is None:
+            return False
+        if self._warm_up is not None:
+            self._warm_up()
+        asked = {str(p.attributes["warm"]) for p in self._processors if "warm" in p.attributes}
+        worker.serve(asks="off" if "off" in asked else "single" if "single" in asked else "")
+        return True
 
     def _run_job(self, job: dict[str, Any]) -> None:
         for processor in self._processors:

@@ -1,0 +1,394 @@
+"""The process that keeps the warm workers of one app and forks a supervisor for each job.
+
+The first line on its channel says what to keep; it answers with `{"kind": "zygote" | "single",
+"why": ...}` or `{"error": ...}`. After that each line is a plan, answered with the supervisor's
+process id. It ends when the node is gone and no job of it runs: its workers end with it.
+"""
+
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from pairio_node.runner.supervisor.disk import remove_tree
+from pairio_node.runner.supervisor.launcher import launch
+from pairio_node.runner.supervisor.processes import descendants
+from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
+from pairio_node.runner.zygote import kernel
+from pairio_node.runner.zygote.check import Namespaces, import_tricks
+from pairio_node.runner.zygote.warm_job import Warm, WarmSupervisor
+
+__all__ = ["main"]
+
+_CHANNEL_FD = 0
+_LINE_BYTES_MAX = 4 * 2**20
+_ERRORS_BYTES = 4096
+_LOCK_FILE = "lock"
+_BROKEN_IN_A_ROW_MAX = 3
+#: A job waits so long for a worker.
+_WORKER_S = 10.0
+
+
+class _Refused(Exception):
+    """This kind of worker does not work here, or not for this app; says why."""
+
+
+def main() -> None:
+    """Keep workers until the channel ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.chdir("/")
+    _be_owner_of_mounts()
+    channel = _Channel()
+    config = channel.line()
+    if config is None:
+        return
+    host = _Host(config)
+    channel.answer(host.begin())
+    gc.collect()
+    gc.freeze()
+    try:
+        while (plan := host.wait_for(channel)) is not None:
+            try:
+                channel.answer({"pid": host.run(plan)})
+            except (OSError, _Refused) as error:
+                channel.answer({"error": str(error)})
+    finally:
+        host.end()
+
+
+def _be_owner_of_mounts() -> None:
+    """Be allowed to hand out mounts of folders: root is; others in a namespace of their own, in
+    which they are who they are outside."""
+    if os.geteuid() == 0:
+        return
+    user, group = os.geteuid(), os.getegid()
+    try:
+        kernel.unshare(kernel.NEW_USER | kernel.NEW_NS)
+        for name, text in (
+            ("uid_map", f"{user} {user} 1"),
+            ("setgroups", "deny"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            Path("/proc/self", name).write_text(text)
+        kernel.make_private()
+    except OSError:
+        return  # a zygote will say so when it gets no folder
+
+
+class _Channel:
+    """Lines of JSON from the node, and answers."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def line(self) -> dict[str, Any] | None:
+        """Return the next one; None at the end."""
+        while b"\n" not in self._pending:
+            data = os.read(_CHANNEL_FD, 65536)
+            if not data or len(self._pending) > _LINE_BYTES_MAX:
+                return None
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        return dict(json.loads(line))
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """Tell the node; one that is gone is noticed when it is read from."""
+        try:
+            os.write(_CHANNEL_FD, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            return
+
+
+class _Sandbox:
+    """A bubblewrap process with the program `inside`. `fds`: numbers of the descriptors it gets."""
+
+    def __init__(self, part: dict[str, Any], fill: dict[str, str], out_fd: int, fds: list[int]):
+        filter_ = filter_fd(part)
+        files = [fill.get(path, path) for path in part["files"]]
+        fill = {**fill, FILTER: str(filter_)}
+
+        def prepare() -> None:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # bubblewrap waits for it
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            if part["user"]:
+                become(part["user"], files)
+            kernel.die_with_parent()
+
+        try:
+            self._process = subprocess.Popen(
+                [*(fill.get(word, word) for word in part["argv"]), *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=out_fd,
+                stderr=out_fd,
+                env=part["environment"],
+                start_new_session=True,
+                pass_fds=[fd for fd in (*fds, filter_) if fd is not None and fd >= 0],
+                preexec_fn=prepare,
+            )
+        except subprocess.SubprocessError as error:
+            raise OSError(f"the sandbox cannot be started: {error}") from None
+        finally:
+            if filter_ is not None:
+                os.close(filter_)
+        self.pid = self._process.pid
+        self.fd = os.pidfd_open(self.pid)
+
+    def kill(self) -> None:
+        try:
+            signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+class _Single:
+    """A worker that was started ahead for one job."""
+
+    def __init__(self, host: "_Host", number: int) -> None:
+        self.ready = False
+        self.folder = host.folder / str(number)
+        for name in ("in", "tmp", "tmp/working", "tmp/working/tmp", "tmp/out", "tmp/other"):
+            (self.folder / name).mkdir(parents=name == "in")
+            if host.config["single"]["user"] and name != "in":
+                user = host.config["single"]["user"]
+                os.chown(self.folder / name, user, user)
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.console_fd, out_fd = os.pipe()
+        try:
+            fill = {"{in}": str(self.folder / "in"), "{tmp}": str(self.folder / "tmp")}
+            part = host.config["single"]
+            self.sandbox = _Sandbox(part, fill, out_fd, [-1, theirs.fileno()])
+        finally:
+            os.close(out_fd)
+            theirs.close()
+        host.configure(self.link, single=True)
+        self.warm = Warm(
+            host.outside, link=self.link, console_fd=self.console_fd, folder=str(self.folder)
+        )
+
+    def look(self) -> bool:
+        """Take what it says; False when it has ended."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.link, 65536, 4)
+        except ConnectionError:
+            data, fds = b"", []
+        message = json.loads(data) if data else {}
+        if "held" in message:
+            self.warm.job_fd = fds[0]
+        self.ready = self.ready or message.get("asks") in ("", "single")
+        if self.ready and self.warm.init_fd < 0:
+            tree = descendants(self.sandbox.pid)
+            if not tree:
+                return False
+            self.warm.init_fd = os.pidfd_open(tree[0])
+        return bool(message) and message.get("asks") != "off"
+
+    def close(self) -> None:
+        """Close this process' ends; the job's supervisor has its own."""
+        self.link.close()
+        for fd in (self.console_fd, self.warm.job_fd, self.warm.init_fd, self.sandbox.fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Host:
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.folder = Path(config["folder"])
+        self.folder.mkdir(parents=True)
+        self.outside = Namespaces.of(os.getpid())
+        self._lock_fd = os.open(self.folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        self._zygote: _Sandbox | None = None
+        self._control: socket.socket | None = None
+        self._namespaces: Namespaces | None = None
+        self._workers: list[_Single] = []
+        self._numbers = iter(range(10**9))
+        self._broken = 0
+        self._turn = 0
+        self._supervisors: list[int] = []
+
+    def begin(self) -> dict[str, Any]:
+        """Start what the configuration asks for."""
+        why = self.config["single_because"]
+        if not why:
+            try:
+                self._start_zygote()
+                return {"kind": "zygote", "why": ""}
+            except (OSError, _Refused) as error:
+                why = str(error)
+                if self._zygote is not None:
+                    self._zygote.kill()
+        try:
+            self._start_first()
+        except (OSError, _Refused) as error:
+            return {"error": f"{why}; {error}" if why != str(error) else why}
+        return {"kind": "single", "why": why}
+
+    def end(self) -> None:
+        """Let running jobs end, then end everything."""
+        for worker in self._workers:
+            worker.sandbox.kill()
+        for fd in self._supervisors:
+            select.select([fd], [], [])
+        if self._zygote is not None:
+            self._zygote.kill()
+        remove_tree(self.folder)
+
+    def configure(self, link: socket.socket, *, single: bool) -> None:
+        """Say to a program in a sandbox what it is."""
+        names = ("script", "middle", "strict", "shm_bytes")
+        link.send(
+            json.dumps({name: self.config[name] for name in names} | {"single": single}).encode()
+        )
+
+    # -- a zygote -------------------------------------------------------------------------
+
+    def _start_zygote(self) -> None:
+        part = self.config["zygote"]
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        errors_fd, out_fd = os.pipe()
+        try:
+            fds = [control.fileno(), theirs.fileno()]
+            self._zygote = _Sandbox(part, {}, out_fd, fds)
+        finally:
+            os.close(out_fd)
+            control.close()
+            theirs.close()
+        with ours:
+            self.configure(ours, single=False)
+            ready, said = _hear(ours, errors_fd, self.config["import_s"])
+            if not ready:
+                raise _Refused(said)
+            if ready["asks"]:
+                raise _Refused(f"the app asks for it ({ready['asks']})")
+            zygote, found = import_tricks(self._zygote.pid, {0, 1, 2, *fds})
+            if found:
+                raise _Refused(f"the app has from its import: {found}")
+            self._namespaces = Namespaces.of(zygote)
+            ours.send(b"go")
+        os.close(errors_fd)
+
+    # -- workers for one job each -----------------------------------------------------------
+
+    def _start_first(self) -> None:
+        worker = self._start_worker()
+        ends_s = time.monotonic() + self.config["import_s"]
+        while not worker.ready:
+            left_s = ends_s - time.monotonic()
+            if not select.select([worker.link], [], [], max(0.0, left_s))[0]:
+                worker.sandbox.kill()
+                raise _Refused("its import did not end in time")
+            if not worker.look():
+                raise _Refused(_last_line(worker.console_fd) or "the worker has ended")
+
+    def _start_worker(self) -> _Single:
+        worker = _Single(self, next(self._numbers))
+        self._workers.append(worker)
+        return worker
+
+    def _refill(self) -> None:
+        while len(self._workers) < self.config["workers"] and self._broken < _BROKEN_IN_A_ROW_MAX:
+            self._start_worker()
+
+    def _ready_worker(self) -> _Single:
+        """Return one that is ready; one that is on its way is there sooner than a cold start."""
+        ends_s = time.monotonic() + _WORKER_S
+        while True:
+            for worker in self._workers:
+                if worker.ready:
+                    return worker
+            self._refill()
+            by_link = {w.link.fileno(): w for w in self._workers}
+            left_s = max(0.0, ends_s - time.monotonic())
+            readable = select.select([*by_link], [], [], left_s)[0] if by_link else []
+            if not readable:
+                raise _Refused("no worker is ready")
+            for fd in readable:
+                self._look_at(by_link[fd])
+
+    def _look_at(self, worker: _Single) -> None:
+        if worker.look():
+            self._broken = 0 if worker.ready else self._broken
+            return
+        self._broken += 1
+        self._workers.remove(worker)
+        worker.close()
+        remove_tree(worker.folder)
+
+    # -- jobs -----------------------------------------------------------------------------
+
+    def wait_for(self, channel: _Channel) -> dict[str, Any] | None:
+        """Return the next plan; None when the node is gone. Meanwhile workers become ready."""
+        while True:
+            by_link = {w.link.fileno(): w for w in self._workers}
+            for fd in select.select([_CHANNEL_FD, *by_link], [], [])[0]:
+                if fd != _CHANNEL_FD:
+                    self._look_at(by_link[fd])
+                    continue
+                return channel.line()
+
+    def run(self, plan: dict[str, Any]) -> int:
+        """Fork the supervisor of a job."""
+        worker, warm = None, Warm(self.outside, control=self._control, namespaces=self._namespaces)
+        if self._namespaces is None:
+            worker = self._ready_worker()
+            warm = worker.warm
+        elif self._zygote is None or select.select([self._zygote.fd], [], [], 0)[0]:
+            raise _Refused("the zygote has ended")
+
+        def supervise(plan: dict[str, Any]) -> None:
+            WarmSupervisor(plan, None, warm).run()
+
+        self._turn += 1
+        pid = launch({**plan, "cpu_turn": self._turn}, supervise)
+        running = [fd for fd in self._supervisors if not select.select([fd], [], [], 0)[0]]
+        for fd in set(self._supervisors) - set(running):
+            os.close(fd)
+        self._supervisors = running
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            self._supervisors.append(os.pidfd_open(pid))
+        if worker is not None:
+            self._workers.remove(worker)
+            worker.close()
+            self._refill()
+        return pid
+
+
+def _hear(link: socket.socket, errors_fd: int, within_s: float) -> tuple[dict[str, Any], str]:
+    """Return what the program says first ({} when it ends, or not in time), and the last line of
+    what the app wrote meanwhile."""
+    ends_s = time.monotonic() + within_s
+    said, fds = b"", [link.fileno(), errors_fd]
+    while (left_s := ends_s - time.monotonic()) > 0:
+        readable = select.select(fds, [], [], left_s)[0]
+        if errors_fd in readable:
+            data = os.read(errors_fd, 65536)
+            said = (said + data)[-_ERRORS_BYTES:]
+            if not data:
+                fds.remove(errors_fd)
+        elif readable:
+            data = link.recv(65536)
+            return (json.loads(data) if data else {}), _line_of(said) or "it has ended"
+    return {}, "its import did not end in time"
+
+
+def _last_line(fd: int) -> str:
+    os.set_blocking(fd, False)
+    try:
+        return _line_of(os.read(fd, _ERRORS_BYTES * 16))
+    except BlockingIOError:
+        return ""
+
+
+def _line_of(said: bytes) -> str:
+    return said.decode(errors="replace").strip().rpartition("\n")[2][:300]

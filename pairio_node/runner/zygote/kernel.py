@@ -1,0 +1,170 @@
+"""The system calls that Python 3.11 has no name for. Used on both sides of the sandbox."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import socket
+import struct
+
+__all__ = [
+    "NEW_IPC",
+    "NEW_NET",
+    "NEW_NS",
+    "NEW_PID",
+    "NEW_USER",
+    "close_from",
+    "die_with_parent",
+    "drop_capabilities",
+    "enter_namespace",
+    "load_filter",
+    "loopback_up",
+    "make_private",
+    "mount",
+    "move_mount",
+    "open_tree",
+    "set_dumpable",
+    "unshare",
+]
+
+NEW_NS, NEW_USER, NEW_PID = 0x00020000, 0x10000000, 0x20000000
+NEW_IPC, NEW_NET = 0x08000000, 0x40000000
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REC, _PRIVATE = 1, 2, 4, 8, 0x4000, 1 << 18
+#: These numbers are the same on all architectures.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 428, 429, 436, 442
+_AT_FDCWD, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 4
+_OPEN_TREE_CLONE = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP = 1, 4, 22
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_FILTER_INSTRUCTION_BYTES = 8
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _done(result: int, what: str) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def open_tree(path: str, *, read_only: bool) -> int:
+    """Return a descriptor of a detached mount of what lies at `path`, without devices and
+    set-user-id. Needs CAP_SYS_ADMIN in the namespace where it lies."""
+    fd = _done(
+        _libc.syscall(
+            _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC
+        ),
+        f"open_tree {path}",
+    )
+    attributes = _NOSUID | _NODEV | (_RDONLY if read_only else 0)
+    asked = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    try:
+        _done(
+            _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, asked, len(asked)),
+            "mount_setattr",
+        )
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def move_mount(fd: int, target: str) -> None:
+    """Attach a detached mount."""
+    _done(
+        _libc.syscall(
+            _SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH
+        ),
+        f"move_mount {target}",
+    )
+
+
+def mount(kind: str, target: str, options: str = "", *, executable: bool = False) -> None:
+    """Mount a new file system without devices and set-user-id."""
+    flags = _NOSUID | _NODEV | (0 if executable else _NOEXEC)
+    if kind == "devpts":
+        flags &= ~_NODEV
+    _done(
+        _libc.mount(
+            kind.encode(),
+            os.fsencode(target),
+            kind.encode(),
+            ctypes.c_ulong(flags),
+            options.encode() or None,
+        ),
+        f"mount {kind} on {target}",
+    )
+
+
+def make_private() -> None:
+    """From now on nothing that is mounted here shows outside."""
+    _done(
+        _libc.mount(None, b"/", None, ctypes.c_ulong(_REC | _PRIVATE), None), "make mounts private"
+    )
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones."""
+    _done(_libc.unshare(flags), "unshare")
+
+
+def enter_namespace(path: str, kind: int) -> None:
+    """Enter a namespace by its file in /proc."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _done(_libc.setns(fd, kind), f"setns {path}")
+    finally:
+        os.close(fd)
+
+
+def loopback_up() -> None:
+    """Let what is in this network namespace talk to itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        asked = struct.pack("16sh22x", b"lo", 0)
+        flags = struct.unpack("16xh22x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, asked))[0]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the thread that started it ends."""
+    _done(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "PR_SET_PDEATHSIG")
+
+
+def set_dumpable(value: bool) -> None:
+    """Say whether processes of the same user may look into this one."""
+    _done(_libc.prctl(_PR_SET_DUMPABLE, int(value), 0, 0, 0), "PR_SET_DUMPABLE")
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities for good (no_new_privs is set by the sandbox)."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _done(_libc.capset(header, bytes(24)), "capset")
+    _done(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "PR_CAP_AMBIENT")
+
+
+def load_filter(program: bytes) -> None:
+    """Load a seccomp filter (classic BPF) for this thread and what it starts."""
+    length = len(program) // _FILTER_INSTRUCTION_BYTES
+    asked = _FilterProgram(length, program)
+    _done(
+        _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(asked), 0, 0),
+        "PR_SET_SECCOMP",
+    )
+
+
+def close_from(first: int) -> None:
+    """Close all descriptors from `first` on."""
+    result = _libc.syscall(_SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0)
+    if result == -1 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    else:
+        _done(result, "close_range")

@@ -1,0 +1,188 @@
+"""The bwrap runner with warm workers: jobs of apps that are often run skip the start of an
+interpreter and the import. What a job may do and see is the same."""
+
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pairio_node.runner.base import RunOutcome, RunSpec
+from pairio_node.runner.bwrap import BwrapRunner
+from pairio_node.runner.launch import Launcher
+from pairio_node.runner.mounts import Mounts, job_user, let_read, python_inside, sandbox_head
+from pairio_node.runner.process import ProcessRunner, common_environment
+from pairio_node.runner.seccomp import middle, native, strict
+from pairio_node.runner.supervise import Ended, SupervisorLost, attach, request_of
+from pairio_node.runner.supervisor.sandbox import FILTER
+from pairio_node.runner.zygote.link import HostGone
+from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
+
+__all__ = ["WarmRunner"]
+
+_INSIDE = "/opt/pairio/warm"
+_START = f"import sys; sys.path.insert(0, {_INSIDE!r}); from pairio_warm.inside import main; main()"
+_TMP_SIZE_BYTES = 64 * 2**20
+_SHM_SIZE_BYTES = 64 * 2**20
+_JOBS_OF_A_ZYGOTE = 64
+_OUTCOME_FILE = "outcome.json"
+
+
+class WarmRunner(BwrapRunner):
+    """Runs jobs of Python apps in warm workers when there are any, all others cold."""
+
+    def __init__(self, launcher: Launcher, pool: WarmPool) -> None:
+        super().__init__(launcher)
+        self.pool = pool
+
+    async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        """Run to the end, a limit, or `cancel`."""
+        app = _app_of(spec)
+        if app is None:
+            return await super().run(spec, cancel)
+        warmed = self.pool.take(app, lambda: self._config(spec))
+        if warmed is None or not _fits(spec, warmed.kind):
+            return await super().run(spec, cancel)
+        try:
+            ended = await self._run_warm(spec, warmed, cancel)
+        except (HostGone, OSError) as error:
+            self.pool.failed(app, warmed, str(error))
+            return await super().run(spec, cancel)
+        except SupervisorLost as error:
+            return RunOutcome("infra", f"cannot run the job: {error}", {}, b"", {})
+        finally:
+            self.pool.give_back(warmed)
+        if ended.why == "start" and not cancel.is_set():  # it never began: as if nothing had been
+            self.pool.failed(app, warmed, ended.error)
+            (spec.work_dir / _OUTCOME_FILE).unlink(missing_ok=True)
+            return await super().run(spec, cancel)
+        if ended.why == "lost":
+            self.pool.failed(app, warmed, ended.error)
+        return self._outcome(spec, ended, cancel)
+
+    def _outcome(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
+        if ended.why == "lost":
+            return RunOutcome("infra", ended.error, {}, ended.console, ended.usage)
+        return super()._outcome(spec, ended, cancel)
+
+    async def _run_warm(self, spec: RunSpec, warmed: Warmed, cancel: trio.Event) -> Ended:
+        tmp = spec.work_dir / "tmp"
+        for name in ("working/tmp", "out", "other"):
+            (tmp / name).mkdir(parents=True, exist_ok=True)
+        self._write_job(spec, tmp)
+        if job_user():
+            await trio.to_thread.run_sync(self._hand_over, spec)
+        plan = ProcessRunner._plan(self, spec, [])
+        groups = self._launcher.groups
+        pid = await warmed.host.start(
+            request_of(plan)
+            | {
+                "alive": str(self._launcher.alive),
+                "groups": None if groups is None else asdict(groups),
+                "targets": _targets(spec),
+                "cwd": "/tmp/working",
+                "limits": _limits(spec, warmed.kind),
+            }
+        )
+        return await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0, pid=pid)
+
+    # -- what a host is told ----------------------------------------------------------------
+
+    def _config(self, spec: RunSpec) -> dict[str, Any]:
+        """Return the configuration of a host for this job's app, but for its folder."""
+        architecture = native()
+        if architecture is None:
+            raise FileNotFoundError("there is no filter for this processor")
+        if job_user():
+            let_read(spec.bundle)
+        return {
+            "script": f"/app/{self._executable(spec).relative_to(spec.bundle).as_posix()}",
+            "strict": strict(architecture).hex(),
+            "middle": middle(architecture).hex(),
+            "shm_bytes": _SHM_SIZE_BYTES,
+            "zygote": self._zygote(spec),
+            "single": self._single(spec, strict(architecture)),
+        }
+
+    def _zygote(self, spec: RunSpec) -> dict[str, Any]:
+        mounts = Mounts(job_user())
+        argv = [*sandbox_head(keep=("CAP_SYS_ADMIN",)), *mounts.system()]
+        argv += mounts.devices(masked=False)
+        argv += self._program(spec, mounts)
+        argv += ["--size", str(_TMP_SIZE_BYTES), "--tmpfs", "/tmp", "--dir", "/in"]
+        argv += ["--dir", "/tmp/working", "--chdir", "/tmp/working", "--remount-ro", "/"]
+        return self._part(spec, mounts, argv, b"")
+
+    def _single(self, spec: RunSpec, filter_: bytes) -> dict[str, Any]:
+        mounts = Mounts(job_user())
+        argv = [*sandbox_head(), "--as-pid-1", "--seccomp", FILTER, *mounts.system()]
+        argv += mounts.devices()
+        argv += self._program(spec, mounts)
+        argv += mounts.writable(Path("{tmp}"), "/tmp") + mounts.read_only(Path("{in}"), "/in")
+        argv += ["--chdir", "/tmp/working", "--remount-ro", "/"]
+        return self._part(spec, mounts, argv, filter_)
+
+    def _program(self, spec: RunSpec, mounts: Mounts) -> list[str]:
+        inside = f"{_INSIDE}/pairio_warm"
+        return [
+            *mounts.read_only(Path(__file__).parent, inside),
+            *mounts.read_only(spec.bundle, "/app"),
+        ]
+
+    def _part(
+        self, spec: RunSpec, mounts: Mounts, argv: list[str], filter_: bytes
+    ) -> dict[str, Any]:
+        environment = {**common_environment(spec, "/tmp"), **self._environment(spec)}
+        of_a_job = ("JOB_", "PAIRIO_", "PROCESSOR_", "TMPDIR")
+        return {
+            "argv": [*argv, "--", python_inside(), "-c", _START],
+            "environment": {k: v for k, v in environment.items() if not k.startswith(of_a_job)},
+            "files": mounts.files,
+            "user": mounts.user,
+            "filter": filter_.hex(),
+        }
+
+
+def _app_of(spec: RunSpec) -> App | None:
+    """Return what jobs that may share a warm worker have in common; None: it runs cold."""
+    special = spec.gpus or spec.environment or spec.needs_own_start
+    if special or not spec.executable.endswith(".py"):
+        return None
+    cpus = max(1, spec.cpu_millicores // 1000)  # libraries make threads for so many at import
+    return App(spec.service, spec.bundle.name, spec.executable, cpus, spec.app)
+
+
+def _fits(spec: RunSpec, kind: str) -> bool:
+    """Say whether a worker of this kind can show the job its inputs."""
+    copies = spec.work_dir / "in"
+    return kind == "zygote" or all(i.path.is_relative_to(copies) for i in spec.inputs)
+
+
+def _limits(spec: RunSpec, kind: str) -> dict[str, int]:
+    """Return the limits of a job's processes (RLIMIT by name). The system counts the processes of
+    all jobs of a zygote together; that of one job is bounded and watched besides."""
+    bounds, files_most = spec.bounds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = bounds.open_files
+    if files_most != resource.RLIM_INFINITY:
+        files = min(files, files_most)
+    processes = bounds.processes * (_JOBS_OF_A_ZYGOTE if kind == "zygote" else 1)
+    return {"NPROC": processes + 64, "NOFILE": files, "CORE": 0, "FSIZE": bounds.disk_bytes}
+
+
+def _targets(spec: RunSpec) -> list[tuple[str, str, bool]]:
+    """Return what a zygote's child is to attach. Inputs that are the owner's own files are
+    attached one by one, onto empty ones that are made for it."""
+    copies = spec.work_dir / "in"
+    copies.mkdir(exist_ok=True)
+    targets = [(str(spec.work_dir / "tmp"), "/tmp", False), (str(copies), "/in", True)]
+    for number, file in enumerate(spec.inputs):
+        if not file.path.is_relative_to(copies):
+            place = copies / str(number) / file.base_name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file.path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                place.touch()
+            targets.append((str(file.path), f"/in/{number}/{file.base_name}", True))
+    return targets
