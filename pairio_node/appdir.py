@@ -10,6 +10,7 @@ import trio
 
 from pairio_node.errors import NotFoundError, UserError
 from pairio_node.runner.base import Runner, RunSpec
+from pairio_protocol.printable import printable
 
 __all__ = ["find_app", "is_left_out", "load_spec"]
 
@@ -118,7 +119,7 @@ async def _made(directory: Path, runner: Runner) -> str:
         outcome = await runner.run(spec, trio.Event())
         made = folder / "work" / "tmp" / "spec.json"
         if outcome.status != "completed" or not made.is_file() or made.is_symlink():
-            said = outcome.console.decode(errors="replace").strip()[-1000:]
+            said = printable(outcome.console.decode(errors="replace")).strip()[-1000:]
             raise UserError(f"main.py wrote no specification: {outcome.error}\n{said}")
         if made.stat().st_size > _SPEC_SIZE_BYTES_MAX:
             raise UserError("the specification is larger than 1 MiB")

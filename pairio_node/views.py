@@ -15,6 +15,7 @@ from pairio_protocol.messages import Decline
 from pairio_protocol.normalise import definition_of
 from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.policy import isolation_needed, misfit
+from pairio_protocol.printable import printable
 from pairio_protocol.records import SAMPLES_OUTPUT, End, Resources, ResultDocument
 from pairio_protocol.revoked import why_without
 from pairio_protocol.service import Weighed
@@ -121,8 +122,16 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
     if not is_listed:
         return "blocked", f"app {app!r} was removed from the service"
     if run is not None and fold.lost_attempts(state, run) >= ATTEMPTS_MAX:
-        return "failed", f"exhausted: {ATTEMPTS_MAX} attempts were lost; submit it again"
+        return "failed", exhausted_words(fold.runs[run])
     return "pending", None
+
+
+def exhausted_words(run: RunState) -> str:
+    """Return what became of a run that machines have lost too often: the reason of the last one
+    may be that of all, and then it helps to submit it otherwise."""
+    last = max(run.ends.values(), key=lambda end: end.issued_unix_ms, default=None)
+    why = f", the last by: {printable(last.reason)}" if last is not None else ""
+    return f"exhausted: {ATTEMPTS_MAX} attempts were lost{why}; submit it again"
 
 
 def attempts_view(core: NodeCore, service: str, state: RequestState) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from pairio_node.views import attempts_view
+from pairio_node.views import attempts_view, exhausted_words
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, RunState
 from pairio_protocol.records import End, Start
@@ -62,3 +62,12 @@ def test_a_result_that_came_all_the_same_keeps_the_reason_for_giving_up() -> Non
 def test_an_app_that_failed_says_why() -> None:
     (attempt,) = _shown({}, _result("failed", "exit 3"))
     assert (attempt["ended"], attempt["reason"]) == ("failed", "exit 3")
+
+
+def test_a_run_that_was_lost_too_often_tells_why_the_last_time() -> None:
+    ends = [_end("infra", "its lease ran out", 1), _end("infra", "disk: used\x1b[2J 2 GiB", 9)]
+    run = RunState(ends={(ATTEMPT, f"author {n}"): end for n, end in enumerate(ends)})
+    assert exhausted_words(run) == (
+        "exhausted: 8 attempts were lost, the last by: disk: used 2 GiB; submit it again"
+    )
+    assert exhausted_words(RunState()) == "exhausted: 8 attempts were lost; submit it again"
