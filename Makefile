@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: interop bench-content attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
+.PHONY: escape interop bench-content attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -44,6 +44,9 @@ chaos: venv
 
 attacks: venv
 	$(BIN)/python -m tests.integration.attacks $(if $(WRITE),--write) $(if $(ONLY),--only "$(ONLY)")
+
+escape: venv
+	$(BIN)/python -m tests.integration.escape $(if $(WRITE),--write) $(if $(ONLY),--only "$(ONLY)")
 
 burst: venv
 	$(BIN)/python -m tests.integration.burst $(if $(WRITE),--write)

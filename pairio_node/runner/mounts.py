@@ -114,7 +114,8 @@ class Mounts:
         for path in _MASKED_FILES if masked else ():
             if os.path.exists(path):
                 argv += ["--ro-bind", "/dev/null", path]
-        for path in _MASKED_FOLDERS if masked else ():
+        # The first process is the sandbox's own: not to be written to by a job, which is its user.
+        for path in ("/proc/1", *_MASKED_FOLDERS) if masked else ():
             if os.path.exists(path):
                 argv += ["--tmpfs", path, "--remount-ro", path]
         return argv

@@ -454,21 +454,6 @@ def by_call(numbers: Numbers, *arguments: Any) -> Attempt:
 # -- what would be too much ------------------------------------------------------------------
 
 
-def forked(world: World) -> str:
-    pids = []
-    try:
-        for _ in range(world["forks"]):
-            pid = os.fork()
-            if pid == 0:
-                os.execv("/bin/sleep", ["sleep", "60"])
-            pids.append(pid)
-    finally:
-        for pid in pids:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-    return f"{len(pids)} processes"
-
-
 def filled(folder: str) -> Attempt:
     def attempt(world: World) -> str:
         path = f"{folder}/pairio-probe-{os.getpid()}"
@@ -551,7 +536,6 @@ FURTHER: dict[str, Attempt] = {
     "real time": real_time,
     "more open files": more_files,
     "be spared when memory is out": spared,
-    "more processes than allowed": forked,
     "more in /dev/shm than allowed": filled("/dev/shm"),
 }
 ATTEMPTS = {**BASIC, **FURTHER}
