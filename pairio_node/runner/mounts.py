@@ -106,16 +106,17 @@ class Mounts:
                 argv += self.read_only(Path(os.path.realpath(path)), path)
         return argv
 
-    def devices(self, *, masked: bool = True) -> list[str]:
+    def devices(self, *, masked: bool = True, hides_init: bool = False) -> list[str]:
         """Return arguments for /proc, /dev and /dev/shm. A zygote mounts another /proc for each
-        job, which the kernel refuses where one is partly `masked`."""
+        job, which the kernel refuses where one is partly `masked`. `hides_init`: the first process
+        is bubblewrap's own, not to be written to by a job, which is its user."""
         argv = ["--proc", "/proc", "--dev", "/dev"]
         argv += ["--size", str(_SHM_SIZE_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         for path in _MASKED_FILES if masked else ():
             if os.path.exists(path):
                 argv += ["--ro-bind", "/dev/null", path]
-        # The first process is the sandbox's own: not to be written to by a job, which is its user.
-        for path in ("/proc/1", *_MASKED_FOLDERS) if masked else ():
+        folders = ("/proc/1", *_MASKED_FOLDERS) if hides_init else _MASKED_FOLDERS
+        for path in folders if masked else ():
             if os.path.exists(path):
                 argv += ["--tmpfs", path, "--remount-ro", path]
         return argv
