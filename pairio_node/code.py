@@ -11,6 +11,7 @@ import trio
 
 from pairio_node.blocks import Exchange, FetchFailed
 from pairio_node.errors import UserError
+from pairio_protocol.apps import archives_of
 from pairio_protocol.core import NodeCore
 from pairio_protocol.owner import allows_app
 
@@ -21,10 +22,18 @@ RETRY_S = 10.0
 
 
 class CodeKeeper:
-    """Fetches bundles in the background, one after the other; `core` is asked when looking."""
+    """Fetches code in the background, one after the other; `core` is asked when looking. Images
+    are code, too, where they can be run: with `containers`."""
 
-    def __init__(self, core: NodeCore, exchange: Exchange, connected: Callable[[], frozenset[str]]):
+    def __init__(
+        self,
+        core: NodeCore,
+        exchange: Exchange,
+        connected: Callable[[], frozenset[str]],
+        containers: bool = False,
+    ) -> None:
         self._core = core
+        self._containers = containers
         self._exchange = exchange
         self._connected = connected
         self._here: set[tuple[str, str]] = set()
@@ -43,11 +52,10 @@ class CodeKeeper:
             folded = core.membership.folded(service)
             if core.ctx.config.compute and "compute" in folded.roles_of(core.ctx.me):
                 rules = core.owner.rules(service)
-                wanted |= {
-                    (service, app["bundle"])
-                    for name, app in folded.apps.items()
-                    if allows_app(rules, name)
-                }
+                for name, app in folded.apps.items():
+                    if allows_app(rules, name):
+                        archives = archives_of(app) if self._containers else []
+                        wanted |= {(service, cid) for cid in (app["bundle"], *archives)}
         return sorted(wanted - self._here)
 
     async def run(self) -> None:

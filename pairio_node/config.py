@@ -6,7 +6,7 @@ Every setting is described in docs/reference/settings.md (a test holds the two t
 import math
 import os
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pairio_node.errors import UserError
 from pairio_node.ipfs_settings import IpfsSettings, parse_ipfs
 from pairio_node.owner_rules import HourRules, parse_rules
 from pairio_node.runner.bounds import JobBounds
+from pairio_node.runner.container.settings import ContainerSettings, parse_container
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import (
@@ -90,6 +91,8 @@ class NodeConfig:
     #: The Kubo daemon that keeps the blocks: the table [ipfs] (ipfs_settings.py); None: they are
     #: kept in the home.
     ipfs: IpfsSettings | None = None
+    #: The engine of containers: the table [container] (runner/container/settings.py).
+    container: ContainerSettings = field(default_factory=ContainerSettings)
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
     gossip_loss_percent: int = 0
 
@@ -159,6 +162,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return parse_rules(value)
     if name == "ipfs":
         return parse_ipfs(value)
+    if name == "container":
+        return parse_container(value)
     if "tuple" in str(kind):
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)

@@ -16,6 +16,7 @@ from pairio_node.adoption import JobCard, find_jobs
 from pairio_node.blocks import BlockMissing, Exchange, FetchFailed, ScopedContent
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
+from pairio_node.images import RunImages
 from pairio_node.outside import Outside
 from pairio_node.runner import NoRunner, RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.bounds import JobBounds
@@ -85,6 +86,7 @@ class Executions:
         self._bounds = bounds
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
+        self._images = RunImages(contents)
         self._yielding = False
         self._none_left = trio.Event()
         self._bundle_lock = trio.Lock()
@@ -183,6 +185,9 @@ class Executions:
         spec: RunSpec | Executed | None = None
         with run.fetching:
             spec = await self._prepare(effect, run, runner.isolation != "none")
+            if isinstance(spec, RunSpec) and "container" in effect.processor:
+                image = await self._images.ensure(effect, run.folder, runner, self._fetch)
+                spec = replace(spec, image=image)
         if spec is None or run.cancel.is_set():
             return _no_result(effect.attempt, *self._given_up)
         if isinstance(spec, Executed):

@@ -212,7 +212,8 @@ class Node:
         self.core = NodeCore(self.home.key(), core_config)
         self.driver = Driver(self.core, self.clock, self)
         self.transport.prefer(lambda peer: bool(self.core.membership.shared_with(peer)))
-        self.code = CodeKeeper(self.core, self.exchange, self.transport.connected)
+        containers = "container" in self.runners.names
+        self.code = CodeKeeper(self.core, self.exchange, self.transport.connected, containers)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Take what the disk holds, start the loop, dial."""

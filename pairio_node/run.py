@@ -17,6 +17,7 @@ from pairio_node.home import Home
 from pairio_node.ipfs import open_kubo
 from pairio_node.node import Node
 from pairio_node.runner import Launcher, ProcessRunner, Runners, probe_all
+from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
 from pairio_node.runner.zygote.runner import WarmRunner
 from pairio_node.store import Store
@@ -30,10 +31,11 @@ _SECOND_SIGNAL_S = 1.0
 
 
 async def _open_runners(
-    config: NodeConfig, launcher: Launcher, warm: WarmPool
+    home: Home, config: NodeConfig, launcher: Launcher, warm: WarmPool
 ) -> tuple[Runners, str]:
     """Return what runs jobs here, the first choice first, and a line when no sandbox holds."""
-    runners = [WarmRunner(launcher, warm), ProcessRunner(launcher)]
+    containers = ContainerRunner(launcher, config.container, home.path)
+    runners = [WarmRunner(launcher, warm), containers, ProcessRunner(launcher)]
     opened = await probe_all(runners, config.allow_process)
     if opened.isolation != "none":
         return opened, ""
@@ -90,7 +92,7 @@ async def run_node(
                 await top.start(_watch_signals, stop)
                 kubo = await open_kubo(home, config)
                 warm = _warm_pool(home, config)
-                runners, note = await _open_runners(config, launcher, warm)
+                runners, note = await _open_runners(home, config, launcher, warm)
                 if note and config.compute:
                     say(note)
                 node = Node(

@@ -4,7 +4,10 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from pairio_node.appdir import find_app, is_left_out, load_spec
+from pairio_node.blocks.content import Content
 from pairio_node.errors import NotFoundError, UserError, as_user_errors
+from pairio_node.images import add_image, is_archive
+from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.views import app_view, service_view
 from pairio_protocol import events as ev
 from pairio_protocol.apps import validate_app
@@ -79,20 +82,36 @@ class Services:
         folded = self._node.core.membership.folded(self.id_of(service))
         return [app_view(app) for _, app in sorted(folded.apps.items())]
 
+    async def _add_image(self, content: Content, image: str | None) -> dict[str, Any] | None:
+        """Make an app's image content; None for a name that no engine here knows: it is recorded,
+        and the app runs without."""
+        if image is None:
+            return None
+        node = self._node
+        runner = next((r for r in node.runners.holding if isinstance(r, ContainerRunner)), None)
+        size_bytes_max = node.config.container.images_bytes_max
+        return await add_image(content, image, runner, node.home.path / "jobs", size_bytes_max)
+
     async def install_app(self, service: str, source: str, image: str | None) -> dict[str, Any]:
         """Make a directory content and put the app on the list (again: updates it). With `proposal`
         set, further admins have to sign."""
         found = self.id_of(service)
         directory = find_app(source)
-        spec = await load_spec(directory, self._node.runners.plain)
         content = self._node.contents.of(found)
         with self._node.contents.store.in_use.working(_LISTED_S):
+            container = await self._add_image(content, image)
+            spec = await load_spec(directory, self._node.runners.plain)
             added = await content.add_directory(directory, is_left_out)
         if image is not None:
-            for processor in spec.get("processors", []):
-                processor["image"] = image
+            for processor in filter(_is_map, spec.get("processors", [])):
+                processor |= {"container": container} if container else {}
+                processor |= {} if is_archive(image) else {"image": image}
         with as_user_errors():
             app = validate_app({**spec, "bundle": added.cid})
         done = await self._node.admins.install(found, app)
         said = {key: done[key] for key in ("serviceName", "updated", "changed", "proposal")}
         return {**app_view(app), **said}
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, dict)  # what is none is refused with the rest of the specification

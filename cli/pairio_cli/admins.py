@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.output import as_json, data, fail, note, short, table
-from pairio_cli.shared import Json, Service, api, part, people, service_path
+from pairio_cli.shared import Image, Json, Service, api, part, people, service_path
 from pairio_cli.times import ago_or_iso, clock
 
 __all__ = ["add_admin_commands", "done"]
@@ -182,7 +182,7 @@ def sign_over(name: Service, json: Json = False) -> None:
 def app_update(
     service: Service,
     source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
-    image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
+    image: Image = None,
     json: Json = False,
 ) -> None:
     """Put a newer version of an app on the list. Example: pairio app update lab hello_world"""

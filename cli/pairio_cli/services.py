@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.output import as_json, data, note, short, table
-from pairio_cli.shared import Json, Service, api, new_typer, part
+from pairio_cli.shared import Image, Json, Service, api, new_typer, part
 
 __all__ = ["app_app", "limits_text", "service_app"]
 
@@ -105,7 +105,7 @@ def service_accept(name: Service, json: Json = False) -> None:
 def app_install(
     service: Service,
     source: Annotated[str, typer.Argument(help="A directory, or the name of a shipped app.")],
-    image: Annotated[str | None, typer.Option(help="Container image, recorded.")] = None,
+    image: Image = None,
     json: Json = False,
 ) -> None:
     """Install an app; one that is there is updated. Example: pairio app install lab hello_world"""
@@ -118,6 +118,8 @@ def install(service: str, source: str, image: str | None, json: bool) -> None:
 
     if Path(source).is_dir():
         source = str(Path(source).absolute())
+    if image is not None and Path(image).is_file():
+        image = str(Path(image).absolute())
     body = {"source": source, "image": image}
     made = api().call("POST", f"/api/v1/services/{part(service)}/apps", body)
     if not json and made["proposal"] is None:
@@ -125,6 +127,9 @@ def install(service: str, source: str, image: str | None, json: bool) -> None:
     processors = ", ".join(p["name"] for p in made["appSpecification"]["processors"])
     verb = "Updated" if made["updated"] else "Installed"
     done(made, json, f"{verb} {made['appName']!r} with processors {processors}")
+    if image and not any("container" in p for p in made["appSpecification"]["processors"]):
+        note(f"Image {image!r} is recorded and not used: no engine of containers here has it.")
+        note("hint: give its docker-archive, `--image FILE.tar`; see docs/containers.md")
 
 
 @app_app.command("ls")

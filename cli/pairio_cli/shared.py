@@ -9,6 +9,7 @@ import typer.core
 from pairio_cli.output import data, fail, short
 
 __all__ = [
+    "Image",
     "JobId",
     "Json",
     "Service",
@@ -23,6 +24,10 @@ __all__ = [
 ]
 
 Service = Annotated[str, typer.Argument(metavar="SERVICE", help="Name or id of the service.")]
+Image = Annotated[
+    str | None,
+    typer.Option(help="Container image: a docker-archive (FILE.tar), or one of the engine here."),
+]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, or the end of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]

@@ -55,6 +55,8 @@ class RunSpec:
     restart_grace_s: int = 0
     #: How far behind other processes of the machine it comes for the CPU, 0 to 19.
     nice: int = 0
+    #: The id of the image that it runs in, which the engine has; empty: the machine's own system.
+    image: str = ""
     #: More variables for the job; used to make an app write its spec.
     environment: dict[str, str] = field(default_factory=dict)
     #: What this node lets it use besides what it asked for.

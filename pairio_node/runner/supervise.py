@@ -49,7 +49,8 @@ class Plan:
     `grace_s`: how long the job goes on without a node; 0: it ends with its caller. `nice`: how far
     behind other processes it comes for the CPU, 0 to 19. `filter` is one of system calls, handed
     over in the descriptor that FILTER stands for in `argv`. `user`: whom it runs as, 0: as the
-    node; what it needs of `files` that user finds at STAGE."""
+    node; what it needs of `files` that user finds at STAGE. `container`: what an engine is to make
+    and run in place of `argv` (see `ContainerSupervisor`)."""
 
     argv: Sequence[str]
     environment: dict[str, str]
@@ -67,6 +68,7 @@ class Plan:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     cpu_millicores: int = 0
     bounds: JobBounds = field(default_factory=JobBounds)
+    container: dict[str, Any] | None = None
 
 
 @dataclass
@@ -108,6 +110,7 @@ def request_of(plan: Plan) -> dict[str, Any]:
         "user": plan.user,
         "files": list(plan.files),
         "secrets": plan.secrets,
+        "container": plan.container,
     }
 
 

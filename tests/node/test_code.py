@@ -17,7 +17,7 @@ class _Service:
     """A service with one app, and a node in it; `holders` have the code."""
 
     def __init__(self, roles: tuple[str, ...] = ("compute",), compute: bool = True) -> None:
-        self.apps: dict[str, dict[str, str]] = {"greeter": {"bundle": "code-1"}}
+        self.apps: dict[str, dict[str, Any]] = {"greeter": {"bundle": "code-1", "processors": []}}
         folded = SimpleNamespace(roles_of=lambda _: roles, apps=self.apps)
         membership = SimpleNamespace(taken_up={"s"}, folded=lambda _: folded)
         ctx = SimpleNamespace(me="me", config=SimpleNamespace(compute=compute))
@@ -47,7 +47,7 @@ async def test_code_is_fetched_when_a_holder_connects_and_once(autojump_clock: M
         await trio.sleep_until(trio.current_time() + 1.5)
         assert service.keeper.missing == []
         asked = len(service.asked)
-        service.apps["greeter"] = {"bundle": "code-2"}  # the app is updated
+        service.apps["greeter"]["bundle"] = "code-2"  # the app is updated
         await trio.sleep_until(trio.current_time() + 1.5)
         assert service.keeper.missing == []
         assert len(service.asked) == asked + 1
@@ -77,3 +77,13 @@ def test_code_that_the_owner_lets_nobody_run_is_not_wanted() -> None:
     assert service.keeper.missing == []
     service.rules = [OwnerRules(apps=("greeter/greet",))]
     assert service.keeper.missing == [("s", "code-1")]
+
+
+def test_images_are_code_where_they_can_be_run() -> None:
+    service = _Service()
+    container = {"archive": "image-1", "id": "sha256:0"}
+    service.apps["greeter"]["processors"] = [{"container": container}]
+    assert service.keeper.missing == [("s", "code-1")]
+    core, exchange = service.keeper._core, service.keeper._exchange
+    keeper = CodeKeeper(core, exchange, lambda: frozenset(), containers=True)
+    assert keeper.missing == [("s", "code-1"), ("s", "image-1")]

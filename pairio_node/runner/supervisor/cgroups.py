@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CgroupUsage", "Delegation", "JobCgroup", "delegation", "probe", "remove_named"]
+__all__ = [
+    "CgroupUsage",
+    "Delegation",
+    "JobCgroup",
+    "delegation",
+    "groups_of",
+    "probe",
+    "remove_named",
+]
 
 _PREFIX = "pairio-job-"
 #: Where a node of version 2 sits itself: a group with processes of its own gives nothing on.
@@ -80,10 +88,24 @@ def delegation(proc: Path = Path("/proc"), *, prepare: bool = True) -> Delegatio
     return _version_2(mounts[""] / own[""], proc, prepare)
 
 
-def _own_groups(proc: Path) -> dict[str, str]:
-    """Return the group of this process by controller; "" is version 2."""
+def groups_of(pid: int, proc: Path = Path("/proc")) -> "JobCgroup | None":
+    """Return the groups that another process is in, to look at; None where they are not seen."""
+    try:
+        groups, mounts = _own_groups(proc, str(pid)), _mounts(proc)
+    except OSError:
+        return None
+    found = {c: str(mounts[c] / groups[c]) for c in _CONTROLLERS if c in mounts and c in groups}
+    if "memory" in found:
+        return JobCgroup(1, found) if os.path.isdir(found["memory"]) else None
+    if "" not in mounts or not (mounts[""] / groups.get("", "") / "memory.events").is_file():
+        return None
+    return JobCgroup(2, dict.fromkeys(("memory", "cpu", "pids"), str(mounts[""] / groups[""])))
+
+
+def _own_groups(proc: Path, who: str = "self") -> dict[str, str]:
+    """Return the group of a process by controller; "" is version 2."""
     found: dict[str, str] = {}
-    for line in (proc / "self" / "cgroup").read_text().splitlines():
+    for line in (proc / who / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             found[controller] = path.lstrip("/")

@@ -37,14 +37,19 @@ def main() -> None:
         for turn, line in enumerate(requests):
             try:
                 plan = {**json.loads(line), "cpu_turn": turn}
-                answer: dict[str, Any] = {"pid": launch(plan, _supervise)}
+                answer: dict[str, Any] = {"pid": launch(plan, _supervisor_for(plan))}
             except OSError as error:
                 answer = {"error": str(error)}
             os.write(_CHANNEL_FD, json.dumps(answer).encode() + b"\n")
 
 
-def _supervise(plan: dict[str, Any]) -> None:
-    Supervisor(plan, _die_with_parent).run()
+def _supervisor_for(plan: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    kind: type[Supervisor] = Supervisor
+    if plan.get("container"):  # imported here, once, and only by nodes that have containers
+        from .container import ContainerSupervisor
+
+        kind = ContainerSupervisor
+    return lambda plan: kind(plan, _die_with_parent).run()
 
 
 def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any]], None]) -> int:

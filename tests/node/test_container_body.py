@@ -1,0 +1,141 @@
+"""What an engine is told of a job: nothing that an app or a submitter chose ends an option."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairio_node.errors import UserError
+from pairio_node.runner.base import RunInput, RunSpec
+from pairio_node.runner.container.body import (
+    Facts,
+    Mount,
+    container_body,
+    is_safe_path,
+    with_init,
+)
+from pairio_node.runner.container.files import job_mounts
+from pairio_node.runner.container.settings import ContainerSettings, parse_container, sockets
+from pairio_node.runner.supervisor.container import Frames
+
+DOCKER = Facts("/s", "Docker 1", False, False, True, False, "65534:65534")
+
+
+def _spec(work: Path, **changes: Any) -> RunSpec:
+    fields: dict[str, Any] = {
+        "attempt": "a",
+        "job_id": "j",
+        "service": "s",
+        "app": "a",
+        "processor": "p",
+        "executable": "main.sh",
+        "bundle": work / "bundle",
+        "inputs": (),
+        "list_inputs": (),
+        "outputs": (),
+        "parameters": [],
+        "cpu_millicores": 1500,
+        "memory_mib": 100,
+        "gpus": 0,
+        "time_ms": 1000,
+        "work_dir": work / "job",
+        **changes,
+    }
+    return RunSpec(**fields)
+
+
+def _host(facts: Facts = DOCKER, **changes: Any) -> dict[str, Any]:
+    spec = _spec(Path("/w"), **changes)
+    body = container_body(spec, facts, "h", ["x"], {}, [Mount(Path("/a"), "/b")], "i", "{}")
+    return dict(body["HostConfig"])
+
+
+def test_a_container_is_closed_in_every_way_that_engines_offer() -> None:
+    host = _host()
+    assert host["NetworkMode"] == "none"
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges", "seccomp={}"]
+    assert host["Mounts"][0]["ReadOnly"] is True
+    assert host["LogConfig"] == {"Type": "none"}  # logs of the engine have no bound
+    assert all("size=" in options for options in host["Tmpfs"].values())
+    assert {"CapAdd", "Privileged", "Devices", "DeviceRequests", "Binds"} & {*host} == set()
+
+
+def test_limits_are_those_of_the_run() -> None:
+    host = _host()
+    assert host["Memory"] == host["MemorySwap"] == 100 * 2**20
+    assert host["CpuQuota"] / host["CpuPeriod"] == 1.5
+    assert host["PidsLimit"] == _spec(Path("/w")).bounds.processes
+    assert {limit["Name"] for limit in host["Ulimits"]} == {"nofile", "nproc", "core", "fsize"}
+    assert _host(nice=19)["CpuShares"] < host["CpuShares"]
+
+
+def test_separation_by_labels_is_left_to_selinux_hosts_alone() -> None:
+    assert "label=disable" in _host(replace(DOCKER, has_selinux=True))["SecurityOpt"]
+
+
+@pytest.mark.parametrize("path", ["/a,readonly=false", '/a"b', "/a:/etc:rw", "/a\nb", "/a\\b"])
+def test_paths_that_could_end_an_option_are_known(path: str) -> None:
+    assert not is_safe_path(Path(path))
+    assert is_safe_path(Path("/home/ädä/my data/x=1"))
+
+
+def test_no_name_of_an_input_stands_in_a_mount(tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("x")
+    own.chmod(0o644)
+    odd = tmp_path / "a,b.txt"
+    odd.write_text("odd")
+    name = "b,type=bind,source=/etc"
+    inputs = (RunInput("a", name, own), RunInput("b", name, odd))
+    (tmp_path / "job" / "tmp").mkdir(parents=True)
+    (tmp_path / "bundle").mkdir()
+    mounts = job_mounts(_spec(tmp_path, inputs=inputs), "0:0")
+    told = json.dumps([mount.body for mount in mounts])
+    assert name not in told
+    assert "a,b" not in told
+    assert (tmp_path / "job" / "in" / "0" / name).readlink() == Path("/data/0")
+    assert (tmp_path / "job" / "in" / "1" / name).read_text() == "odd"
+
+
+def test_the_first_process_hands_signals_on_where_there_is_a_shell() -> None:
+    assert with_init(["a", "b c"], False) == ["a", "b c"]
+    assert with_init(["a", "b c"], True)[0] == "/bin/sh"
+    assert with_init(["a", "b c"], True)[-2:] == ["a", "b c"]
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 8, 9, 1000])
+def test_what_an_engine_sends_is_taken_apart_wherever_it_is_cut(step: int) -> None:
+    pieces = [(1, b"hello\n"), (2, b""), (2, b"x" * 300), (1, b"end")]
+    sent = b"".join(bytes([n, 0, 0, 0]) + len(p).to_bytes(4, "big") + p for n, p in pieces)
+    frames = Frames()
+    said = b"".join(frames.feed(sent[at : at + step]) for at in range(0, len(sent), step))
+    assert said == b"hello\n" + b"x" * 300 + b"end"
+
+
+def test_settings_of_the_engine() -> None:
+    assert parse_container({}) == ContainerSettings()
+    given = parse_container({"socket": "unix:///run/d.sock", "images_bytes_max": 5})
+    assert given == ContainerSettings(True, "/run/d.sock", 5)
+    assert sockets(given) == ["/run/d.sock"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ("docker", "give it a table"),
+        ({"sokcet": "/x"}, "settings: enabled, socket"),
+        ({"enabled": 1}, "true or false"),
+        ({"socket": "tcp://x:1"}, "path of a unix socket"),
+        ({"socket": 3}, "path of a unix socket"),
+        ({"images_bytes_max": 0}, "number of bytes"),
+        ({"images_bytes_max": True}, "number of bytes"),
+    ],
+)
+def test_wrong_settings_are_said(raw: Any, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_container(raw)
+    assert words in str(caught.value.hint)
