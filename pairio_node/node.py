@@ -29,6 +29,7 @@ from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
 from pairio_node.consoles import Consoles
+from pairio_node.draining import Draining
 from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_node.execution import Executions
@@ -154,6 +155,7 @@ class Node:
         self.cars, self.secrets = Cars(self), Secrets(self)
         #: What the status says of earlier starts.
         self.crashes: dict[str, Any] = {"restarts": 0, "lastCrash": None}
+        self.draining = Draining(self)
         #: What holds the memory of jobs: `cgroup` or `watchdog`.
         self.memory_limit = "watchdog"
         #: Tells the owner something at once (stderr).
@@ -393,9 +395,14 @@ class Node:
 
         self.writer.submit(CommitRows(notes=notes), on_done)
 
+    def in_background(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something as long as the node runs."""
+        assert self._nursery is not None
+        self._nursery.start_soon(work)
+
     async def leave_jobs(self) -> None:
         """Leave running jobs to their supervisors, or give them up where nothing is to be left."""
-        if self.config.restart_grace_s == 0 and self.executions.running:
+        if (self.config.restart_grace_s == 0 or self.draining.begun) and self.executions.running:
             with trio.move_on_after(_YIELD_S):
                 self.driver.post(ev.Draining())
                 await self.executions.yield_all()

@@ -29,6 +29,7 @@ def status_view(node: "Node") -> dict[str, Any]:
             "numGpus": config.gpus,
         },
         "isolation": core.ctx.config.isolation,
+        "draining": node.draining.begun,
         "memoryLimit": node.memory_limit,
         "runners": list(node.runners.names),
         "runnersMissing": {

@@ -1,7 +1,9 @@
 """`pairio-node`: this machine's node."""
 
+import fcntl
 import json as json_module
 import sys
+import time
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +19,9 @@ __all__ = ["main"]
 
 #: Reasons for refusals that `status` names.
 REFUSALS_SHOWN = 3
+#: How often `drain` looks what still runs.
+_DRAIN_LOOK_S = 0.3
+_STOP_S = 60.0
 
 app = new_typer("Run a node of the pairio network on this machine.")
 add_version(app)
@@ -174,6 +179,52 @@ def status(
     for name, count in sorted(found["counters"].items()):
         if count:
             data(f"  {name}: {count}")
+
+
+@app.command()
+def drain(
+    wait_sec: Annotated[
+        float | None,
+        typer.Option(help="What runs gets so long; then it is given up. Default: to its end."),
+    ] = None,
+) -> None:
+    """Stop the node when its jobs are over: it takes no more, and hands back those that wait.
+    Example: pairio-node drain --wait-sec 60"""
+    from pairio._http import Api
+    from pairio.errors import NodeNotRunning
+
+    with closing(Api()) as api:
+        home = Path(api.call("GET", "/api/v1/status")["home"])
+        running = api.call("POST", "/api/v1/drain", {"waitSec": wait_sec})["running"]
+        note(f"The node takes no more jobs; {running} run")
+        try:
+            while True:
+                time.sleep(_DRAIN_LOOK_S)
+                left = api.call("GET", "/api/v1/status")["running"]
+                if left != running:
+                    note(f"{left} run")
+                running = left
+        except NodeNotRunning:
+            pass  # it stops; what it still does takes seconds
+    ends_s = time.monotonic() + _STOP_S
+    while _is_locked(home):
+        if time.monotonic() > ends_s:
+            note(f"error: the node has not stopped for {_STOP_S:g} s")
+            raise typer.Exit(4)
+        time.sleep(_DRAIN_LOOK_S)
+    note("The node has stopped; no job of it is left")
+
+
+def _is_locked(home: Path) -> bool:
+    """Say whether a node has a home."""
+    try:
+        with (home / "node.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass  # a home that went with its node
+    return False
 
 
 def _refused(counters: dict[str, int]) -> None:

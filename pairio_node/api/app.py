@@ -21,6 +21,7 @@ from pairio_node.api.insight import insight_routes
 from pairio_node.api.jobs import many_job_routes
 from pairio_node.api.joins import join_routes
 from pairio_node.api.models import (
+    DrainBody,
     FolderBody,
     LinkBody,
     TokenBody,
@@ -197,6 +198,12 @@ def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
     async def status() -> JSONResponse:
         """The node: id, addresses, peers, services, capacity, what runs, counters."""
         return JSONResponse(node.status())
+
+    @app.post("/api/v1/drain")
+    async def drain(body: DrainBody) -> JSONResponse:
+        """Take no more runs, hand back those that wait, and stop when those that run are over or
+        their time is up; answers how many run."""
+        return JSONResponse(node.draining.begin(body.waitSec))
 
     @app.post("/api/v1/content")
     async def add_content(request: Request) -> JSONResponse:

@@ -18,6 +18,7 @@ __all__ = [
     "AdminsFacade",
     "BatchesFacade",
     "CarsFacade",
+    "DrainingFacade",
     "ExplainFacade",
     "GraphsFacade",
     "HidingFacade",
@@ -36,10 +37,18 @@ __all__ = [
 Json = dict[str, Any]
 
 
+class DrainingFacade(Protocol):
+    """The end of the node, asked for ahead."""
+
+    def begin(self, wait_s: float | None) -> Json: ...
+
+
 class NodeFacade(Protocol):
     """Implemented by `pairio_node.node.Node`; every method may raise `UserError`."""
 
     def status(self) -> Json: ...
+    @property
+    def draining(self) -> "DrainingFacade": ...
     def job(self, job_id: str, service: str | None) -> Json: ...
     def jobs(
         self,

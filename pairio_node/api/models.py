@@ -16,6 +16,7 @@ from pairio_protocol.limits import (
 __all__ = [
     "AdminsBody",
     "AppBody",
+    "DrainBody",
     "FolderBody",
     "GrantBody",
     "JobDefinition",
@@ -100,6 +101,12 @@ class NameBody(_Body):
     """A new service."""
 
     name: _Text
+
+
+class DrainBody(_Body):
+    """How long what runs may go on before it is given up; without one, to its end."""
+
+    waitSec: float | None = Field(default=None, ge=0, le=366 * 86_400)  # noqa: N815
 
 
 class GrantBody(_Body):

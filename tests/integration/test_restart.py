@@ -90,6 +90,12 @@ class RestartNode(Node):
 
     def begin_job(self, seconds: float, worker: "RestartNode | None" = None) -> str:
         """Submit a job and return its request when it runs, here or at another node."""
+        request = self.submit(seconds)
+        until("the job says that it has started", (worker or self).console_of_job, 60)
+        return request
+
+    def submit(self, seconds: float) -> str:
+        """Submit a job and return its request."""
         definition = {
             "appName": "slow",
             "processorName": "slow",
@@ -100,9 +106,7 @@ class RestartNode(Node):
                 {"name": "mark", "value": str(self.mark)},
             ],
         }
-        job = self.call("POST", "jobs", {"jobDefinition": definition})
-        until("the job says that it has started", (worker or self).console_of_job, 15)
-        return str(job["requestId"])
+        return str(self.call("POST", "jobs", {"jobDefinition": definition})["requestId"])
 
     def job(self, request: str) -> dict[str, Any]:
         return dict(self.call("GET", f"jobs/{request}"))
@@ -125,10 +129,13 @@ class RestartNode(Node):
         assert self._process is not None
         return self._process
 
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run `pairio-node` with these words for this home."""
+        argv = [sys.executable, "-c", "from pairio_cli.node_main import main; main()", *words]
+        return subprocess.run(argv, env=self.environment, capture_output=True, text=True)
+
     def status_text(self) -> str:
-        code = "from pairio_cli.node_main import main; main()"
-        argv = [sys.executable, "-c", code, "status"]
-        return subprocess.run(argv, env=self.environment, capture_output=True, text=True).stdout
+        return self.command("status").stdout
 
     def ran_once(self, job: dict[str, Any]) -> None:
         assert [a["ended"] for a in job["attempts"]] == ["completed"], job["attempts"]
@@ -304,6 +311,41 @@ def test_jobs_that_are_to_yield_end_with_their_node_and_are_run_again(make_node:
     job = node.finished(request)
     assert [a["ended"] for a in job["attempts"]] == ["yield", "completed"], job["attempts"]
     assert job["attempts"][0]["reason"] == "its node stops"
+
+
+def test_a_node_that_drains_sees_its_job_to_the_end_and_stops(make_node: MakeNode) -> None:
+    node = make_node()
+    request = node.begin_job(6)
+    drained = node.command("drain")
+    assert (drained.returncode, drained.stderr.splitlines()[-1]) == (
+        0,
+        "The node has stopped; no job of it is left",
+    )
+    assert node.watchdog.wait(60) == 0
+    assert (node.processes(), node.folders()) == ([], [])
+    node.start()
+    node.wait_ready()
+    node.ran_once(node.job(request))
+
+
+def test_a_node_that_drains_gives_up_what_takes_too_long_and_takes_no_more(
+    make_node: MakeNode,
+) -> None:
+    first = make_node(name="a", compute=False)
+    worker = make_node(name="b", bootstrap=[first.address])
+    member = {"who": worker.peer, "roles": ["compute"], "name": "b"}
+    first.call("POST", "services/lab/grant", member)
+    long = first.begin_job(70, worker)
+    assert worker.call("POST", "drain", {})["running"] == 1
+    assert worker.call("GET", "status")["draining"] is True
+    next_one = first.submit(71)
+    time.sleep(2)  # nothing is to happen meanwhile
+    assert worker.call("GET", "status")["running"] == 1
+    assert worker.command("drain", "--wait-sec", "0").returncode == 0
+    assert worker.watchdog.wait(60) == 0
+    assert (worker.processes(), worker.folders()) == ([], [])
+    until("its end is told", lambda: _ends(first, long) == ["yield"], 60)
+    assert _ends(first, next_one) == []
 
 
 def test_ctrl_c_for_the_group_ends_everything_once(make_node: MakeNode) -> None:

@@ -204,6 +204,17 @@ class FakeReferences:
         return []
 
 
+class FakeDraining:
+    """A node with two runs that is asked to drain."""
+
+    def __init__(self) -> None:
+        self.waits: list[float | None] = []
+
+    def begin(self, wait_s: float | None) -> dict[str, Any]:
+        self.waits.append(wait_s)
+        return {"running": 2}
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
@@ -211,6 +222,7 @@ class FakeFacade:
         self.asked: list[tuple[Any, ...]] = []
         self.joins: Any = FakeJoins()
         self.consoles = FakeConsoles()
+        self.draining = FakeDraining()
         self.insight = FakeInsight()
         self.public: Any = None
         self.cache: Any = FakeCache(self.asked)
@@ -574,6 +586,13 @@ async def test_a_read_only_token_reads_and_does_nothing_else(api: Client) -> Non
             assert (answer.status, answer.error["code"]) == (403, "forbidden"), path
             assert "only reads" in answer.error["message"]
             assert not answer.was_read
+
+
+async def test_a_node_is_drained_with_or_without_an_end_of_its_patience(api: Client) -> None:
+    assert (await api("POST", "/api/v1/drain", {})).json == {"running": 2}
+    await api("POST", "/api/v1/drain", {"waitSec": 0})
+    assert (await api("POST", "/api/v1/drain", {"waitSec": -1})).status == 422
+    assert api.facade.draining.waits == [None, 0]
 
 
 async def test_results_are_lines_and_files(api: Client) -> None:
