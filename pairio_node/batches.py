@@ -1,4 +1,5 @@
-"""Batches: the requests of this node's services that bear one name, counted and withdrawn."""
+"""Batches: the requests that bear one name, counted and withdrawn. A job that was submitted again
+in its batch counts as its newest request stands."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ class Batches:
 
     async def _counted(self, service: str, batch: str, states: list[RequestState]) -> Json:
         counts: Counter[str] = Counter()
-        for number, state in enumerate(states):
+        newest = {state.job: state for state in sorted(states, key=_when)}  # the last one stays
+        for number, state in enumerate(newest.values()):
             if number % _LOOKS == 0:
                 await trio.lowlevel.checkpoint()
             counts[self._node.status_of(service, state)] += 1
@@ -90,7 +92,7 @@ class Batches:
         return {
             "batchId": batch,
             "serviceName": petnames.get(service, service),
-            "jobs": len(states),
+            "jobs": len(newest),
             "statuses": dict(sorted(counts.items())),
             "isOver": not any(counts[status] for status in _OPEN),
             "timestampCreatedSec": min(map(_when, states)) / 1000,

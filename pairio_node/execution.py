@@ -5,6 +5,7 @@ that starts again on the home takes the run up (`adoption`), and nothing is run 
 """
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ from pairio_protocol.events import Adopted, Executed
 from pairio_protocol.records import SAMPLES_OUTPUT
 
 __all__ = ["Executions"]
+
+log = logging.getLogger("pairio.runs")
 
 _LIMIT_BYTES = 2**42
 #: A copy of an input takes at most so much of what is free where jobs lie.
@@ -128,6 +131,8 @@ class Executions:
         # The id is a coordinator's word: never a path.
         name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
         run = self._runs[effect.attempt] = _Run(self._jobs / name, effect.service)
+        names = (effect.document["app"], effect.document["processor"], effect.job)
+        log.info("run begins: %s/%s, job %s, attempt %s", *names, effect.attempt[-40:])
         if self._yielding:  # begun just before the core was told
             self.kill(effect.attempt)
         await self._finish(run, effect.attempt, self._execute(effect, run))
@@ -138,6 +143,8 @@ class Executions:
                 executed = await work
             except (FetchFailed, BlockMissing, UnixfsError, UserError, OSError) as error:
                 executed = _no_result(attempt, "infra", str(error))
+            how = executed.kind or executed.status
+            log.info("run ends: attempt %s, %s %s", attempt[-40:], how, executed.error or "")
             await self._deliver(executed)
         await trio.to_thread.run_sync(remove_tree, run.folder)
         del self._runs[attempt]

@@ -1,5 +1,6 @@
 """One start of a node: home, database, sandbox, transport, API, and the end of them all."""
 
+import logging
 import os
 import secrets
 import signal
@@ -16,6 +17,7 @@ from pairio_node.config import NodeConfig
 from pairio_node.home import Home
 from pairio_node.ipfs import open_kubo
 from pairio_node.node import Node
+from pairio_node.nodelog import node_log
 from pairio_node.runner import Launcher, ProcessRunner, Runners, probe_all
 from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
@@ -25,6 +27,8 @@ from pairio_node.transport import Transport
 from pairio_node.transport.libp2p_transport import Libp2pTransport
 
 __all__ = ["run_node"]
+
+log = logging.getLogger("pairio.node")
 
 #: A signal that comes twice at once (to the group, and passed on by the watchdog) is one.
 _SECOND_SIGNAL_S = 1.0
@@ -86,15 +90,21 @@ async def run_node(
     home.lock()
     stop = trio.Event()
     store = Store.open(home.path / "node.db")
+
+    def say_and_log(text: str) -> None:
+        log.info("%s", text)
+        say(text)
+
     try:
-        with Launcher(home.path / "node.alive") as launcher:
+        with node_log(home.path), Launcher(home.path / "node.alive") as launcher:
+            log.info("starts: pid %d", os.getpid())
             async with trio.open_nursery() as top:
                 await top.start(_watch_signals, stop)
                 kubo = await open_kubo(home, config)
                 warm = _warm_pool(home, config)
                 runners, note = await _open_runners(home, config, launcher, warm)
                 if note and config.compute:
-                    say(note)
+                    say_and_log(note)
                 node = Node(
                     home,
                     config,
@@ -104,11 +114,12 @@ async def run_node(
                     kubo,
                 )
                 node.crashes |= crashes or {}
-                node.say = say
+                node.say = say_and_log
                 node.memory_limit = launcher.memory_limit
                 node.warm = warm
                 top.start_soon(warm.serve)
                 await _serve(node, ready, stop)
+                log.info("stops: asked to")
                 top.cancel_scope.cancel()
     finally:
         store.close()
@@ -140,6 +151,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                     info = {"url": node.api_url, "token": token, "pid": os.getpid()}
                     gateway_url = f"http://127.0.0.1:{gateway_port}"
                     home.write_api({**info, "gatewayUrl": gateway_url, "addresses": addresses})
+                    log.info("ready: %s, %s", " ".join(addresses), node.api_url)
                     ready({"peerId": node.peer_id, "addresses": addresses, "apiUrl": node.api_url})
                 home.remove_api()
                 await node.leave_jobs()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import as_json, data, fail, note, short, table
+from pairio_cli.output import as_json, data, fail, finished, note, short, table
 from pairio_cli.shared import Image, Json, Service, api, part, people, service_path
 from pairio_cli.times import ago_or_iso, clock
 
@@ -28,7 +28,7 @@ def done(made: dict[str, Any], json: bool, sentence: str) -> None:
         note(f"Proposed; it waits for {max(missing, after)} more of: {people(waiting['missing'])}")
         note(f"They sign with: pairio service sign {made['serviceName']} {short(waiting['id'])}")
     elif made["changed"]:
-        note(sentence)
+        finished(sentence)
     else:
         note("Nothing to do: it is so already")
 
@@ -119,7 +119,7 @@ def rename(
     if here is not None and member is None:
         renamed = api().call("POST", service_path(service, "rename"), {"name": here})
         as_json(renamed) if json else data(renamed["serviceName"])
-        note(f"The service is called {renamed['serviceName']!r} on this node")
+        finished(f"The service is called {renamed['serviceName']!r} on this node")
         return
     if member is None or new is None or here is not None:
         fail("name a member and the new name, or --here NAME alone", None, 2)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import as_json, data, note, table
+from pairio_cli.output import as_json, data, finished, note, table
 from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
 
 __all__ = ["cache_app"]
@@ -76,7 +76,7 @@ def cache_pin(name: _Name, service: ServiceOption = None, json: Json = False) ->
         as_json(made)
         return
     data(made["name"])
-    note(f"kept until `pairio cache unpin`: {len(made['cids'])} files or folders")
+    finished(f"kept until `pairio cache unpin`: {len(made['cids'])} files or folders")
 
 
 @cache_app.command("unpin")
@@ -87,7 +87,7 @@ def cache_unpin(name: _Name, json: Json = False) -> None:
         as_json(gone)
         return
     data(gone["name"])
-    note("not pinned any more")
+    finished("not pinned any more")
 
 
 @cache_app.command("pins")
@@ -128,6 +128,6 @@ def cache_gc(
     for root in done["roots"]:
         data(f"{root['cid']}  {root['what']}")
     did = "would free" if dry_run else "freed"
-    note(f"{did} {_size(done['freedBytes'])} of {_size(done['usedBytesBefore'])}")
+    finished(f"{did} {_size(done['freedBytes'])} of {_size(done['usedBytesBefore'])}")
     if not done["freedBytes"] and not everything:
         note("it is below 80 % of the quota, or all of it must stay; see --all, pairio cache stats")

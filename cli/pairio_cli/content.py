@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import as_json, data, note, table
+from pairio_cli.output import as_json, data, finished, note, table
 from pairio_cli.shared import Json, api, new_typer, part
 
 __all__ = ["add_input", "content_app"]
@@ -57,7 +57,7 @@ def content_add(
     if service is not None:
         node.call("POST", f"/api/v1/services/{part(service)}/content", {"cid": added["cid"]})
     as_json(added) if json else data(added["cid"])
-    note(f"Added {added['size']} bytes")
+    finished(f"Added {added['size']} bytes")
 
 
 @content_app.command("refs")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import INTERRUPTED, as_json, data, fail, note, short, table
+from pairio_cli.output import INTERRUPTED, as_json, data, fail, finished, note, short, table
 from pairio_cli.services import service_app
 from pairio_cli.shared import Json, Service, api, part, seconds
 from pairio_cli.times import clock
@@ -105,7 +105,7 @@ def service_uninvite(
         as_json(found)
         return
     if found.get("proposal") is None:
-        note(f"Withdrawn: nobody joins {name!r} with it any more")
+        finished(f"Withdrawn: nobody joins {name!r} with it any more")
     _note_proposal(found, name)
 
 
@@ -115,7 +115,7 @@ def service_link_device(name: Service, expires: Expires = "1h", json: Json = Fal
     body = {"expiresSec": seconds(expires)}
     made = api().call("POST", f"/api/v1/services/{part(name)}/devices", body)
     _show_link(made, json)
-    note(f"One device of yours may join {made['serviceName']!r} with it{_until(made)}")
+    finished(f"One device of yours may join {made['serviceName']!r} with it{_until(made)}")
 
 
 def join(
@@ -159,7 +159,9 @@ def _say_joined(found: dict[str, Any], words: str, already: bool, json: bool) ->
         note(f"pairio service show {name}")
         return
     said = f"This node is in {name!r} already," if already else f"Joined {name!r}"
-    note(f"{said} as {found['member']!r} with roles {','.join(found['roles'])} (words: {words})")
+    finished(
+        f"{said} as {found['member']!r} with roles {','.join(found['roles'])} (words: {words})"
+    )
     if found["note"]:
         note(f"note: {found['note']}")
 
@@ -196,7 +198,9 @@ def service_approve(
         return
     if found.get("proposal") is None:
         what = ",".join(found["roles"])
-        note(f"{found['member']!r} is on the list of {name!r}: {what}" if what else "Off the list")
+        finished(
+            f"{found['member']!r} is on the list of {name!r}: {what}" if what else "Off the list"
+        )
     _note_proposal(found, name)
 
 
@@ -205,7 +209,7 @@ def service_deny(name: Service, request: RequestId, json: Json = False) -> None:
     """Refuse a request. Example: pairio service deny lab 3f2a"""
     path = f"/api/v1/services/{part(name)}/requests/{part(request)}/deny"
     found = api().call("POST", path)
-    as_json(found) if json else note(f"Refused {short(found['peerId'])}")
+    as_json(found) if json else finished(f"Refused {short(found['peerId'])}")
 
 
 @service_app.command("leave")
@@ -215,7 +219,7 @@ def service_leave(name: Service, json: Json = False) -> None:
     if json:
         as_json(found)
         return
-    note(f"This node takes part in {name!r} no more; what it has of it stays on the disk")
+    finished(f"This node takes part in {name!r} no more; what it has of it stays on the disk")
     if not found["offTheList"]:
         note("An admin's node takes it off the list as soon as one is connected")
 
@@ -227,4 +231,4 @@ def service_decline(name: Service, json: Json = False) -> None:
     if json:
         as_json(found)
         return
-    note(f"{name!r} is not offered again; to join it after all: pairio join LINK")
+    finished(f"{name!r} is not offered again; to join it after all: pairio join LINK")

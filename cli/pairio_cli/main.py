@@ -3,14 +3,16 @@
 import sys
 from typing import Annotated
 
-import click
 import typer
 
-from pairio_cli import joins, public, publish, results
+from pairio_cli import complete, joins, public, publish, results, watch
 from pairio_cli.admins import add_admin_commands
+from pairio_cli.batches import batch_app
 from pairio_cli.cache import cache_app
 from pairio_cli.content import content_app
-from pairio_cli.output import as_json, data, fail, guarded, note, short, table
+from pairio_cli.jobs import job_app
+from pairio_cli.nodes import node_app
+from pairio_cli.output import as_json, data, fail, finished, guarded
 from pairio_cli.proposals import add_proposal_commands
 from pairio_cli.services import app_app, service_app
 from pairio_cli.shared import (
@@ -27,17 +29,19 @@ from pairio_cli.shared import (
 __all__ = ["main"]
 
 app = new_typer("Submit jobs to a peer-to-peer compute network.")
-job_app = new_typer("Jobs.")
 token_app = new_typer("Tokens for scripts.")
 add_admin_commands(service_app, app_app)
 add_proposal_commands(service_app)
 app.add_typer(service_app, name="service")
 app.add_typer(app_app, name="app")
 app.add_typer(job_app, name="job")
+app.add_typer(batch_app, name="batch")
+app.add_typer(node_app, name="node")
 app.add_typer(content_app, name="content")
 app.add_typer(token_app, name="token")
 app.add_typer(cache_app, name="cache")
 app.command()(joins.join)
+app.command()(watch.watch)
 for command in (results.get, results.verify, results.export):
     app.command()(command)
 app.command("import")(results.import_)
@@ -58,49 +62,70 @@ _ORDER = (
     *("log", "verify-log", "sign-over"),
 )
 service_app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
-_STATUSES = ("pending", "starting", "running", "completed", "failed", "canceled", "blocked")
+
+
+_Texts = list[str] | None
+_Number = float | None
+_Job = Annotated[
+    str | None, typer.Argument(metavar="[APP/PROCESSOR]", autocompletion=complete.processors)
+]
+_Input = Annotated[_Texts, typer.Option("-i", help="name=PATH, URL, CID or job:ID/OUTPUT")]
+_NoCopy = Annotated[
+    bool, typer.Option("--nocopy", help="Hash input files where they lie; copy nothing.")
+]
+_Secret = Annotated[_Texts, typer.Option("--secret", help="NAME=@FILE or NAME=env:VARIABLE")]
+_TimeSec = Annotated[
+    _Number, typer.Option(min=0.001, help="An hour by default; for a guest what it may have.")
+]
+_Follow = Annotated[
+    bool, typer.Option("-f", "--follow", help="Show what it writes and where, and wait.")
+]
+_Timeout = Annotated[_Number, typer.Option(min=0, help="Seconds to wait at most, with --wait.")]
+_Target = Annotated[_Texts, typer.Option(metavar="PEER", help="Only this node may run it.")]
+_File = Annotated[str | None, typer.Option("--file", help="Jobs in YAML or JSON; - for stdin.")]
+_Rerun = Annotated[bool, typer.Option("--rerun-failing", help="Run anew if it failed before.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")
+]
 
 
 @app.command()
 def submit(
-    name: Annotated[str, typer.Argument(metavar="APP/PROCESSOR")],
+    name: _Job = None,
     service: ServiceOption = None,
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value")] = None,
-    input_: Annotated[
-        list[str] | None, typer.Option("-i", help="name=PATH, URL, CID or job:ID/OUTPUT")
-    ] = None,
-    nocopy: Annotated[
-        bool, typer.Option("--nocopy", help="Hash input files where they lie; copy nothing.")
-    ] = False,
-    output: Annotated[list[str] | None, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
-    secret: Annotated[
-        list[str] | None, typer.Option("--secret", help="NAME=@FILE or NAME=env:VARIABLE")
-    ] = None,
-    cpus: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
+    parameter: Annotated[_Texts, typer.Option("-p", help="name=value")] = None,
+    input_: _Input = None,
+    nocopy: _NoCopy = False,
+    output: Annotated[_Texts, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
+    secret: _Secret = None,
+    cpus: Annotated[_Number, typer.Option(min=0.001, help="1 by default.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="None by default.")] = None,
-    memory_gb: Annotated[float | None, typer.Option(min=0.001, help="1 by default.")] = None,
-    time_sec: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="An hour by default; for a guest what it may have."),
-    ] = None,
+    memory_gb: Annotated[_Number, typer.Option(min=0.001, help="1 by default.")] = None,
+    time_sec: _TimeSec = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to wait at most, with --wait.")
-    ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    follow: _Follow = False,
+    timeout: _Timeout = None,
+    tag: Annotated[_Texts, typer.Option(help="May be given several times.")] = None,
+    batch: Annotated[str, typer.Option(help="Name for many jobs: pairio batch.")] = "",
+    target: _Target = None,
     skip_cache: Annotated[bool, typer.Option("--skip-cache", help="Run anew.")] = False,
-    rerun_failing: Annotated[
-        bool, typer.Option("--rerun-failing", help="Run anew if it failed before.")
-    ] = False,
+    rerun_failing: _Rerun = False,
+    file: _File = None,
+    dry_run: _DryRun = False,
     json: Json = False,
 ) -> None:
     """Submit a job. Example: pairio submit hello_world/hello_world_1 -p name=Ada --wait"""
-    from pairio_cli.submit import Wish, submit_wish
+    from pairio_cli.jobfile import read_jobs, submit_file
+    from pairio_cli.submit import Waiting, Wish
 
-    if timeout is not None and not wait:
+    if timeout is not None and not (wait or follow):
         fail("--timeout is given without --wait", "add --wait", 2)
+    if name is None and file is None:
+        fail("Missing argument APP/PROCESSOR, or --file FILE", "pairio submit --help", 2)
+    if file is not None and (name or parameter or input_ or output):
+        fail("with --file the file names job, -p, -i and -o", "leave them out, or --file", 2)
     wish = Wish(
-        name=name,
+        name=name or "",
         service=service,
         parameters=parameter or [],
         inputs=input_ or [],
@@ -116,99 +141,12 @@ def submit(
         rerun_failing=rerun_failing,
         nocopy=nocopy,
         secrets=secret or [],
+        batch=batch,
+        targets=tuple(target or ()),
     )
-    sys.exit(submit_wish(api(), wish, wait=wait, timeout_s=timeout, json=json))
-
-
-@job_app.command("show")
-def job_show(job_id: JobId, service: ServiceOption = None, json: Json = False) -> None:
-    """Show a job. Example: pairio job show ID"""
-    job = api().call("GET", f"/api/v1/jobs/{part(job_id)}", None, {"serviceName": service})
-    if json:
-        as_json(job)
-        return
-    from pairio_cli.submit import show_job
-
-    show_job(job)
-
-
-@job_app.command("why")
-def job_why(job_id: JobId, service: ServiceOption = None, json: Json = False) -> None:
-    """Say why a job is where it is, node by node. Example: pairio job why ID"""
-    path = f"/api/v1/jobs/{part(job_id)}/why"
-    found = api().call("GET", path, None, {"serviceName": service})
-    if json:
-        as_json(found)
-        return
-    data(found["status"] + (f": {found['error']}" if found["error"] else ""))
-    if found.get("waitsForSecretsOf"):
-        data(f"waits for secrets from {found['waitsForSecretsOf']}, which is away or lost them")
-    if found.get("lost"):
-        data(found["lost"])
-    for job in found["waitsFor"]:
-        data(f"waits for the result of job {job}")
-    if found["attempt"]:
-        data(f"{found['attempt']['state']} at {found['attempt']['node']}")
-    for node in found["nodes"]:
-        said = "fits" if node["fits"] else f"{node['rule']}: needs {node['need']}"
-        data(f"{node['name']}: {said}" + (f", has {node['have']}" if node["have"] else ""))
-
-
-@job_app.command("cancel")
-def job_cancel(job_id: JobId, service: ServiceOption = None, json: Json = False) -> None:
-    """Withdraw a job, or one request by its id. Example: pairio job cancel ID"""
-    path = f"/api/v1/jobs/{part(job_id)}/cancel"
-    job = api().call("POST", path, None, {"serviceName": service})
-    if json:
-        as_json(job)
-        return
-    note(f"job {job['jobId']} is {job['status']}")
-
-
-@job_app.command("ls")
-def job_ls(
-    service: ServiceOption = None,
-    status: Annotated[
-        str | None,
-        typer.Option(click_type=click.Choice(_STATUSES), help="Jobs in this state only."),
-    ] = None,
-    tag: Annotated[str | None, typer.Option(help="Jobs with this tag only.")] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="CID", help="Jobs that made this content only.")
-    ] = None,
-    input_: Annotated[
-        str | None, typer.Option("--input", metavar="CID", help="Jobs that used it only.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
-    json: Json = False,
-) -> None:
-    """List jobs, newest first. Example: pairio job ls --status running"""
-    query = {"serviceName": service, "status": status, "tag": tag, "limit": limit}
-    query |= {"output": output, "input": input_}
-    jobs = api().call("GET", "/api/v1/jobs", None, query)["jobs"]
-    if json:
-        as_json(jobs)
-        return
-    rows = [
-        [
-            short(j["jobId"]),
-            f"{j['jobDefinition']['appName']}/{j['jobDefinition']['processorName']}",
-            j["status"],
-            short(j["computeNodeId"]),
-            ",".join(j["tags"]),
-        ]
-        for j in jobs
-    ]
-    table(["JOB", "PROCESSOR", "STATUS", "NODE", "TAGS"], rows, "No such job is known here")
-
-
-@job_app.command("logs")
-def job_logs(job_id: JobId, service: ServiceOption = None) -> None:
-    """Print the console output of a job. Example: pairio job logs ID"""
-    path = f"/api/v1/jobs/{part(job_id)}/console"
-    for chunk in api().stream(path, {"serviceName": service}):
-        sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
+    jobs = [("", wish)] if file is None else read_jobs(file, wish)
+    waiting = Waiting(wait, follow, timeout)
+    sys.exit(submit_file(api(), jobs, waiting, dry_run=dry_run, json=json))
 
 
 @app.command("open")
@@ -238,7 +176,7 @@ def token_create(
     body = {"name": name, "readOnly": read_only, "expiresSec": seconds(expires)}
     made = api().call("POST", "/api/v1/tokens", body)
     as_json(made) if json else data(made["token"])
-    note("Shown this once; use it as PAIRIO_API_KEY with PAIRIO_API_URL")
+    finished("Shown this once; use it as PAIRIO_API_KEY with PAIRIO_API_URL")
 
 
 @app.command()

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pairio_cli import nodelog
 from pairio_cli.keys import keys_app
-from pairio_cli.output import as_json, data, guarded, note
+from pairio_cli.output import as_json, data, finished, guarded, note
 from pairio_cli.shared import add_version, new_typer
 from pairio_cli.watchdog import last_words, watch, watched
 
@@ -26,6 +27,7 @@ _STOP_S = 60.0
 app = new_typer("Run a node of the pairio network on this machine.")
 add_version(app)
 app.add_typer(keys_app, name="key")
+app.command()(nodelog.logs)
 
 
 def _home(path: Path | None) -> Any:
@@ -41,7 +43,7 @@ def init(
     """Make a home with a new key. Example: pairio-node init"""
     opened = _home(home)
     data(opened.key().peer)
-    note(f"The node's home is {opened.path}; its key is in node.key, keep it secret")
+    finished(f"The node's home is {opened.path}; its key is in node.key, keep it secret")
 
 
 @app.command()

@@ -1,5 +1,9 @@
 """What the commands print: data on stdout, the rest on stderr; and errors with their exit code.
 
+Names, errors and output come from workers and other members: what is printed here as text goes
+through `printable`, so that none of it does anything to a terminal. Bytes that are data (a file, a
+console that is piped) stay as they are.
+
 Exit codes: 0 done, 1 you can fix it (or the job failed), 2 usage, 3 bug or network, 4 timeout,
 130 interrupted.
 """
@@ -8,12 +12,28 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import click
 
-__all__ = ["INTERRUPTED", "as_json", "data", "fail", "guarded", "note", "short", "table"]
+from pairio_protocol.printable import printable
+
+__all__ = [
+    "INTERRUPTED",
+    "as_json",
+    "as_lines",
+    "data",
+    "elapsed_s",
+    "fail",
+    "finished",
+    "guarded",
+    "note",
+    "short",
+    "shorts",
+    "table",
+]
 
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
@@ -21,19 +41,35 @@ INTERRUPTED = 130
 _NOT_THE_USERS = (500, 502, 503, 504)
 
 
+#: When the command began.
+_began_s = time.monotonic()
+
+
 def data(text: str) -> None:
     """Print data (stdout)."""
-    print(text)
+    print(printable(text))
 
 
 def note(text: str) -> None:
     """Print anything that is not data (stderr)."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+
+
+def finished(text: str) -> None:
+    """Print what was done and how long it took (stderr): the last line of a command that acts."""
+    note(f"{text} ({elapsed_s():.2f}s)")
+
+
+def elapsed_s() -> float:
+    """Return how long the command has run."""
+    return time.monotonic() - _began_s
 
 
 def as_json(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print one JSON document. Within strings, where alone it can be, what is no printable
+    character is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def short(identifier: str | None) -> str:
@@ -41,13 +77,26 @@ def short(identifier: str | None) -> str:
     return identifier[-10:] if identifier else "-"
 
 
+def shorts(identifiers: Iterable[str]) -> dict[str, str]:
+    """Return the ends of ids, as long as they must be to differ from each other."""
+    names, size = set(identifiers), 10
+    while len({name[-size:] for name in names}) < len(names):
+        size += 1
+    return {name: name[-size:] for name in names}
+
+
+def as_lines(headers: list[str], rows: list[list[str]]) -> list[str]:
+    """Return aligned columns, printable."""
+    shown = [[" ".join(printable(cell).split("\n")) for cell in row] for row in [headers, *rows]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(headers))]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in shown)
+    return ["  ".join(row).rstrip() for row in padded]
+
+
 def table(headers: list[str], rows: list[list[str]], empty: str = "") -> None:
     """Print aligned columns; `empty` is said when there are no rows."""
-    widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
-    for row in [headers, *rows]:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    for line in as_lines(headers, rows):
+        print(line)
     if empty and not rows:
         note(empty)
 
@@ -57,6 +106,8 @@ def guarded(run: Callable[..., Any]) -> None:
     from pairio_cli.leftover import refuse_leftover
 
     refuse_leftover()  # before anything of the package `pairio` is imported
+    global _began_s
+    _began_s = time.monotonic()
     try:
         code = run(standalone_mode=False)
         sys.stdout.flush()

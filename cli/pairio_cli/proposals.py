@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.admins import done
-from pairio_cli.output import as_json, data, fail, note, short
+from pairio_cli.output import as_json, data, fail, finished, note, short
 from pairio_cli.shared import Json, Service, api, part, people, service_path
 from pairio_cli.times import clock
 
@@ -74,7 +74,7 @@ def propose(
     found = api().call("POST", service_path(name, "proposals/look"), {"id": proposal or ""})
     _write(file, found)
     as_json(found) if json else data(found["id"])
-    note(f"Wrote {file}; another admin signs it: pairio service sign {name} --file {file.name}")
+    finished(f"Wrote {file}; another admin signs it: pairio service sign {name} --file {file.name}")
 
 
 def sign(
@@ -100,13 +100,13 @@ def sign(
     else:
         data(made["signed"])
     if waiting is None:
-        note("Signed by enough admins: the change has taken effect")
+        finished("Signed by enough admins: the change has taken effect")
         if file is not None:
             note(
                 f"Give {file} back: the others take it with pairio service sign {name} --file FILE"
             )
     else:
-        note(f"Signed; it waits for more of: {people(waiting['missing'])}")
+        finished(f"Signed; it waits for more of: {people(waiting['missing'])}")
 
 
 def withdraw(
@@ -115,7 +115,7 @@ def withdraw(
     """Drop a proposal on this node; others keep it. Example: pairio service withdraw lab ID"""
     made = api().call("DELETE", service_path(name, f"proposals/{part(proposal)}"))
     as_json(made) if json else data(made["withdrawn"])
-    note("Dropped here; signatures that were given to others stay with them")
+    finished("Dropped here; signatures that were given to others stay with them")
 
 
 # -- files --------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def log(
     found = api().call("GET", service_path(name, "log"), None, query)
     if export is not None:
         _write_json(export, found)
-        note(f"Wrote {export}; pairio service verify-log {export} needs no node")
+        finished(f"Wrote {export}; pairio service verify-log {export} needs no node")
         return
     as_json(found) if json else _tell(found)
 
@@ -228,7 +228,7 @@ def verify_log(file: Annotated[Path, typer.Argument(metavar="FILE")], json: Json
         "entries": history(chain),
     }
     as_json(told) if json else _tell(told)
-    note(f"Verified {len(told['entries'])} changes of service {chain.service}")
+    finished(f"Verified {len(told['entries'])} changes of service {chain.service}")
     note("Its id names the first change; compare it, and the head, with a member's you trust")
 
 

@@ -6,7 +6,7 @@ import click
 import typer
 
 from pairio_cli.admins import done
-from pairio_cli.output import as_json, data, note, short, table
+from pairio_cli.output import as_json, data, finished, note, short, table
 from pairio_cli.shared import Json, Service, ServiceOption, api, part, service_path
 from pairio_cli.times import clock
 
@@ -29,7 +29,7 @@ def publish(what: _What, service: ServiceOption = None, json: Json = False) -> N
     told = (
         "its definition, result, outputs and console" if made["kind"] == "result" else "all of it"
     )
-    note(f"Anybody who reaches this node may read {told} ({made['blocks']} blocks), by CID")
+    finished(f"Anybody who reaches this node may read {told} ({made['blocks']} blocks), by CID")
     note(f"{_NOT_UNSAID}. To stop serving it: pairio unpublish {short(made['id'])}")
 
 
@@ -39,7 +39,9 @@ def unpublish(what: _What, json: Json = False) -> None:
     if json:
         as_json(made)
         return
-    note(f"This node gives {short(made['id'])} to strangers no more; what they have stays theirs")
+    finished(
+        f"This node gives {short(made['id'])} to strangers no more; what they have stays theirs"
+    )
 
 
 def published(json: Json = False) -> None:

@@ -11,7 +11,7 @@ import click
 import typer
 
 from pairio_cli.download import Bar, content_of, fetch_content, plain_name, size_text
-from pairio_cli.output import as_json, data, fail, note, short
+from pairio_cli.output import as_json, data, fail, finished, note, short
 from pairio_cli.shared import JobId, Json, ServiceOption, api, part
 
 __all__ = ["export", "get", "import_", "provenance", "verify"]
@@ -51,7 +51,7 @@ def get(
     for cid, target in _targets(wanted, file):
         size = fetch_content(node, cid, target, force=force)
         data(str(target))
-        note(f"Wrote {size_text(size)} to {target}")
+        finished(f"Wrote {size_text(size)} to {target}")
 
 
 def _wanted(node: Any, name: str, output: str | None, service: str | None) -> list[tuple[str, str]]:
@@ -248,7 +248,9 @@ def export(
         partial.unlink(missing_ok=True)
         bar.clear()
     data(str(file))
-    note(f"Wrote {size_text(size)}; pairio verify {file} needs no node, pairio import takes it in")
+    finished(
+        f"Wrote {size_text(size)}; pairio verify {file} needs no node, pairio import takes it in"
+    )
 
 
 def import_(
@@ -266,7 +268,7 @@ def import_(
     else:
         for name in [r["resultCid"] for r in found["results"][:1]] or found["roots"]:
             data(name)
-    note(f"Imported {found['blocks']} blocks, {size_text(found['size'])}")
+    finished(f"Imported {found['blocks']} blocks, {size_text(found['size'])}")
     refused = [row for row in found["results"] if not row["counts"]]
     if found["serviceId"] is None:
         note("It is content only: pairio get CID writes it to a file")

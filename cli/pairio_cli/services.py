@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import as_json, data, note, short, table
+from pairio_cli.output import as_json, data, finished, note, short, table
 from pairio_cli.shared import Image, Json, Service, api, new_typer, part
 
 __all__ = ["app_app", "limits_text", "service_app"]
@@ -52,7 +52,7 @@ def service_create(name: str, json: Json = False) -> None:
     """Create a service. Example: pairio service create lab"""
     made = api().call("POST", "/api/v1/services", {"name": name})
     as_json(made) if json else data(made["serviceId"])
-    note(f"Created service {made['serviceName']!r}; this node is its admin")
+    finished(f"Created service {made['serviceName']!r}; this node is its admin")
 
 
 @service_app.command("ls")
@@ -98,7 +98,7 @@ def service_accept(name: Service, json: Json = False) -> None:
     service = api().call("POST", f"/api/v1/services/{part(name)}/accept")
     if json:
         as_json(service)
-    note(f"This node takes part in {service['serviceName']!r}")
+    finished(f"This node takes part in {service['serviceName']!r}")
 
 
 @app_app.command("install")

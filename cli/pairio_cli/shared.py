@@ -6,6 +6,7 @@ import click
 import typer
 import typer.core
 
+from pairio_cli import complete
 from pairio_cli.output import data, fail, short
 
 __all__ = [
@@ -23,14 +24,27 @@ __all__ = [
     "service_path",
 ]
 
-Service = Annotated[str, typer.Argument(metavar="SERVICE", help="Name or id of the service.")]
+Service = Annotated[
+    str,
+    typer.Argument(
+        metavar="SERVICE", help="Name or id of the service.", autocompletion=complete.services
+    ),
+]
 Image = Annotated[
     str | None,
     typer.Option(help="Container image: a docker-archive (FILE.tar), or one of the engine here."),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, or the end of it.")]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="Id of the job, or the end of it.", autocompletion=complete.jobs
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ServiceOption = Annotated[str | None, typer.Option("--service", help="Name or id of the service.")]
+ServiceOption = Annotated[
+    str | None,
+    typer.Option("--service", help="Name or id of the service.", autocompletion=complete.services),
+]
 
 
 def _keep_help_of_arguments() -> None:

@@ -3,6 +3,7 @@
 import json as json_module
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,25 @@ from typing import Any
 from pairio._http import Api, part
 from pairio.errors import PairioError
 from pairio_cli.content import add_input
-from pairio_cli.output import INTERRUPTED, as_json, data, note, short
+from pairio_cli.follow import TimeOver, follow, shown_on_stderr, time_limit
+from pairio_cli.insight import show_plan
+from pairio_cli.output import INTERRUPTED, as_json, data, elapsed_s, finished, note, short
 from pairio_cli.secret import read_secrets
 
-__all__ = ["Wish", "show_job", "submit_wish"]
+__all__ = [
+    "Waiting",
+    "Wish",
+    "body_of",
+    "only_service",
+    "plan_wish",
+    "seen_to",
+    "show_job",
+    "submit_wish",
+    "wait_for",
+]
 
 _EXIT_FAILED, _EXIT_TIMEOUT = 1, 4
+_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,35 +47,67 @@ class Wish:
     rerun_failing: bool
     nocopy: bool = False
     secrets: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # parameters that are no text
+    batch: str = ""
+    targets: tuple[str, ...] = ()
 
 
-def submit_wish(api: Api, wish: Wish, *, wait: bool, timeout_s: float | None, json: bool) -> int:
+@dataclass(frozen=True)
+class Waiting:
+    """Whether a submit waits for the end, shows what the job writes, and for how long."""
+
+    wait: bool = False
+    follow: bool = False
+    timeout_s: float | None = None
+
+
+def submit_wish(api: Api, wish: Wish, waiting: Waiting, *, json: bool) -> int:
     """Submit, maybe wait, print; return the exit code."""
-    began = time.monotonic()
-    service = wish.service or _only_service(api)
+    return seen_to(api, api.call("POST", "/api/v1/jobs", body_of(api, wish)), waiting, json=json)
+
+
+def plan_wish(api: Api, wish: Wish, *, json: bool) -> int:
+    """Say what would become of a job; return the exit code."""
+    plan = api.call("POST", "/api/v1/jobs/plan", body_of(api, wish))
+    as_json(plan) if json else show_plan(plan)
+    finished("Nothing was submitted")
+    return 0
+
+
+def body_of(api: Api, wish: Wish) -> dict[str, Any]:
+    """Return what the API takes for a wish."""
+    service = wish.service or only_service(api)
     processor = _processor(api, service, wish.name)
-    body = {
+    return {
         "serviceName": service,
         "jobDefinition": _definition(api, wish, processor),
         "requiredResources": wish.resources,
         "tags": wish.tags,
         "skipCache": wish.skip_cache,
         "rerunFailing": wish.rerun_failing,
+        **({"batchId": wish.batch} if wish.batch else {}),
+        **({"targetComputeClientIds": wish.targets} if wish.targets else {}),
+        **({"secrets": read_secrets(wish.secrets)} if wish.secrets else {}),
     }
-    if wish.secrets:
-        body["secrets"] = read_secrets(wish.secrets)
-    job = api.call("POST", "/api/v1/jobs", body)
-    if wait:
+
+
+def seen_to(api: Api, job: dict[str, Any], waiting: Waiting, *, json: bool) -> int:
+    """Wait for a job that was submitted, if that is wanted; print it; return the exit code."""
+    is_waited_for = waiting.wait or waiting.follow
+    if is_waited_for:
         try:
-            job = _wait(api, job, service, None if timeout_s is None else began + timeout_s)
+            left_s = None
+            if waiting.timeout_s is not None:
+                left_s = max(0.0, waiting.timeout_s - elapsed_s())
+            job = _end_of(api, job, left_s, follows=waiting.follow)
         except KeyboardInterrupt:
             as_json(job) if json else data(job["jobId"])
             note("interrupted; the job goes on")
             note(f"\nhint: pairio job show {short(job['jobId'])}, or pairio job cancel")
             return INTERRUPTED
     as_json(job) if json else data(job["jobId"])
-    _say(job, time.monotonic() - began)
-    if not wait:
+    _say(job, elapsed_s())
+    if not is_waited_for:
         return 0
     if not job["isSettled"]:
         note("error: the time to wait is over; the job goes on")
@@ -70,13 +116,27 @@ def submit_wish(api: Api, wish: Wish, *, wait: bool, timeout_s: float | None, js
     return 0 if job["status"] == "completed" else _EXIT_FAILED
 
 
-def _wait(api: Api, job: dict[str, Any], service: str, ends: float | None) -> dict[str, Any]:
+def _end_of(
+    api: Api, job: dict[str, Any], left_s: float | None, *, follows: bool
+) -> dict[str, Any]:
+    """Return a job at its end, or as it is after `left_s`."""
+    ends_s = None if left_s is None else time.monotonic() + left_s
+    if follows and not job["cached"]:
+        with suppress(TimeOver), time_limit(left_s):
+            follow(job["requestId"], job["serviceName"], shown_on_stderr())
+    return wait_for(api, job, ends_s)
+
+
+def wait_for(api: Api, job: dict[str, Any], ends_s: float | None = None) -> dict[str, Any]:
+    """Return a job when it is over, and safe if it completed; or as it is at `ends_s`
+    (monotonic)."""
+    path = f"/api/v1/jobs/{part(job['requestId'])}/wait"
     while not job["isSettled"]:
-        left = 30.0 if ends is None else min(30.0, ends - time.monotonic())
-        if left <= 0:
+        left_s = _WAIT_S if ends_s is None else min(_WAIT_S, ends_s - time.monotonic())
+        if left_s <= 0:
             break
-        path = f"/api/v1/jobs/{job['requestId']}/wait"
-        job = api.call("GET", path, None, {"serviceName": service, "timeoutSec": left})
+        query = {"serviceName": job["serviceName"], "timeoutSec": left_s}
+        job = api.call("GET", path, None, query)
     return job
 
 
@@ -96,7 +156,8 @@ def _say(job: dict[str, Any], took_s: float) -> None:
             note(job["lost"])
 
 
-def _only_service(api: Api) -> str:
+def only_service(api: Api) -> str:
+    """Return the service that is meant when none is named."""
     services = [s["serviceName"] for s in api.call("GET", "/api/v1/services")["services"]]
     if len(services) == 1:
         return str(services[0])
@@ -139,7 +200,8 @@ def _definition(api: Api, wish: Wish, processor: dict[str, Any]) -> dict[str, An
         "parameters": [
             {"name": n, "value": _value(n, v, types.get(n, "str"))}
             for n, v in _pairs(wish.parameters, "-p")
-        ],
+        ]
+        + [{"name": name, "value": value} for name, value in wish.values.items()],
     }
 
 

@@ -1,0 +1,181 @@
+"""`pairio batch ...`: many jobs under one name."""
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from pairio_cli import complete
+from pairio_cli.output import as_json, data, finished, note, table
+from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
+from pairio_cli.times import clock
+
+__all__ = ["batch_app"]
+
+batch_app = new_typer("Batches: many jobs under one name (pairio submit --batch).")
+BatchId = Annotated[
+    str,
+    typer.Argument(metavar="BATCH", help="Name of the batch.", autocompletion=complete.batches),
+]
+_EXIT_FAILED, _EXIT_TIMEOUT = 1, 4
+_PAGE = 1000
+_OPEN = ("pending", "starting", "running")
+
+
+def _path(batch: str) -> str:
+    return f"/api/v1/batches/{part(batch)}"
+
+
+def _counts(batch: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in batch["statuses"].items())
+
+
+def batch_jobs(node: Any, batch: str, service: str | None) -> list[dict[str, Any]]:
+    """Return all jobs of a batch, newest first."""
+    found: list[dict[str, Any]] = []
+    query = {"batchId": batch, "serviceName": service, "limit": _PAGE}
+    while True:
+        page = node.call("GET", "/api/v1/jobs", None, query)
+        found += page["jobs"]
+        if not page["nextCursor"]:
+            return found
+        query["cursor"] = page["nextCursor"]
+
+
+@batch_app.command("ls")
+def batch_ls(
+    service: ServiceOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
+    json: Json = False,
+) -> None:
+    """List batches, newest first. Example: pairio batch ls"""
+    query = {"serviceName": service, "limit": limit}
+    found = api().call("GET", "/api/v1/batches", None, query)["batches"]
+    if json:
+        as_json(found)
+        return
+    rows = [
+        [
+            batch["batchId"],
+            batch["serviceName"],
+            str(batch["jobs"]),
+            _counts(batch),
+            clock(int(batch["timestampCreatedSec"] * 1000)),
+        ]
+        for batch in found
+    ]
+    table(["BATCH", "SERVICE", "JOBS", "STATUS", "BEGAN"], rows, "No batch is known here")
+
+
+@batch_app.command("show")
+def batch_show(batch: BatchId, service: ServiceOption = None, json: Json = False) -> None:
+    """Show a batch and its jobs. Example: pairio batch show nightly"""
+    from pairio_cli.jobs import show_jobs
+
+    node = api()
+    found = node.call("GET", _path(batch), None, {"serviceName": service})
+    jobs = batch_jobs(node, batch, found["serviceName"])
+    if json:
+        as_json({**found, "members": jobs})
+        return
+    data(f"batch      {found['batchId']}")
+    data(f"service    {found['serviceName']}")
+    data(f"jobs       {found['jobs']}: {_counts(found)}")
+    show_jobs(jobs)
+
+
+@batch_app.command("wait")
+def batch_wait(
+    batch: BatchId,
+    service: ServiceOption = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds at most.")] = None,
+    json: Json = False,
+) -> None:
+    """Wait until every job of a batch is over. Example: pairio batch wait nightly"""
+    node = api()
+    found = node.call("GET", _path(batch), None, {"serviceName": service})
+    found = _waited(node, found, None if timeout is None else time.monotonic() + timeout)
+    if json:
+        as_json(found)
+    else:
+        data(_counts(found))
+    if not found["isOver"]:
+        note("error: the time to wait is over; the batch goes on")
+        note(f"\nhint: pairio batch show {batch}")
+        sys.exit(_EXIT_TIMEOUT)
+    if found["statuses"].get("completed", 0) != found["jobs"]:
+        note(f"error: not every job of batch {batch!r} completed: {_counts(found)}")
+        note(f"\nhint: pairio batch retry {batch}, or pairio batch show {batch}")
+        sys.exit(_EXIT_FAILED)
+    finished(f"Completed {found['jobs']} jobs of batch {batch!r}")
+
+
+def _waited(node: Any, batch: dict[str, Any], ends_s: float | None) -> dict[str, Any]:
+    """Wait for one open job after the other, as its end is told; return the batch at the end, or
+    as it is at `ends_s` (monotonic)."""
+    from pairio_cli.submit import wait_for
+
+    query = {"serviceName": batch["serviceName"]}
+    while True:
+        jobs = batch_jobs(node, batch["batchId"], batch["serviceName"])
+        waiting = [job for job in jobs if job["status"] in _OPEN]
+        for job in waiting:
+            wait_for(node, job, ends_s)
+        batch = node.call("GET", _path(batch["batchId"]), None, query)
+        is_late = ends_s is not None and time.monotonic() >= ends_s
+        if batch["isOver"] or is_late or not waiting:
+            return batch
+
+
+@batch_app.command("cancel")
+def batch_cancel(batch: BatchId, service: ServiceOption = None, json: Json = False) -> None:
+    """Withdraw your jobs of a batch that are not over. Example: pairio batch cancel nightly"""
+    found = api().call("DELETE", _path(batch), None, {"serviceName": service})
+    if json:
+        as_json(found)
+    finished(f"Canceled {found['canceled']} jobs of batch {batch!r}")
+
+
+@batch_app.command("retry")
+def batch_retry(batch: BatchId, service: ServiceOption = None, json: Json = False) -> None:
+    """Submit again what failed or was canceled in a batch. Example: pairio batch retry nightly"""
+    node = api()
+    found = node.call("GET", _path(batch), None, {"serviceName": service})
+    jobs = batch_jobs(node, batch, found["serviceName"])
+    latest = {job["jobId"]: job for job in reversed(jobs)}  # newest first: the last one stays
+    again = [job for job in latest.values() if job["status"] in ("failed", "canceled")]
+    made: list[dict[str, Any]] = []
+    for start in range(0, len(again), _PAGE):
+        bodies = [submit_again(job, rerun_failing=True) for job in again[start : start + _PAGE]]
+        made += node.call("POST", "/api/v1/jobs/batch", {"jobs": bodies})["jobs"]
+    refused = [job["error"]["message"] for job in made if "jobId" not in job]
+    if json:
+        as_json(made)
+    else:
+        for job in made:
+            if "jobId" in job:
+                data(job["jobId"])
+    for words in dict.fromkeys(refused):
+        note(f"refused: {words}")
+    finished(f"Submitted {len(made) - len(refused)} jobs of batch {batch!r} again")
+    if refused:
+        note(f"error: {len(refused)} jobs were refused")
+        note(f"\nhint: pairio batch show {batch}")
+        sys.exit(_EXIT_FAILED)
+
+
+def submit_again(
+    job: dict[str, Any], *, rerun_failing: bool = False, skip_cache: bool = False
+) -> dict[str, Any]:
+    """Return what submits a job as it was submitted."""
+    return {
+        "serviceName": job["serviceName"],
+        "jobDefinition": job["jobDefinition"],
+        "requiredResources": job["requiredResources"],
+        "tags": job["tags"],
+        "batchId": job.get("batchId") or "",
+        "targetComputeClientIds": job.get("targetComputeClientIds"),
+        "skipCache": skip_cache,
+        "rerunFailing": rerun_failing,
+    }
