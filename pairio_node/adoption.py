@@ -42,9 +42,16 @@ class JobCard:
     machine_boot: str
     #: CIDs of inputs that it reads from files of the owner, not from copies.
     bound: tuple[str, ...] = ()
+    #: The GPUs that it has, by UUID.
+    gpus: tuple[str, ...] = ()
 
     @staticmethod
-    def of(effect: Execute, runner: str, bound: tuple[str, ...] = ()) -> "JobCard":
+    def of(
+        effect: Execute,
+        runner: str,
+        bound: tuple[str, ...] = (),
+        gpus: tuple[str, ...] = (),
+    ) -> "JobCard":
         """Return the card of a run that is about to begin."""
         return JobCard(
             service=effect.service,
@@ -61,6 +68,7 @@ class JobCard:
             runner=runner,
             machine_boot=_machine_boot(),
             bound=bound,
+            gpus=gpus,
         )
 
     @property
@@ -88,7 +96,7 @@ class JobCard:
         """Return the card of a folder; None when there is none that can be read."""
         try:
             raw: dict[str, Any] = json.loads((folder / CARD_FILE).read_text())
-            for name in ("upstream", "coordinators", "bound"):
+            for name in ("upstream", "coordinators", "bound", "gpus"):
                 raw[name] = tuple(raw.get(name, ()))
             raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
             return JobCard(**raw)

@@ -21,6 +21,7 @@ from pairio_node.images import RunImages
 from pairio_node.outside import Outside
 from pairio_node.runner import NoRunner, RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.bounds import JobBounds
+from pairio_node.runner.gpus import GpuPool, NoGpu
 from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.urls import UrlError, UrlRules, fetch_url
@@ -84,6 +85,8 @@ class Executions:
         self._grace_s = restart_grace_s
         self._url_rules = url_rules
         self._used = used
+        #: The GPUs of this machine that jobs may have.
+        self.gpus = GpuPool()
         self._bindable = bindable
         self._secrets_of = secrets_of
         self._bounds = bounds
@@ -147,6 +150,7 @@ class Executions:
             log.info("run ends: attempt %s, %s %s", attempt[-40:], how, executed.error or "")
             await self._deliver(executed)
         await trio.to_thread.run_sync(remove_tree, run.folder)
+        self.gpus.give_back(attempt)
         del self._runs[attempt]
         self._none_left.set()
 
@@ -158,6 +162,7 @@ class Executions:
         adopted, gone = find_jobs(self._jobs)
         for folder, card in adopted:
             run = self._runs[card.attempt] = _Run(folder, card.service)
+            self.gpus.keep(card.attempt, card.gpus)
             self._found.append((run, card))
         return tuple(card.event for _, card in adopted), gone
 
@@ -199,7 +204,12 @@ class Executions:
             return _no_result(effect.attempt, *self._given_up)
         if isinstance(spec, Executed):
             return spec
-        card = JobCard.of(effect, runner.name, tuple(run.bound))
+        try:
+            spec = replace(spec, gpu_devices=self.gpus.take(effect.attempt, spec.gpus))
+        except NoGpu as error:
+            return _no_result(effect.attempt, "infra", str(error))
+        uuids = tuple(gpu.uuid for gpu in spec.gpu_devices)
+        card = JobCard.of(effect, runner.name, tuple(run.bound), uuids)
         card.write(run.folder)
         return await self._executed(card, await runner.run(spec, run.cancel))
 

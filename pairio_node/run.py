@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from pairio_node.node import Node
 from pairio_node.nodelog import node_log
 from pairio_node.runner import Launcher, ProcessRunner, Runners, probe_all
 from pairio_node.runner.container.runner import ContainerRunner
+from pairio_node.runner.gpus import GpuPool, find_gpus
 from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
 from pairio_node.runner.zygote.runner import WarmRunner
 from pairio_node.store import Store
@@ -101,6 +103,10 @@ async def run_node(
             async with trio.open_nursery() as top:
                 await top.start(_watch_signals, stop)
                 kubo = await open_kubo(home, config)
+                gpus = find_gpus()[: config.gpus]
+                if len(gpus) < config.gpus:
+                    say_and_log(f"gpus is {config.gpus}, and this machine has {len(gpus)}")
+                    config = replace(config, gpus=len(gpus))
                 warm = _warm_pool(home, config)
                 runners, note = await _open_runners(home, config, launcher, warm)
                 if note and config.compute:
@@ -115,6 +121,7 @@ async def run_node(
                 )
                 node.crashes |= crashes or {}
                 node.say = say_and_log
+                node.executions.gpus = GpuPool(gpus)
                 node.memory_limit = launcher.memory_limit
                 node.warm = warm
                 top.start_soon(warm.serve)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import trio
 
 from pairio_node.runner.bounds import JobBounds
+from pairio_node.runner.gpus import Gpu
 
 __all__ = ["ProbeResult", "RunInput", "RunOutcome", "RunOutput", "RunSpec", "Runner"]
 
@@ -59,6 +60,8 @@ class RunSpec:
     image: str = ""
     #: More variables for the job; used to make an app write its spec.
     environment: dict[str, str] = field(default_factory=dict)
+    #: The GPUs that it was given: as many as it asked for.
+    gpu_devices: tuple[Gpu, ...] = ()
     #: What this node lets it use besides what it asked for.
     bounds: JobBounds = field(default_factory=JobBounds)
     #: "none", or "full": it shares this machine's network.

@@ -113,7 +113,8 @@ class BwrapRunner(ProcessRunner):
 
     def _sandbox(self, spec: RunSpec, mounts: Mounts) -> list[str]:
         head = sandbox_head(shares_network=spec.network == "full")
-        argv = [*head, "--seccomp", FILTER, *mounts.system(), *mounts.devices(hides_init=True)]
+        argv = [*head, "--seccomp", FILTER, *mounts.system()]
+        argv += mounts.devices(hides_init=True, gpus=spec.gpu_devices)
         if spec.network == "full":
             argv += mounts.network()
         argv += mounts.read_only(spec.bundle, "/app")

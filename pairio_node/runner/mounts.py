@@ -8,10 +8,11 @@ environment lie, or who may enter the folders above them.
 import os
 import sys
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from pairio_node.runner.gpus import SHARED_DEVICES, Gpu
 from pairio_node.runner.process import sdk_root
 from pairio_node.runner.supervisor.sandbox import STAGE
 from pairio_node.runner.supervisor.secret import secret_word
@@ -106,11 +107,15 @@ class Mounts:
                 argv += self.read_only(Path(os.path.realpath(path)), path)
         return argv
 
-    def devices(self, *, masked: bool = True, hides_init: bool = False) -> list[str]:
+    def devices(
+        self, *, masked: bool = True, hides_init: bool = False, gpus: Sequence[Gpu] = ()
+    ) -> list[str]:
         """Return arguments for /proc, /dev and /dev/shm. A zygote mounts another /proc for each
         job, which the kernel refuses where one is partly `masked`. `hides_init`: the first process
         is bubblewrap's own, not to be written to by a job, which is its user."""
         argv = ["--proc", "/proc", "--dev", "/dev"]
+        if masked:
+            argv += self.gpus(gpus)
         argv += ["--size", str(_SHM_SIZE_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         for path in _MASKED_FILES if masked else ():
             if os.path.exists(path):
@@ -119,6 +124,19 @@ class Mounts:
         for path in folders if masked else ():
             if os.path.exists(path):
                 argv += ["--tmpfs", path, "--remount-ro", path]
+        return argv
+
+    def gpus(self, gpus: Sequence[Gpu], root: Path = Path("/")) -> list[str]:
+        """Return arguments for a job's GPUs: their devices, and none of the others'. They come
+        before /dev is made read-only."""
+        if not gpus:
+            told = "/proc/driver/nvidia"
+            there = (root / told[1:]).exists()
+            return ["--tmpfs", told, "--remount-ro", told] if there else []
+        argv: list[str] = []
+        for name in (*(f"nvidia{gpu.minor}" for gpu in gpus), *SHARED_DEVICES):
+            if (root / "dev" / name).exists():
+                argv += ["--dev-bind", str(root / "dev" / name), f"/dev/{name}"]
         return argv
 
 

@@ -275,7 +275,7 @@ def common_environment(spec: RunSpec, tmp: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         **dict.fromkeys(_THREADS, cpus),
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in spec.gpu_devices),
         "JOB_ID": spec.job_id,
         "JOB_INTERNAL": "1",
         "JOB_TIMEOUT_SEC": str(spec.time_ms // 1000),

@@ -10,6 +10,7 @@ import pytest
 
 from pairio_node.runner import BwrapRunner, Launcher, RunInput, RunOutput, RunSpec
 from pairio_node.runner.base import ProbeResult
+from pairio_node.runner.gpus import Gpu
 from pairio_node.runner.mounts import Mounts
 from pairio_node.runner.probe import MARK
 from pairio_node.runner.selftest import judge
@@ -112,3 +113,21 @@ def test_a_job_that_says_nothing_has_proved_nothing() -> None:
     assert "bwrap: something" in judge(b"bwrap: something\n").why
     assert "was not tried" in judge(f"{MARK}{{}}".encode()).why
     assert not judge(f"{MARK}not JSON".encode()).ok
+
+
+async def test_a_job_has_the_gpus_that_it_was_given_and_no_others(
+    bwrap: BwrapRunner, tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A machine with two, as far as mounts go: the devices are files.
+    root = Path(elsewhere)
+    (root / "dev").mkdir(mode=0o755)
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (root / "dev" / name).write_text(name)
+    there = Mounts.gpus
+    monkeypatch.setattr(Mounts, "gpus", lambda mounts, gpus: there(mounts, gpus, root))
+    script = 'ls /dev | grep nvidia; echo "$CUDA_VISIBLE_DEVICES"'
+    one = script_spec(tmp_path, script, gpus=1, gpu_devices=(Gpu("GPU-b", 1),))
+    outcome = await run_spec(bwrap, one)
+    assert outcome.console.decode().split() == ["nvidia-uvm", "nvidia1", "nvidiactl", "GPU-b"]
+    outcome = await run_spec(bwrap, script_spec(tmp_path, script))
+    assert (outcome.status, outcome.console) == ("completed", b"\n")
