@@ -47,8 +47,9 @@ class RunningEngine:
         return [container["Names"][0].lstrip("/") for container in found]
 
 
-def missing(program: str) -> str:
+def missing(name: str) -> str:
     """Return why an engine cannot be started here; empty when it can."""
+    program = {"podman": "podman", "docker": "dockerd"}[name]
     if shutil.which(program) is None:
         return f"{program} is not installed"
     return "" if os.geteuid() == 0 else f"tests start {program} as root"
@@ -57,7 +58,7 @@ def missing(program: str) -> str:
 @contextlib.contextmanager
 def engine(name: str) -> Iterator[RunningEngine]:
     """Run an engine; `name` is podman or docker."""
-    why = missing({"podman": "podman", "docker": "dockerd"}[name])
+    why = missing(name)
     if why:
         assert not os.environ.get("CI"), f"CI installs engines, and {why}"
         pytest.skip(why)

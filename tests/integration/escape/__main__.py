@@ -25,6 +25,8 @@ async def _play(kinds: list[str], names: tuple[str, ...], plant: str) -> dict[st
                         continue
                     runner = planted(kind.runner, plant) if plant else kind.runner
                     columns[name] = await lab.inside(runner, kind.spec_of)
+                    for own in set(kind.is_own) & columns[name].keys():
+                        columns[name][own] = ("denied", "of others: it is the job's own")
     return columns
 
 

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pairio_node.runner import BwrapRunner, Launcher, Runner, RunSpec
+from pairio_node.runner.container.runner import ContainerRunner
+from pairio_node.runner.container.settings import ContainerSettings
 from pairio_node.runner.mounts import Mounts
+from tests.integration.engines import engine, missing
 
 __all__ = ["HOLES", "KINDS", "Kind", "planted"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A runner to try. `spec_of` changes a run of a Python app into one for it."""
+    """A runner to try. `spec_of` changes a run of a Python app into one for it. `is_own`: attempts
+    that may work, since what they reach is the job's own and nobody else's."""
 
     runner: Runner
     spec_of: Callable[[RunSpec], RunSpec] = lambda spec: spec
+    is_own: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -29,8 +34,34 @@ async def _bwrap(launcher: Launcher, _: Path) -> AsyncIterator[Kind | str]:
         yield Kind(BwrapRunner(launcher))
 
 
+#: The first process of a container is a shell of the job's, as the job's own user.
+_FIRST_PROCESS = (
+    "write the memory of the first process",
+    "list descriptors of the first process",
+)
+
+
+def _container(name: str) -> Callable[[Launcher, Path], AbstractAsyncContextManager[Kind | str]]:
+    @asynccontextmanager
+    async def kind(launcher: Launcher, folder: Path) -> AsyncIterator[Kind | str]:
+        if why := missing(name):
+            yield why
+            return
+        with engine(name) as found:
+            home = folder / f"home-{name}"
+            home.mkdir()
+            runner = ContainerRunner(launcher, ContainerSettings(socket=found.socket), home)
+            probe = await runner.probe()
+            assert probe.ok, probe
+            yield Kind(runner, is_own=_FIRST_PROCESS)
+
+    return kind
+
+
 KINDS: dict[str, Callable[[Launcher, Path], AbstractAsyncContextManager[Kind | str]]] = {
     "bwrap": _bwrap,
+    "container (Podman)": _container("podman"),
+    "container (Docker)": _container("docker"),
 }
 
 #: Holes in the sandbox of bubblewrap, to show that the attempts find them: arguments more.

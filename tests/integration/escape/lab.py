@@ -213,6 +213,8 @@ def _limit(console: bytes) -> str:
     for words in ("memory", "processes", "disk", "outputs", "time", "File too large"):
         if last.startswith(f"{words}:") or f"] {words}" in last:
             return f"ended by its limit: {words}"
+    if last.endswith("processes and threads)"):  # refused, and it ended before it was looked at
+        return "ended by its limit: processes"
     raise AssertionError(f"it ended otherwise: {last}")
 
 
