@@ -55,10 +55,15 @@ class RunningNode:
         return code
 
 
-def launch(home: Path, *arguments: str, plants: tuple[str, ...] = ()) -> RunningNode:
+def launch(
+    home: Path,
+    *arguments: str,
+    plants: tuple[str, ...] = (),
+    program: str = "pairio_cli.node_entry",
+) -> RunningNode:
     """Start a node on a home; what it says to nobody goes to HOME.log. `plants` are faults that
-    show that tests can fail (`attacks/planted.py`)."""
-    program = "tests.integration.attacks.planted" if plants else "pairio_cli.node_entry"
+    show that tests can fail (`attacks/planted.py`); `program` is what runs in its place."""
+    program = "tests.integration.attacks.planted" if plants else program
     argv = [sys.executable, "-m", program, *plants, "run", "--json"]
     argv += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cpus", "2", "--memory-gb", "4"]
     argv += ["--allow-process", "hello_world", *arguments]
