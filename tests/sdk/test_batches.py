@@ -614,3 +614,29 @@ def test_the_examples_run(module: Any, client: Client, node: FakeNode) -> None:
     for test in tests:
         result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
         assert result.failed == 0, test.name
+
+
+def test_the_guides_python_runs(
+    client: Client, node: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = job()["requestId"]
+    for name in (request, _id(0), _id(1)):
+        node.on("GET", f"/jobs/{name}", job(requestId=name))
+        node.on("GET", f"/jobs/{name}/outputs/output", Raw(b"hello"))
+    node.on("GET", "/events", events(_told(0, "completed"), _told(1, "completed"), ("ready", {})))
+    count = {**SPEC["processors"][0], "name": "count_characters"}  # type: ignore[dict-item]
+    spec = {"name": "hello_world", "processors": [*SPEC["processors"], count]}
+    node.on("GET", "/services/lab/apps", {"apps": [{**_app(), "appSpecification": spec}]})
+    names: dict[str, Any] = {"names": ["Ada", "Grace"], "AsyncClient": AsyncClient}
+    guide = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
+    blocks = [block.split("```")[0] for block in guide.split("```python\n")[1:]]
+    assert len(blocks) >= 4
+    for block in blocks:
+        if "async with" not in block:
+            exec(block, names)
+            continue
+        inner = "\n".join(f"    {line}" for line in block.split("\n"))
+        exec(f"async def example():\n{inner}", names)
+        anyio.run(names["example"])
+    names["client"].close()
+    assert "2/2 done" in capsys.readouterr().out

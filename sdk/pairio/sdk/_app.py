@@ -48,13 +48,42 @@ class App:
         self._name = app_name
         self._description = description
         self._processors: list[type[ProcessorBase]] = []
+        self._given: list[dict[str, Any]] = []
         self._warm_up: Callable[[], object] | None = None
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "App":
+        """Return the app that a specification describes: `get_spec()` gives it again. It has no
+        code, so jobs of these processors cannot be run by it.
+
+        Raises:
+            PairioError: it is no specification.
+        """
+        from pairio.sdk._specs import checked_spec
+
+        checked = checked_spec(spec)
+        app = cls(checked["name"], description=str(checked.get("description", "")))
+        app._given = checked["processors"]
+        return app
+
+    @classmethod
+    def from_spec_uri(cls, uri: str) -> "App":
+        """Return the app whose specification lies at a URI: http(s), `file://`, a page of a file on
+        GitHub, or a path.
+
+        Raises:
+            PairioError: it cannot be had, or is none.
+        """
+        from pairio.sdk._specs import read_spec
+
+        return cls.from_spec(read_spec(uri))
 
     def add_processor(self, processor: type[ProcessorBase]) -> None:
         """Add a processor class."""
         if not isinstance(getattr(processor, "name", None), str):
             raise TypeError(f"{processor.__name__} has no `name`: set it to a text")
-        if any(p.name == processor.name for p in self._processors):
+        known = [*(p.name for p in self._processors), *(p["name"] for p in self._given)]
+        if processor.name in known:
             raise ValueError(f"two processors are called {processor.name!r}")
         self._processors.append(processor)
 
@@ -69,7 +98,7 @@ class App:
         return {
             "name": self._name,
             "description": self._description,
-            "processors": [_processor_spec(p) for p in self._processors],
+            "processors": [*self._given, *(_processor_spec(p) for p in self._processors)],
         }
 
     def run(self) -> None:
