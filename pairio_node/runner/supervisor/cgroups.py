@@ -198,16 +198,20 @@ class JobCgroup:
         try:
             for folder in dict.fromkeys(made.folders.values()):
                 folder.mkdir()
-            if memory_bytes:
-                made._bound_memory(memory_bytes)
-            if cpu_millicores:
-                made._bound_cpu(cpu_millicores)
-            if processes_max and "pids" in made.folders:
-                _put(made.folders["pids"] / "pids.max", str(processes_max))
+            made.bound(memory_bytes, cpu_millicores, processes_max)
         except OSError:
             made.remove()
             raise
         return made
+
+    def bound(self, memory_bytes: int, cpu_millicores: int, processes_max: int) -> None:
+        """Set the bounds; 0 means none."""
+        if memory_bytes:
+            self._bound_memory(memory_bytes)
+        if cpu_millicores:
+            self._bound_cpu(cpu_millicores)
+        if processes_max and "pids" in self.folders:
+            _put(self.folders["pids"] / "pids.max", str(processes_max))
 
     def _bound_memory(self, size_bytes: int) -> None:
         """Bound memory and swap together: what is swapped out is still the job's."""

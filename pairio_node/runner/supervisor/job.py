@@ -111,17 +111,21 @@ class Supervisor:
     def _bound(self) -> None:
         """Make what holds the job's bounds, and what watches them."""
         bounds = Bounds(**self._plan["bounds"])
-        if self._plan["groups"] is not None:
-            self._group = JobCgroup.create(
-                Delegation(**self._plan["groups"]),
-                f"{os.getpid()}-{os.urandom(6).hex()}",
-                memory_bytes=bounds.memory_bytes,
-                cpu_millicores=self._plan["cpu_millicores"],
-                processes_max=bounds.processes,
-            )
+        self._group = self._grouped(bounds)
+        if self._group is not None:
             (self._folder / GROUP_FILE).write_text(json.dumps(self._group.as_plain()))
-        folder = self._folder / "tmp"
-        self._watcher = Watch(bounds, folder, self._tree, self._group)
+        self._watcher = Watch(bounds, self._folder / "tmp", self._tree, self._group)
+
+    def _grouped(self, bounds: Bounds) -> JobCgroup | None:
+        if self._plan["groups"] is None:
+            return None
+        return JobCgroup.create(
+            Delegation(**self._plan["groups"]),
+            f"{os.getpid()}-{os.urandom(6).hex()}",
+            memory_bytes=bounds.memory_bytes,
+            cpu_millicores=self._plan["cpu_millicores"],
+            processes_max=bounds.processes,
+        )
 
     def _start(self) -> None:
         self._bound()
@@ -151,21 +155,17 @@ class Supervisor:
     def _in_the_child(self) -> None:
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write(_OOM_SCORE)
-        self._hold()
+        if self._group is not None:
+            self._group.enter()
+        if self._group is None or not self._group.bounds_cpu:
+            self._keep_to_processors()
         if self._plan["nice"]:
             os.nice(self._plan["nice"])
         if self._plan["user"]:
             become(self._plan["user"], self._plan["files"])
         self._die_with_parent()  # last: it is forgotten when the user changes
 
-    def _hold(self, pid: int = 0) -> None:
-        """Put a process of the job where its bounds hold; 0: the calling one."""
-        if self._group is not None:
-            self._group.enter(pid)
-        if self._group is None or not self._group.bounds_cpu:
-            self._keep_to_processors(pid)
-
-    def _keep_to_processors(self, pid: int) -> None:
+    def _keep_to_processors(self, pid: int = 0) -> None:
         """Keep the job to as many processors as it asked for: other ones than the job before."""
         mine = sorted(os.sched_getaffinity(0))
         count = min(len(mine), -(-self._plan["cpu_millicores"] // 1000)) or len(mine)

@@ -17,7 +17,7 @@ from typing import Any
 
 from .job import ERRORS_FILE, LOCK_FILE, Supervisor
 
-__all__ = ["launch", "main"]
+__all__ = ["become_supervisor", "launch", "lock_folder", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -55,9 +55,8 @@ def _supervisor_for(plan: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any]], None]) -> int:
     """Fork a supervisor, which calls `supervise`; its lock is held before this returns."""
     folder = Path(plan["folder"])
-    lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock_fd = lock_folder(folder)
     try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         pid = os.fork()
     except OSError:
         os.close(lock_fd)
@@ -65,7 +64,8 @@ def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any]], None]) ->
     if pid == 0:
         code = 70
         try:
-            _become_supervisor(folder, lock_fd)
+            os.setsid()
+            become_supervisor(folder, lock_fd)
             supervise(plan)
             code = 0
         except BaseException:
@@ -76,8 +76,19 @@ def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any]], None]) ->
     return pid
 
 
-def _become_supervisor(folder: Path, lock_fd: int) -> None:
-    os.setsid()
+def lock_folder(folder: Path) -> int:
+    """Take a job's folder: no other supervisor can. Raises OSError when one has."""
+    lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock_fd)
+        raise
+    return lock_fd
+
+
+def become_supervisor(folder: Path, lock_fd: int) -> None:
+    """Make this process, which leads a session, the supervisor of the folder's job."""
     os.pwrite(lock_fd, str(os.getpid()).encode(), 0)
     null_fd = os.open(os.devnull, os.O_RDWR)
     errors_fd = os.open(folder / ERRORS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pairio_node.runner.supervisor.disk import remove_tree
-from pairio_node.runner.supervisor.launcher import launch
 from pairio_node.runner.supervisor.processes import descendants
 from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces, import_tricks
-from pairio_node.runner.zygote.warm_job import Warm, WarmSupervisor
+from pairio_node.runner.zygote.keeper import Keeper, KeeperGone
+from pairio_node.runner.zygote.warm_job import Warm
 
 __all__ = ["main"]
 
@@ -59,7 +59,7 @@ def main() -> None:
         while (plan := host.wait_for(channel)) is not None:
             try:
                 channel.answer({"pid": host.run(plan)})
-            except (OSError, _Refused) as error:
+            except (OSError, _Refused, KeeperGone) as error:
                 channel.answer({"error": str(error)})
     finally:
         host.end()
@@ -153,7 +153,7 @@ class _Single:
     """A worker that was started ahead for one job."""
 
     def __init__(self, host: "_Host", number: int) -> None:
-        self.ready = False
+        self._asks: str | None = None
         self.folder = host.folder / str(number)
         for name in ("in", "tmp", "tmp/working", "tmp/working/tmp", "tmp/out", "tmp/other"):
             (self.folder / name).mkdir(parents=name == "in")
@@ -170,9 +170,7 @@ class _Single:
             os.close(out_fd)
             theirs.close()
         host.configure(self.link, single=True)
-        self.warm = Warm(
-            host.outside, link=self.link, console_fd=self.console_fd, folder=str(self.folder)
-        )
+        self._job_fd = -1
 
     def look(self) -> bool:
         """Take what it says; False when it has ended."""
@@ -182,21 +180,32 @@ class _Single:
             data, fds = b"", []
         message = json.loads(data) if data else {}
         if "held" in message:
-            self.warm.job_fd = fds[0]
-        self.ready = self.ready or message.get("asks") in ("", "single")
-        if self.ready and self.warm.init_fd < 0:
-            tree = descendants(self.sandbox.pid)
-            if not tree:
-                return False
-            self.warm.init_fd = os.pidfd_open(tree[0])
-        return bool(message) and message.get("asks") != "off"
+            self._job_fd = fds[0]
+        self._asks = message.get("asks", self._asks)
+        return bool(message) and self._asks != "off"
+
+    @property
+    def ready(self) -> bool:
+        """Say whether its app is imported and its init has shut itself off."""
+        return self._asks is not None and self._job_fd >= 0
+
+    def warm(self, outside: Namespaces) -> Warm:
+        """Return it as what a job can be run in, once it is ready; its descriptors go along."""
+        tree = descendants(self.sandbox.pid)
+        if not tree:
+            raise ProcessLookupError("the worker has ended")
+        init_fd = os.pidfd_open(tree[0])
+        os.close(self.sandbox.fd)
+        folder = str(self.folder)
+        return Warm(outside, self.link, init_fd, self._job_fd, None, self.console_fd, folder)
 
     def close(self) -> None:
-        """Close this process' ends; the job's supervisor has its own."""
+        """It has ended before it was ready."""
         self.link.close()
-        for fd in (self.console_fd, self.warm.job_fd, self.warm.init_fd, self.sandbox.fd):
+        for fd in (self.console_fd, self._job_fd, self.sandbox.fd):
             if fd >= 0:
                 os.close(fd)
+        remove_tree(self.folder)
 
 
 class _Host:
@@ -210,7 +219,9 @@ class _Host:
         self._zygote: _Sandbox | None = None
         self._control: socket.socket | None = None
         self._namespaces: Namespaces | None = None
-        self._workers: list[_Single] = []
+        self._workers: list[_Single] = []  # that still import the app
+        self._keepers: list[Keeper] = []
+        self._lost = ""
         self._numbers = iter(range(10**9))
         self._broken = 0
         self._turn = 0
@@ -225,8 +236,7 @@ class _Host:
                 return {"kind": "zygote", "why": ""}
             except (OSError, _Refused) as error:
                 why = str(error)
-                if self._zygote is not None:
-                    self._zygote.kill()
+                self._end_zygote()
         try:
             self._start_first()
         except (OSError, _Refused) as error:
@@ -237,10 +247,11 @@ class _Host:
         """Let running jobs end, then end everything."""
         for worker in self._workers:
             worker.sandbox.kill()
+        for keeper in self._keepers:
+            keeper.channel.close()
         for fd in self._supervisors:
             select.select([fd], [], [])
-        if self._zygote is not None:
-            self._zygote.kill()
+        self._end_zygote()
         remove_tree(self.folder)
 
     def configure(self, link: socket.socket, *, single: bool) -> None:
@@ -278,6 +289,13 @@ class _Host:
             ours.send(b"go")
         os.close(errors_fd)
 
+    def _end_zygote(self) -> None:
+        if self._zygote is not None:
+            self._zygote.kill()
+        if self._control is not None:
+            self._control.close()
+        self._control, self._zygote = None, None
+
     # -- workers for one job each -----------------------------------------------------------
 
     def _start_first(self) -> None:
@@ -290,6 +308,9 @@ class _Host:
                 raise _Refused("its import did not end in time")
             if not worker.look():
                 raise _Refused(_last_line(worker.console_fd) or "the worker has ended")
+        self._workers.remove(worker)
+        self._keep(worker.warm(self.outside))
+        self._refill()
 
     def _start_worker(self) -> _Single:
         worker = _Single(self, next(self._numbers))
@@ -297,71 +318,92 @@ class _Host:
         return worker
 
     def _refill(self) -> None:
-        while len(self._workers) < self.config["workers"] and self._broken < _BROKEN_IN_A_ROW_MAX:
-            self._start_worker()
-
-    def _ready_worker(self) -> _Single:
-        """Return one that is ready; one that is on its way is there sooner than a cold start."""
-        ends_s = time.monotonic() + _WORKER_S
-        while True:
-            for worker in self._workers:
-                if worker.ready:
-                    return worker
-            self._refill()
-            by_link = {w.link.fileno(): w for w in self._workers}
-            left_s = max(0.0, ends_s - time.monotonic())
-            readable = select.select([*by_link], [], [], left_s)[0] if by_link else []
-            if not readable:
-                raise _Refused("no worker is ready")
-            for fd in readable:
-                self._look_at(by_link[fd])
+        if self._namespaces is None and self._broken < _BROKEN_IN_A_ROW_MAX:
+            while len(self._workers) + len(self._keepers) < self.config["workers"]:
+                self._start_worker()
 
     def _look_at(self, worker: _Single) -> None:
-        if worker.look():
-            self._broken = 0 if worker.ready else self._broken
-            return
-        self._broken += 1
-        self._workers.remove(worker)
-        worker.close()
-        remove_tree(worker.folder)
+        if not worker.look():
+            self._broken += 1
+            self._workers.remove(worker)
+            worker.close()
+        elif worker.ready:
+            self._broken = 0
+            self._workers.remove(worker)
+            with contextlib.suppress(OSError):  # it has just ended
+                self._keep(worker.warm(self.outside))
 
     # -- jobs -----------------------------------------------------------------------------
 
     def wait_for(self, channel: _Channel) -> dict[str, Any] | None:
         """Return the next plan; None when the node is gone. Meanwhile workers become ready."""
-        while True:
-            by_link = {w.link.fileno(): w for w in self._workers}
-            for fd in select.select([_CHANNEL_FD, *by_link], [], [])[0]:
-                if fd != _CHANNEL_FD:
-                    self._look_at(by_link[fd])
-                    continue
-                return channel.line()
+        while not self._look(None, [_CHANNEL_FD]):
+            pass
+        return channel.line()
 
     def run(self, plan: dict[str, Any]) -> int:
-        """Fork the supervisor of a job."""
-        worker, warm = None, Warm(self.outside, control=self._control, namespaces=self._namespaces)
-        if self._namespaces is None:
-            worker = self._ready_worker()
-            warm = worker.warm
-        elif self._zygote is None or select.select([self._zygote.fd], [], [], 0)[0]:
-            raise _Refused("the zygote has ended")
-
-        def supervise(plan: dict[str, Any]) -> None:
-            WarmSupervisor(plan, None, warm).run()
-
+        """Hand a job over; returns its supervisor's process id."""
+        keeper = self._ready_keeper()
+        self._keepers.remove(keeper)
         self._turn += 1
-        pid = launch({**plan, "cpu_turn": self._turn}, supervise)
+        pid = keeper.run({**plan, "cpu_turn": self._turn})
         running = [fd for fd in self._supervisors if not select.select([fd], [], [], 0)[0]]
         for fd in set(self._supervisors) - set(running):
             os.close(fd)
         self._supervisors = running
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             self._supervisors.append(os.pidfd_open(pid))
-        if worker is not None:
-            self._workers.remove(worker)
-            worker.close()
-            self._refill()
+        self._refill()
         return pid
+
+    def _ready_keeper(self) -> Keeper:
+        """Return one; who is on his way is there sooner than a cold start."""
+        ends_s = time.monotonic() + _WORKER_S
+        self._look(0, [])
+        while not self._lost:
+            for keeper in self._keepers:
+                if keeper.ready:
+                    return keeper
+            self._refill()
+            left_s = ends_s - time.monotonic()
+            if left_s <= 0 and self._namespaces is not None:
+                self._lost = "the zygote makes no more processes"
+            elif left_s <= 0:
+                raise _Refused("no worker is ready")
+            else:
+                self._look(left_s, [])
+        raise _Refused(self._lost)
+
+    def _look(self, within_s: float | None, more: list[int]) -> bool:
+        """Wait for news of workers and keepers, and take them; say whether `more` has some."""
+        workers = {worker.link.fileno(): worker for worker in self._workers}
+        keepers = {keeper.channel.fileno(): keeper for keeper in self._keepers}
+        control = [] if self._control is None else [self._control.fileno()]
+        found = select.select([*workers, *keepers, *control, *more], [], [], within_s)[0]
+        for fd in found:
+            if fd in workers:
+                self._look_at(workers[fd])
+            elif fd in keepers and not keepers[fd].look():
+                self._keepers.remove(keepers[fd])
+                keepers[fd].channel.close()
+            elif fd in control:
+                self._take_forked()
+        return any(fd in more for fd in found)
+
+    def _take_forked(self) -> None:
+        """A child of the zygote is there for a job."""
+        assert self._control is not None
+        data, fds, _, _ = socket.recv_fds(self._control, 65536, 4)
+        if not data:
+            self._lost = "the zygote has ended"
+            self._end_zygote()
+            return
+        link, init_fd, job_fd = fds
+        warm = Warm(self.outside, socket.socket(fileno=link), init_fd, job_fd, self._namespaces)
+        self._keep(warm)
+
+    def _keep(self, warm: Warm) -> None:
+        self._keepers.append(Keeper(warm, self.config["groups"]))
 
 
 def _hear(link: socket.socket, errors_fd: int, within_s: float) -> tuple[dict[str, Any], str]:

@@ -26,7 +26,6 @@ MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 200
 _J1_OOM_SCORE, _JOB_OOM_SCORE = 900, 1000
 _REAP_S = 1.0
-_ENDED = os.WEXITED | os.WNOWAIT
 #: How many processes wait for jobs, and how long nothing is taken before one more is made.
 _AHEAD = 2
 _QUIET_S = 0.02
@@ -142,39 +141,46 @@ def _init(take_fd: int) -> None:
     kernel.die_with_parent()
     _mount_own()
     control = socket.socket(fileno=_control_fd)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, of_job = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _become_job(theirs)
+        _become_job(of_job)
         return
     try:
-        own_fd, job_fd = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
-        _shut_off((control.fileno(), ours.fileno(), take_fd, own_fd, job_fd))
-        data, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES_MAX, FDS_MAX)
-        if not data:
-            os._exit(0)  # the host has gone
+        passed = [theirs.detach(), os.pidfd_open(os.getpid()), os.pidfd_open(pid)]
+        fds = (control.fileno(), link.fileno(), ours.fileno(), take_fd)
+        _shut_off((*fds, *passed))
+        _send(control, {"hello": True}, passed)
         control.close()
-        link_fd, console_fd, *mounts = fds
-        link = socket.socket(fileno=link_fd)
-        _send(link, {"hello": True}, [own_fd, job_fd])
-        if link.recv(16) != b"enter":  # the supervisor has put the job where its limits are
-            os._exit(0)
-        for fd, target in zip(mounts, json.loads(data)["targets"], strict=True):
-            kernel.move_mount(fd, target)
-        socket.send_fds(ours, [data], [link_fd, console_fd])
-        for fd in (own_fd, console_fd, *mounts):
+        for fd in passed[:2]:
             os.close(fd)
-        ours.close()
-        kernel.drop_capabilities()
-        kernel.die_with_parent()
-        kernel.load_filter(bytes.fromhex(_config["strict"]))
-        _send(link, {"held": True})
-        os.write(take_fd, b"t")  # the zygote makes the next one
-        os.close(take_fd)
-        _send(link, _ended(link, job_fd, pid))
+        _serve_init(link, ours, take_fd, pid, passed[2])
     except BaseException:
         os._exit(_PROGRAM_END)
     os._exit(0)
+
+
+def _serve_init(
+    link: socket.socket, to_job: socket.socket, take_fd: int, pid: int, job_fd: int
+) -> None:
+    data, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES_MAX, FDS_MAX)
+    os.write(take_fd, b"t")  # another one is made, whatever becomes of this one
+    os.close(take_fd)
+    if not data:
+        return  # nobody keeps it any more
+    console_fd, *mounts = fds
+    for fd, target in zip(mounts, json.loads(data)["targets"], strict=True):
+        kernel.move_mount(fd, target)
+    socket.send_fds(to_job, [data], [link.fileno(), console_fd])
+    for fd in fds:
+        os.close(fd)
+    to_job.close()
+    kernel.drop_capabilities()
+    kernel.die_with_parent()
+    kernel.load_filter(bytes.fromhex(_config["strict"]))
+    _send(link, {"held": True})
+    _send(link, _ended(link, job_fd, pid))
 
 
 def _mount_own() -> None:
@@ -251,11 +257,7 @@ def _shut_off(kept: tuple[int, ...]) -> None:
     null_fd = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):
         os.dup2(null_fd, target)
-    first = 3
-    for fd in sorted(kept):
-        os.closerange(first, fd)
-        first = fd + 1
-    kernel.close_from(first)
+    kernel.close_except(kept)
 
 
 def _guard(link: socket.socket, pid: int) -> None:
@@ -274,17 +276,16 @@ def _ended(link: socket.socket, job_fd: int, pid: int) -> dict[str, Any]:
     poll = select.poll()
     poll.register(job_fd, select.POLLIN)
     poll.register(link, 0)  # its end: a supervisor that is killed takes the job with it
-    moved = [0, 0]
     status = None
     while status is None:
         if any(fd != job_fd for fd, _ in poll.poll(_REAP_S * 1000)):
             os._exit(_PROGRAM_END)
-        while status is None and (ended := os.waitid(os.P_ALL, 0, _ENDED | os.WNOHANG)):
-            status = _reaped(ended.si_pid, moved, status_of=pid)
+        while status is None and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            status = ended[1] if ended[0] == pid else None
     try:
         os.kill(-1, signal.SIGKILL)
-        while ended := os.waitid(os.P_ALL, 0, _ENDED):
-            _reaped(ended.si_pid, moved)
+        while True:
+            os.wait()
     except (ChildProcessError, ProcessLookupError):
         pass  # nothing is left
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -292,22 +293,7 @@ def _ended(link: socket.socket, job_fd: int, pid: int) -> dict[str, Any]:
         "status": status,
         "cpu_ms": int((used.ru_utime + used.ru_stime) * 1000),
         "memory_peak_bytes": used.ru_maxrss * 1024,
-        "read_bytes": moved[0],
-        "written_bytes": moved[1],
     }
-
-
-def _reaped(pid: int, moved: list[int], status_of: int = 0) -> int | None:
-    """Take the end of a process, count what it read and wrote; return its status if asked for."""
-    try:
-        with open(f"/proc/{pid}/io") as file:
-            counts = dict(line.split(": ") for line in file.read().splitlines())
-        moved[0] += int(counts["rchar"])
-        moved[1] += int(counts["wchar"])
-    except OSError:
-        pass  # the system does not say
-    status = os.waitpid(pid, 0)[1]
-    return status if pid == status_of else None
 
 
 # -- the app ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Iterable
 
 __all__ = [
     "NEW_IPC",
@@ -14,6 +15,7 @@ __all__ = [
     "NEW_NS",
     "NEW_PID",
     "NEW_USER",
+    "close_except",
     "close_from",
     "die_with_parent",
     "drop_capabilities",
@@ -159,6 +161,14 @@ def load_filter(program: bytes) -> None:
         _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(asked), 0, 0),
         "PR_SET_SECCOMP",
     )
+
+
+def close_except(kept: Iterable[int], first: int = 3) -> None:
+    """Close all descriptors from `first` on but `kept`."""
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    close_from(first)
 
 
 def close_from(first: int) -> None:

@@ -1,6 +1,7 @@
 """The bwrap runner with warm workers: jobs of apps that are often run skip the start of an
 interpreter and the import. What a job may do and see is the same."""
 
+import os
 import resource
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ _START = f"import sys; sys.path.insert(0, {_INSIDE!r}); from pairio_warm.inside 
 _TMP_SIZE_BYTES = 64 * 2**20
 _SHM_SIZE_BYTES = 64 * 2**20
 _JOBS_OF_A_ZYGOTE = 64
+#: So many files of the owner's can be handed to a zygote's child, one by one.
+_OWN_FILES_MAX = 100
 _OUTCOME_FILE = "outcome.json"
 
 
@@ -71,15 +74,13 @@ class WarmRunner(BwrapRunner):
         for name in ("working/tmp", "out", "other"):
             (tmp / name).mkdir(parents=True, exist_ok=True)
         self._write_job(spec, tmp)
-        if job_user():
-            await trio.to_thread.run_sync(self._hand_over, spec)
+        _hand_over(spec, tmp)
         plan = ProcessRunner._plan(self, spec, [])
-        groups = self._launcher.groups
         pid = await warmed.host.start(
             request_of(plan)
             | {
                 "alive": str(self._launcher.alive),
-                "groups": None if groups is None else asdict(groups),
+                "groups": self._groups(),
                 "targets": _targets(spec),
                 "cwd": "/tmp/working",
                 "limits": _limits(spec, warmed.kind),
@@ -101,9 +102,14 @@ class WarmRunner(BwrapRunner):
             "strict": strict(architecture).hex(),
             "middle": middle(architecture).hex(),
             "shm_bytes": _SHM_SIZE_BYTES,
+            "groups": self._groups(),
             "zygote": self._zygote(spec),
             "single": self._single(spec, strict(architecture)),
         }
+
+    def _groups(self) -> dict[str, Any] | None:
+        found = self._launcher.groups
+        return None if found is None else asdict(found)
 
     def _zygote(self, spec: RunSpec) -> dict[str, Any]:
         mounts = Mounts(job_user())
@@ -156,7 +162,19 @@ def _app_of(spec: RunSpec) -> App | None:
 def _fits(spec: RunSpec, kind: str) -> bool:
     """Say whether a worker of this kind can show the job its inputs."""
     copies = spec.work_dir / "in"
-    return kind == "zygote" or all(i.path.is_relative_to(copies) for i in spec.inputs)
+    own = sum(not file.path.is_relative_to(copies) for file in spec.inputs)
+    return own <= (_OWN_FILES_MAX if kind == "zygote" else 0)
+
+
+def _hand_over(spec: RunSpec, tmp: Path) -> None:
+    """Give the new folders to whom the job runs as; a walk would take longer than they deserve."""
+    user = job_user()
+    if not user:
+        return
+    for name in ("", "working", "working/tmp", "out", "other", "job.json"):
+        os.chown(tmp / name, user, user)
+    if spec.inputs and (spec.work_dir / "in").is_dir():
+        let_read(spec.work_dir / "in")
 
 
 def _limits(spec: RunSpec, kind: str) -> dict[str, int]:
