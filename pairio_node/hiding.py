@@ -3,6 +3,7 @@ statistics, answers as a cache hit, and is found by its id; it is left out of li
 """
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pairio_node.errors import ConflictError
@@ -36,7 +37,7 @@ class Hiding:
         """Leave these requests out of lists from now on."""
         new = [name for name in requests if name not in self._hidden]
         self._hidden.update(dict.fromkeys(new))
-        gone = list(self._hidden)[: max(0, len(self._hidden) - HIDDEN_MAX)]
+        gone = list(islice(self._hidden, max(0, len(self._hidden) - HIDDEN_MAX)))
         for name in gone:
             del self._hidden[name]
         notes = [(_NOTE, name, b"1") for name in new] + [(_NOTE, name, b"") for name in gone]

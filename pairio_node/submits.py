@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from pairio_node.errors import ConflictError, UserError
+from pairio_node.errors import ConflictError, UnavailableError
 from pairio_protocol import events as ev
 from pairio_protocol.commands import SUBMIT_NOTE
 from pairio_protocol.fold import RequestState
@@ -112,7 +112,7 @@ class Submits:
         finally:
             del self._under_way[name]
             if under_way.answer is None and under_way.error is None:
-                under_way.error = UserError("the node is stopping", code="unavailable")
+                under_way.error = UnavailableError("the node is stopping", hint="submit again")
             under_way.done.set()
 
     async def _submit(self, body: dict[str, Any], key: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class _Watch:
     services: tuple[str, ...]
     changed: dict[tuple[str, str], None] = field(default_factory=dict)
     has_all_changed: bool = False
+    has_overflowed: bool = False
     wake: trio.Event = field(default_factory=trio.Event)
     told: dict[tuple[str, str], tuple[RequestState, str]] = field(default_factory=dict)
     count: int = 0
@@ -84,6 +85,7 @@ class _Watch:
         if service and service not in self.services:
             return
         if not job or len(self.changed) >= WATCHED_MAX:
+            self.has_overflowed = self.has_overflowed or bool(job)
             self.has_all_changed = True
             self.changed.clear()
         elif not self.has_all_changed:
@@ -157,22 +159,29 @@ class Watching:
                 is_late = trio.current_time() - looked_s > _LOOK_S
                 is_everything = is_late or watch.has_all_changed
                 looked_s = trio.current_time() if is_everything else looked_s
-                changed = list(watch.changed)
-                watch.changed, watch.has_all_changed, watch.wake = {}, False, trio.Event()
-                found = self._watched(watch) if is_everything else self._affected(watch, changed)
+                changed, has_overflowed = list(watch.changed), watch.has_overflowed
+                watch.changed, watch.wake = {}, trio.Event()
+                watch.has_all_changed = watch.has_overflowed = False
+                if is_everything:
+                    found = self._watched(watch, has_overflowed)
+                else:
+                    found = self._affected(watch, changed)
                 for events in self._tell(watch, [*found, *self._vanished(watch)]):
                     yield events
                     await trio.lowlevel.checkpoint()
         finally:
             self._watches.remove(watch)
 
-    def _watched(self, watch: _Watch) -> Iterator[tuple[str, RequestState]]:
-        """Yield (service, request) of all that is watched; of all there are only those told of."""
+    def _watched(
+        self, watch: _Watch, has_overflowed: bool = False
+    ) -> Iterator[tuple[str, RequestState]]:
+        """Yield (service, request) of all that is watched; where that is all there are, those told
+        of, unless it is not known what changed."""
         for service in watch.services:
             fold = self._node.core.fold(service)
             if watch.query.requests:
                 found = [fold.requests.get(name) for name in watch.query.requests]
-            elif watch.query.names_some:
+            elif watch.query.names_some or has_overflowed:
                 found = list(fold.requests.values())
             else:
                 found = [fold.requests.get(name) for of, name in watch.told if of == service]

@@ -1,16 +1,24 @@
 """Jobs found again, hidden, watched, and submitted once for a key."""
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from pairio_node import submits
-from pairio_node.errors import ConflictError, NotFoundError, UnavailableError, UserError
+from pairio_node import submits, watching
+from pairio_node.errors import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+    UserError,
+)
 from pairio_node.search import JobQuery
 from pairio_node.transport import MemoryNetwork
 from pairio_node.watching import WATCHERS_MAX, WatchQuery
@@ -273,6 +281,53 @@ async def test_watchers_are_bounded_and_end_with_the_node(tmp_path: Path) -> Non
         for watch in watches:
             with pytest.raises(StopAsyncIteration), trio.fail_after(5):
                 await watch.next()
+
+
+async def test_who_watches_everything_misses_no_job_when_too_much_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "WATCHED_MAX", 3)
+    async with _alone(tmp_path, compute=False) as node:
+        watch = _Reader(node, WatchQuery())
+        assert (await watch.next())[0] == "ready"
+        jobs = [await node.greet(f"n{number}") for number in range(8)]
+        seen = {(await watch.next())[1] for _ in range(8)}
+        assert seen == {job["requestId"] for job in jobs}
+        await watch.close()
+
+
+# -- URLs ------------------------------------------------------------------------------------
+
+
+class _Hello(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+async def test_what_a_url_gives_becomes_content_under_the_owners_rules(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hello)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    url = f"http://127.0.0.1:{server.server_port}/x"
+    try:
+        async with running(MemoryNetwork(), tmp_path / "a", allow_hosts=("127.0.0.1",)) as node:
+            added = await node.url_pins.add(url)
+            assert added["size"] == 5
+            read = [chunk async for chunk in node.content.read(added["cid"])]
+            assert b"".join(read) == b"hello"
+            assert list((tmp_path / "a" / "jobs").iterdir()) == []
+        async with running(MemoryNetwork(), tmp_path / "b") as node:
+            with pytest.raises(ForbiddenError, match="loopback"):
+                await node.url_pins.add(url)
+            assert list((tmp_path / "b" / "jobs").iterdir()) == []
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class _Reader:

@@ -188,6 +188,9 @@ def test_a_job_that_did_not_complete_raises_when_asked_to(
         assert caught.value.job is over
         assert caught.value.hint
     PairioJob(client, job()).raise_on_failure()
+    evil = PairioJob(client, job(status="failed", error="\x1b]0;title\x07 it\nbroke"))
+    with pytest.raises(JobFailed, match=r"\?]0;title\? it\nbroke"):
+        evil.raise_on_failure()
 
 
 def test_waiting_ends_with_its_time(client: Client, node: FakeNode) -> None:

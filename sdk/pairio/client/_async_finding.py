@@ -14,6 +14,7 @@ from pairio.client._bodies import (
     SubmitOptions,
     file_of,
     is_web_url,
+    newest_tries,
     search_query,
     source_name,
     submit_body,
@@ -131,7 +132,8 @@ class AsyncFinding(AsyncWatching):
         return None if answer["job"] is None else self._job(answer["job"])
 
     async def batch(self, batch_id: str, *, service_name: str | None = None) -> AsyncBatch:
-        """Return the jobs of a batch that were submitted before, in the order of submission.
+        """Return the jobs of a batch that were submitted before, in the order of submission; of
+        those that were submitted again after a failure the new ones.
 
         Raises:
             NotFound: the node knows none.
@@ -141,7 +143,7 @@ class AsyncFinding(AsyncWatching):
             raise NotFound(
                 f"no job of batch {batch_id!r} on this node", "find_jobs()", "not_found", 404
             )
-        return self._batch(batch_id, jobs[::-1])
+        return self._batch(batch_id, newest_tries(jobs)[::-1])
 
     async def add_content(self, path: str | Path, *, nocopy: bool = False) -> str:
         """Add a file or folder of this machine to the node; return what to give as an input's

@@ -109,7 +109,8 @@ class JobBase:
 def failure_of(job: JobBase) -> JobFailed | None:
     """Return what to raise for a job that has ended without completing; else None."""
     status, name = job._data["status"], job._data["jobId"][-8:]
-    reason = job._data["error"] or "no reason is given"
+    said = str(job._data["error"] or "no reason is given")  # by whoever ran it
+    reason = "".join(c if c.isprintable() or c == "\n" else "?" for c in said)
     if status == "failed":
         return JobFailed(f"job {name} failed: {reason}", "look at job.console()", job)
     if status == "canceled":

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from pairio.client._base import JobBase
@@ -26,6 +26,7 @@ __all__ = [
     "file_of",
     "is_web_url",
     "job_error",
+    "newest_tries",
     "pages_of",
     "search_query",
     "source_name",
@@ -201,6 +202,21 @@ def again_body(data: Mapping[str, Any], skip_cache: bool) -> dict[str, Any]:
         "batchId": data.get("batchId") or "",
         "targetComputeClientIds": data.get("targetComputeClientIds"),
     }
+
+
+_Job = TypeVar("_Job", bound=JobBase)
+
+
+def newest_tries(jobs: Sequence[_Job]) -> list[_Job]:
+    """Return jobs, newest first, without those that did not complete and were submitted again."""
+    kept: list[_Job] = []
+    seen: set[str] = set()
+    for job in jobs:
+        name = job._data["jobId"]
+        if name not in seen or job._data["status"] not in ("failed", "canceled"):
+            kept.append(job)
+        seen.add(name)
+    return kept
 
 
 def pages_of(bodies: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from pairio.client._bodies import (
     SubmitOptions,
     file_of,
     is_web_url,
+    newest_tries,
     search_query,
     source_name,
     submit_body,
@@ -133,7 +134,8 @@ class Finding(Watching):
         return None if answer["job"] is None else self._job(answer["job"])
 
     def batch(self, batch_id: str, *, service_name: str | None = None) -> Batch:
-        """Return the jobs of a batch that were submitted before, in the order of submission.
+        """Return the jobs of a batch that were submitted before, in the order of submission; of
+        those that were submitted again after a failure the new ones.
 
         Raises:
             NotFound: the node knows none.
@@ -143,7 +145,7 @@ class Finding(Watching):
             raise NotFound(
                 f"no job of batch {batch_id!r} on this node", "find_jobs()", "not_found", 404
             )
-        return self._batch(batch_id, jobs[::-1])
+        return self._batch(batch_id, newest_tries(jobs)[::-1])
 
     def add_content(self, path: str | Path, *, nocopy: bool = False) -> str:
         """Add a file or folder of this machine to the node; return what to give as an input's
