@@ -68,19 +68,26 @@ def _opened(file: Path) -> Any:
 def _new_lines(file: Path, opened: Any) -> Iterator[str]:
     """Yield lines as they come, also after the file was rotated away."""
     left = ""
-    while True:
-        text = opened.read()
-        *whole, left = (left + text).split("\n")
-        yield from whole
-        if text:
-            continue
-        try:
-            is_other = os.stat(file).st_ino != os.fstat(opened.fileno()).st_ino
-        except FileNotFoundError:
-            is_other = False  # it is being rotated
-        if is_other:
-            left += opened.read()  # what came last before it was rotated
-            opened.close()
-            opened = _opened(file) or opened
-        else:
-            time.sleep(_LOOK_S)
+    try:
+        while True:
+            text = opened.read()
+            *whole, left = (left + text).split("\n")
+            yield from whole
+            if text:
+                continue
+            if _is_another(file, opened):
+                left += opened.read()  # what came last before it was rotated
+                before, opened = opened, _opened(file) or opened
+                if before is not opened:
+                    before.close()
+            else:
+                time.sleep(_LOOK_S)
+    finally:
+        opened.close()
+
+
+def _is_another(file: Path, opened: Any) -> bool:
+    try:
+        return os.stat(file).st_ino != os.fstat(opened.fileno()).st_ino
+    except FileNotFoundError:
+        return False  # it is being rotated

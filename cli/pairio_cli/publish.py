@@ -29,8 +29,8 @@ def publish(what: _What, service: ServiceOption = None, json: Json = False) -> N
     told = (
         "its definition, result, outputs and console" if made["kind"] == "result" else "all of it"
     )
-    finished(f"Anybody who reaches this node may read {told} ({made['blocks']} blocks), by CID")
     note(f"{_NOT_UNSAID}. To stop serving it: pairio unpublish {short(made['id'])}")
+    finished(f"Anybody who reaches this node may read {told} ({made['blocks']} blocks), by CID")
 
 
 def unpublish(what: _What, json: Json = False) -> None:
