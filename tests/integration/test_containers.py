@@ -263,6 +263,22 @@ async def test_a_probe_names_what_gets_out(
     assert "does not hold" in probe.why
 
 
+async def test_an_engine_that_bounds_no_processes_is_not_used(
+    running: RunningEngine, launcher: Launcher, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As rootless Podman on control groups version 1: it takes the bound and enforces nothing.
+    from pairio_node.runner.container import runner as module
+
+    def unbounded(*arguments: Any) -> dict[str, Any]:
+        found = container_body(*arguments)
+        return {**found, "HostConfig": {**found["HostConfig"], "PidsLimit": 0}}
+
+    monkeypatch.setattr(module, "container_body", unbounded)
+    probe = await _runner(running, launcher, home).probe()
+    assert not probe.ok
+    assert "bounds no processes" in probe.why
+
+
 # -- limits ------------------------------------------------------------------------------------
 
 

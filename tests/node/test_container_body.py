@@ -1,6 +1,7 @@
 """What an engine is told of a job: nothing that an app or a submitter chose ends an option."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from pairio_node.runner.container.body import (
     is_safe_path,
     with_init,
 )
+from pairio_node.runner.container.engines import facts_of
 from pairio_node.runner.container.files import job_mounts
 from pairio_node.runner.container.settings import ContainerSettings, parse_container, sockets
 from pairio_node.runner.supervisor.container import Frames
+from pairio_node.runner.supervisor.engine import Engine
 
 DOCKER = Facts("/s", "Docker 1", False, False, True, False, "65534:65534")
 
@@ -93,7 +96,7 @@ def test_no_name_of_an_input_stands_in_a_mount(tmp_path: Path) -> None:
     inputs = (RunInput("a", name, own), RunInput("b", name, odd))
     (tmp_path / "job" / "tmp").mkdir(parents=True)
     (tmp_path / "bundle").mkdir()
-    mounts = job_mounts(_spec(tmp_path, inputs=inputs), "0:0")
+    mounts = job_mounts(_spec(tmp_path, inputs=inputs), f"{os.geteuid()}:0")
     told = json.dumps([mount.body for mount in mounts])
     assert name not in told
     assert "a,b" not in told
@@ -139,3 +142,35 @@ def test_wrong_settings_are_said(raw: Any, words: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_container(raw)
     assert words in str(caught.value.hint)
+
+
+class _Answers(Engine):
+    """An engine that answers as it was told."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        super().__init__("/none")
+        self._answers = answers
+
+    def ask(self, method: str, path: str, *more: Any, **options: Any) -> Any:
+        return self._answers[path]
+
+
+def _podman(rootless: bool, cgroups: str) -> Facts:
+    info = {"MemoryLimit": True, "CgroupVersion": cgroups, "SecurityOptions": ["name=seccomp"]}
+    version = {"Version": "4.3.1", "Components": [{"Name": "Podman Engine"}]}
+    own = {"host": {"security": {"rootless": rootless, "selinuxEnabled": False}}}
+    answers = {"/info": info, "/version": version, "/v4.3.1/libpod/info": own}
+    return facts_of(_Answers(answers))
+
+
+def test_podman_that_does_not_say_that_it_is_rootless_is_known_to_be() -> None:
+    assert _podman(rootless=True, cgroups="1").is_rootless
+    assert not _podman(rootless=True, cgroups="1").bounds_memory
+    assert _podman(rootless=True, cgroups="2").bounds_memory
+    assert _podman(rootless=False, cgroups="1").bounds_memory
+
+
+def test_in_a_rootless_engine_jobs_are_not_root_and_own_their_files() -> None:
+    assert _host(_podman(rootless=True, cgroups="2"))["UsernsMode"] == "keep-id"
+    assert "UsernsMode" not in _host(_podman(rootless=False, cgroups="2"))
+    assert not _podman(rootless=True, cgroups="2").user.startswith("0:")

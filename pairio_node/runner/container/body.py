@@ -119,6 +119,7 @@ def container_body(
         "HostConfig": {
             "OomScoreAdj": _OOM_SCORE,
             "NetworkMode": "none",
+            **({"UsernsMode": "keep-id"} if facts.is_rootless and facts.is_podman else {}),
             "IpcMode": "private",
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
@@ -130,16 +131,22 @@ def container_body(
             "CpuShares": 2 if spec.nice else 1024,
             "PidsLimit": spec.bounds.processes,
             "ShmSize": _SHM_SIZE_BYTES,
-            # Podman gives a read-only container writable ones without a bound.
-            "Tmpfs": {
-                "/run": "rw,nosuid,nodev,size=1m,mode=755",
-                "/var/tmp": "rw,nosuid,nodev,size=16m,mode=1777",
-            },
+            "Tmpfs": _tmpfs(facts),
             "Ulimits": _ulimits(spec.bounds),
             "LogConfig": {"Type": "none"},
             "RestartPolicy": {"Name": "no"},
             "Mounts": [mount.body for mount in mounts],
         },
+    }
+
+
+def _tmpfs(facts: Facts) -> dict[str, str]:
+    """Return what is in memory. Podman gives a read-only container such places without a bound, and
+    copies what the image has there, for which a rootless one lacks the rights."""
+    more = ",notmpcopyup" if facts.is_podman else ""
+    return {
+        "/run": f"rw,nosuid,nodev,size=1m,mode=755{more}",
+        "/var/tmp": f"rw,nosuid,nodev,size=16m,mode=1777{more}",
     }
 
 
@@ -161,9 +168,8 @@ def _ulimits(bounds: JobBounds) -> list[dict[str, Any]]:
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
 
 
-def default_user(is_rootless: bool) -> str:
-    """Return whom jobs run as. Root inside a rootless engine is the node's user outside; elsewhere
-    a node that is root runs them as nobody, and another node as its own user."""
-    if is_rootless:
-        return "0:0"
+def default_user() -> str:
+    """Return whom jobs run as: nobody, of a node that is root; else its own user, who is the same
+    inside and owns the job's files. In a rootless engine root inside would be that user, too, but
+    could do there what only root may."""
     return "65534:65534" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}"

@@ -7,9 +7,9 @@ from pairio_node.runner.container.body import Facts, default_user
 from pairio_node.runner.container.settings import ContainerSettings, sockets
 from pairio_node.runner.supervisor.engine import Engine, EngineError
 
-__all__ = ["NoEngine", "find_engine"]
+__all__ = ["NoEngine", "facts_of", "find_engine"]
 
-_ANSWER_S = 10.0
+_ANSWER_S = 5.0
 
 
 class NoEngine(Exception):
@@ -41,9 +41,11 @@ def find_engine(settings: ContainerSettings) -> Facts:
             said.append(f"{path}: not for this user, or not there")
             continue
         try:
-            return _facts(path)
+            return facts_of(Engine(path))
         except EngineError as error:
             said.append(str(error))
+        except (KeyError, TypeError, AttributeError):
+            said.append(f"{path}: an engine that answers otherwise than Podman and Docker")
     raise NoEngine(
         "; ".join(said),
         "rootless Podman needs no rights: `systemctl --user enable --now podman.socket`;"
@@ -51,23 +53,33 @@ def find_engine(settings: ContainerSettings) -> Facts:
     )
 
 
-def _facts(path: str) -> Facts:
-    engine = Engine(path)
+def facts_of(engine: Engine) -> Facts:
+    """Return what an engine says of itself.
+
+    Raises:
+        EngineError: it does not answer.
+        KeyError, TypeError, AttributeError: it is none that is known.
+    """
     info = engine.ask("GET", "/info", timeout_s=_ANSWER_S)
     version = engine.ask("GET", "/version", timeout_s=_ANSWER_S)
     options = [str(option) for option in info.get("SecurityOptions") or ()]
-    rootless = any(option.startswith("name=rootless") for option in options)
     podman = "podman" in _components(version)
+    rootless = any(option.startswith("name=rootless") for option in options)
+    selinux = any(option.startswith("name=selinux") for option in options)
+    if podman:  # Podman 4.3 does not say so there
+        own = engine.ask("GET", f"/v{version['Version']}/libpod/info", timeout_s=_ANSWER_S)
+        security = own["host"]["security"]
+        rootless, selinux = bool(security["rootless"]), bool(security.get("selinuxEnabled"))
     # Rootless Podman takes a bound on version 1 without a word, and enforces nothing.
     bounds = bool(info.get("MemoryLimit")) and not (rootless and info.get("CgroupVersion") == "1")
     return Facts(
-        socket=path,
+        socket=engine.path,
         name=f"{'Podman' if podman else 'Docker'} {version.get('Version', '')}".strip(),
         is_podman=podman,
         is_rootless=rootless,
         bounds_memory=bounds,
-        has_selinux=any(option.startswith("name=selinux") for option in options),
-        user=default_user(rootless),
+        has_selinux=selinux,
+        user=default_user(),
     )
 
 

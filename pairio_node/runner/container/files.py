@@ -22,8 +22,8 @@ _DISK_PERCENT_MAX: Final = 90
 def job_mounts(spec: RunSpec, user_ids: str) -> list[Mount]:
     """Return the mounts of the work folder, the inputs and the SDK, made readable for the
     job's user."""
-    user = int(user_ids.partition(":")[0]) if user_ids != "0:0" else None
-    is_other = user is not None and user != os.geteuid()
+    user = int(user_ids.partition(":")[0])
+    is_other = user != os.geteuid()
     folder = spec.work_dir / "in"
     mounts = [Mount(spec.work_dir / "tmp", "/tmp", is_writable=True)]
     for number, file in enumerate(spec.inputs):
@@ -40,7 +40,6 @@ def job_mounts(spec: RunSpec, user_ids: str) -> list[Mount]:
         mounts.append(Mount(folder, "/in"))
     mounts.append(Mount(sdk_root() / "pairio", "/opt/pairio/sdk/pairio"))
     if is_other:
-        assert user is not None
         let_read(spec.bundle)
         if folder.exists():
             let_read(folder)

@@ -21,6 +21,7 @@ import trio
 
 from pairio_node.runner import probe
 from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
+from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.container import inside
 from pairio_node.runner.container.archive import ImageError
 from pairio_node.runner.container.body import (
@@ -55,6 +56,10 @@ __all__ = ["ContainerRunner"]
 
 _T = TypeVar("_T")
 _PROBE_MIB = 256
+_CGROUPS_HINT = (
+    "rootless engines need control groups version 2, delegated to the user: boot with"
+    " systemd.unified_cgroup_hierarchy=1, or use an engine that runs as root"
+)
 _PROBE_TIME_MS = 30_000
 
 
@@ -115,7 +120,13 @@ class ContainerRunner(ProcessRunner):
         if not found.ok:
             why = f"{self.engine_name}: {found.why}"
             return ProbeResult(False, why, _hint(found.why))
-        self._facts = replace(self._facts, bounds_memory=_is_bounded(outcome.console))
+        # Without that bound one job could stop the machine before anybody looks.
+        if not _is_bounded(outcome.console, inside.PROCESSES_MARK, JobBounds().processes):
+            why = f"{self.engine_name} bounds no processes: it has no control group for them"
+            return ProbeResult(False, why, _CGROUPS_HINT)
+        most = _PROBE_MIB * 2**20
+        bounded = _is_bounded(outcome.console, inside.MEMORY_MARK, most)
+        self._facts = replace(self._facts, bounds_memory=bounded)
         return found
 
     async def _try_to_get_out(self) -> RunOutcome:
@@ -350,11 +361,11 @@ def _probe_spec(bundle: Path, work: Path) -> RunSpec:
     )
 
 
-def _is_bounded(console: bytes) -> bool:
-    """Say whether the probe saw the bound that the engine was told."""
+def _is_bounded(console: bytes, mark: str, most: int) -> bool:
+    """Say whether the probe saw a bound that the engine was told."""
     for line in console.decode(errors="replace").splitlines():
-        if line.startswith(inside.MEMORY_MARK):
-            return 0 < int(line.removeprefix(inside.MEMORY_MARK)) <= _PROBE_MIB * 2**20
+        if line.startswith(mark):
+            return 0 < int(line.removeprefix(mark)) <= most
     return False
 
 

@@ -63,6 +63,6 @@ def sockets(settings: ContainerSettings) -> list[str]:
     if settings.socket:
         return [settings.socket]
     user_folder = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    usual = [f"{user_folder}/podman/podman.sock", f"{user_folder}/docker.sock"]
+    usual = [f"{user_folder}/podman/podman.sock"]
     usual += ["/run/podman/podman.sock", "/var/run/docker.sock"]
     return [path for path in usual if os.path.exists(path)]
