@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,10 @@ import psutil
 import pytest
 import trio
 
+from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.zygote.pool import Warmed, WarmLimits
-from tests.integration.warm_lab import Lab, RunInput, RunOutput, lab, until
+from tests.integration.warm_lab import PATIENCE_S, Lab, RunInput, RunOutput, lab, until
 
 pytestmark = pytest.mark.integration
 KINDS = ("zygote", "single")
@@ -164,6 +169,30 @@ async def test_bounds_of_time_and_memory_hold(warm: Lab) -> None:
     full = await warm.run("x = bytearray(400 << 20); import time; time.sleep(60)", memory_mib=200)
     assert full.status == "failed"
     assert "memory" in full.error
+
+
+@pytest.mark.parametrize("groups", [True, False], ids=["groups", "watched"])
+@pytest.mark.parametrize("mode", ["on", "single"])
+async def test_a_bound_on_processes_holds(tmp_path: Path, mode: str, groups: bool) -> None:
+    """Also against a job that goes on when it is refused more."""
+    code = """
+import time
+count = 0
+while True:
+    try:
+        if os.fork() == 0: time.sleep(60); os._exit(0)
+        count += 1
+    except OSError:
+        print(count, flush=True); time.sleep(60)
+"""
+    async with lab(tmp_path, WarmLimits(mode=mode), groups=groups) as made:
+        await made.warm("zygote" if mode == "on" else "single")
+        outcome = await made.run(code, bounds=JobBounds(processes=30))
+        assert outcome.status in ("failed", "infra")  # the bound is tighter than the network's
+        seen = re.search(r"processes: (\d+) of at most 30", outcome.error)
+        assert seen, outcome.error
+        assert int(seen[1]) <= 2 * (30 + 64)
+        assert made.status["jobsWarm"] == 1
 
 
 # -- nothing of another job -------------------------------------------------------------------
@@ -563,3 +592,43 @@ async def test_what_is_idle_goes(tmp_path: Path) -> None:
         await until(lambda: made.status["why"] == "not used for long")
         assert made.status["workers"] == "cold"
         assert list((tmp_path / "warm").iterdir()) == []
+
+
+# -- a node that is not root --------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="then all of the other tests are of that")
+def test_a_node_that_is_not_root_has_them_too(tmp_path: Path) -> None:
+    """It has no uid to drop to, and hands out mounts from a user namespace of its own."""
+    with tempfile.TemporaryDirectory(prefix="pairio-warm-") as folder:
+        os.chown(folder, 65534, 65534)
+        become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": folder,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        # One that this user may start by himself, not only root for him.
+        again = "import subprocess, sys; subprocess.check_call([sys.executable, '-c', '1'])"
+        python = next(
+            path
+            for path in (sys.executable, "/usr/bin/python3")
+            if not subprocess.run([*become, path, "-c", again], capture_output=True).returncode
+        )
+        run = subprocess.run(
+            [*become, python, "-m", "tests.integration.warm_unprivileged", folder],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    for kind in KINDS:
+        assert found[kind]["said"] == [["content", 65534, []]] * 2
+        assert found[kind]["status"]["workers"] == kind
+    # A worker that was started ahead cannot be shown files of the owner's: such a job is cold.
+    assert found["zygote"]["status"]["jobsWarm"] == 2
+    assert found["single"]["status"]["jobsWarm"] == 0

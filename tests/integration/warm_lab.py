@@ -117,10 +117,12 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def lab(top: Path, limits: WarmLimits | None = None) -> AsyncIterator[Lab]:
+async def lab(
+    top: Path, limits: WarmLimits | None = None, *, groups: bool = True
+) -> AsyncIterator[Lab]:
     for name in ("apps", "jobs"):
         (top / name).mkdir(exist_ok=True)
-    with Launcher(top / "alive") as launcher:
+    with Launcher(top / "alive", with_groups=groups) as launcher:
         pool = WarmPool(top / "warm", limits or WarmLimits())
         made = Lab(top, WarmRunner(launcher, pool))
         made.app()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pairio_node.runner.supervisor.disk import remove_tree
-from pairio_node.runner.supervisor.processes import descendants
+from pairio_node.runner.supervisor.processes import descendants, send
 from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces, import_tricks
@@ -122,7 +122,10 @@ class _Sandbox:
             if part["user"]:
                 become(part["user"], files)
             kernel.die_with_parent()
+            if os.getppid() != host:
+                os._exit(1)  # it ended before it could take this process along
 
+        host = os.getpid()
         try:
             self._process = subprocess.Popen(
                 [*(fill.get(word, word) for word in part["argv"]), *map(str, fds)],
@@ -143,10 +146,9 @@ class _Sandbox:
         self.fd = os.pidfd_open(self.pid)
 
     def kill(self) -> None:
-        try:
-            signal.pidfd_send_signal(self.fd, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        """End it and what is below: a sandbox that is still being made does not end with it."""
+        if not select.select([self.fd], [], [], 0)[0]:
+            send([*descendants(self.pid), self.pid], signal.SIGKILL)
 
 
 class _Single:

@@ -91,9 +91,11 @@ class WarmPool:
 
     # -- for the runner -------------------------------------------------------------------
 
-    def take(self, app: App, config: Callable[[], dict[str, Any]]) -> Warmed | None:
+    def take(
+        self, app: App, config: Callable[[], dict[str, Any]], fits: Callable[[str], bool]
+    ) -> Warmed | None:
         """Return warm workers for a job of this app, to be given back; None: it runs cold, and
-        later ones may not."""
+        later ones may not. `fits` says whether a kind of workers can take the job."""
         if self.limits.mode == "off":
             return None
         if app not in self._entries:
@@ -101,9 +103,9 @@ class WarmPool:
         entry = self._entries.setdefault(app, _Entry(app, config))
         entry.config, entry.used_s = config, trio.current_time()
         warmed = entry.warmed
-        if warmed is None:
+        if warmed is None or not fits(warmed.kind):
             entry.cold += 1
-            if not entry.starting:
+            if warmed is None and not entry.starting:
                 self._wake.set()
             return None
         entry.jobs += 1

@@ -26,7 +26,8 @@ _INSIDE = "/opt/pairio/warm"
 _START = f"import sys; sys.path.insert(0, {_INSIDE!r}); from pairio_warm.inside import main; main()"
 _TMP_SIZE_BYTES = 64 * 2**20
 _SHM_SIZE_BYTES = 64 * 2**20
-_JOBS_OF_A_ZYGOTE = 64
+#: The processes of so many jobs that go all the way fit into a zygote's limit.
+_JOBS_GROUPED, _JOBS_WATCHED = 8, 2
 #: So many files of the owner's can be handed to a zygote's child, one by one.
 _OWN_FILES_MAX = 100
 _OUTCOME_FILE = "outcome.json"
@@ -44,8 +45,8 @@ class WarmRunner(BwrapRunner):
         app = _app_of(spec)
         if app is None:
             return await super().run(spec, cancel)
-        warmed = self.pool.take(app, lambda: self._config(spec))
-        if warmed is None or not _fits(spec, warmed.kind):
+        warmed = self.pool.take(app, lambda: self._config(spec), lambda kind: _fits(spec, kind))
+        if warmed is None:
             return await super().run(spec, cancel)
         try:
             ended = await self._run_warm(spec, warmed, cancel)
@@ -83,7 +84,7 @@ class WarmRunner(BwrapRunner):
                 "groups": self._groups(),
                 "targets": _targets(spec),
                 "cwd": "/tmp/working",
-                "limits": _limits(spec, warmed.kind),
+                "limits": _limits(spec, warmed.kind, self._groups()),
             }
         )
         return await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0, pid=pid)
@@ -177,15 +178,21 @@ def _hand_over(spec: RunSpec, tmp: Path) -> None:
         let_read(spec.work_dir / "in")
 
 
-def _limits(spec: RunSpec, kind: str) -> dict[str, int]:
+def _limits(spec: RunSpec, kind: str, groups: dict[str, Any] | None) -> dict[str, int]:
     """Return the limits of a job's processes (RLIMIT by name). The system counts the processes of
-    all jobs of a zygote together; that of one job is bounded and watched besides."""
+    all jobs of a zygote together; those of one job are bounded by its group. Where it has none,
+    they are only looked at, and this is what stops them."""
     bounds, files_most = spec.bounds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = bounds.open_files
     if files_most != resource.RLIM_INFINITY:
         files = min(files, files_most)
-    processes = bounds.processes * (_JOBS_OF_A_ZYGOTE if kind == "zygote" else 1)
-    return {"NPROC": processes + 64, "NOFILE": files, "CORE": 0, "FSIZE": bounds.disk_bytes}
+    jobs = 1 if kind == "single" else _JOBS_WATCHED if groups is None else _JOBS_GROUPED
+    return {
+        "NPROC": jobs * (bounds.processes + 64),
+        "NOFILE": files,
+        "CORE": 0,
+        "FSIZE": bounds.disk_bytes,
+    }
 
 
 def _targets(spec: RunSpec) -> list[tuple[str, str, bool]]:
