@@ -46,14 +46,17 @@ class NoConsole(UnavailableError):
 
 class ConsoleStreams:
     """Serves consoles to those who `may_read(peer, service)`, and reads those of other nodes.
-    `console_of(service, attempt)` says where a run that goes on here writes its console."""
+    `console_of(service, attempt)` says where a run that goes on here writes its console. Who is in
+    no service with this node (`is_known`) takes no place of those who are."""
 
     def __init__(
         self,
         transport: Transport,
         console_of: Callable[[str, str], Path | None],
         may_read: Callable[[str, str], bool],
+        is_known: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._is_known = is_known
         self._open_stream = transport.open_stream
         self._console_of = console_of
         self._may_read = may_read
@@ -108,6 +111,10 @@ class ConsoleStreams:
 
     async def _serve(self, stream: ByteStream) -> None:
         peer = stream.peer
+        if not self._is_known(peer):
+            self.counters["logs_refused"] += 1
+            await stream.abort()
+            return
         is_full = self._streams.total() >= LOG_STREAMS_MAX
         if is_full or self._streams[peer] >= LOG_STREAMS_PER_PEER_MAX:
             self.counters["log_streams_refused"] += 1

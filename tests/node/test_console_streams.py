@@ -42,7 +42,10 @@ class Worker:
         self.path = path
         self.runs = True
         self.members = True
-        self.streams = ConsoleStreams(transport, self._console_of, lambda *_: self.members)
+        self.strangers = False
+        self.streams = ConsoleStreams(
+            transport, self._console_of, lambda *_: self.members, lambda _: not self.strangers
+        )
 
     def _console_of(self, service: str, attempt: str) -> Path | None:
         return self.path if self.runs and (service, attempt) == (SERVICE, ATTEMPT) else None
@@ -208,6 +211,18 @@ async def test_a_peer_has_so_many_streams_and_they_are_free_again(tmp_path: Path
             await stream.close()  # the job is silent: its leaving is noticed all the same
         await until(lambda: not worker.streams.streams_served, "the readers have left")
         assert await _read(reader, worker, follow=False) == [(0, b"said")]
+
+
+async def test_a_stranger_takes_no_place(tmp_path: Path) -> None:
+    async with two(tmp_path) as (worker, _, transport):
+        worker.strangers = True
+        for _ in range(LOG_STREAMS_PER_PEER_MAX + 1):
+            stream = await transport.open_stream(worker.transport.peer_id, LOGS)
+            with pytest.raises((StreamEnded, TransportError)):
+                await stream.receive_exactly(1)
+        assert worker.streams.streams_served == 0
+        assert worker.streams.counters["log_streams_refused"] == 0
+        assert worker.streams.counters["logs_refused"] == LOG_STREAMS_PER_PEER_MAX + 1
 
 
 async def test_nothing_piles_up_for_a_reader_that_does_not_read(tmp_path: Path) -> None:
