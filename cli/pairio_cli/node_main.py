@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli import nodelog
+from pairio_cli.doctor import doctor
 from pairio_cli.keys import keys_app
 from pairio_cli.output import as_json, data, finished, guarded, note
 from pairio_cli.shared import add_version, new_typer
@@ -28,6 +29,7 @@ app = new_typer("Run a node of the pairio network on this machine.")
 add_version(app)
 app.add_typer(keys_app, name="key")
 app.command()(nodelog.logs)
+app.command()(doctor)
 
 
 def _home(path: Path | None) -> Any:

@@ -30,7 +30,7 @@ from pairio_node.runner.selftest import command, judge, targets
 from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
 from pairio_node.runner.supervisor.sandbox import FILTER
 
-__all__ = ["BwrapRunner"]
+__all__ = ["BwrapRunner", "probe_spec"]
 
 
 class BwrapRunner(ProcessRunner):
@@ -52,7 +52,7 @@ class BwrapRunner(ProcessRunner):
             (work / "tmp" / "working").mkdir(parents=True)
             try:
                 world = stack.enter_context(targets())
-                spec = _probe_spec(work)
+                spec = probe_spec(work)
                 self._hand_over(spec)
                 plan = self._plan(spec, command(python_inside(), {**world, "app": "/app"}))
                 ended = await supervise(self._launcher, plan, trio.Event())
@@ -128,7 +128,8 @@ class BwrapRunner(ProcessRunner):
         return ["prlimit", *rlimits(spec.bounds, processes=True), "--", *argv]
 
 
-def _probe_spec(work: Path) -> RunSpec:
+def probe_spec(work: Path) -> RunSpec:
+    """Return a job to try a sandbox with."""
     return RunSpec(
         attempt="probe",
         job_id="probe",
@@ -150,11 +151,6 @@ def _probe_spec(work: Path) -> RunSpec:
 
 
 def _hint(said: str) -> str:
-    if "uid map" in said or "RTM_NEWADDR" in said:
-        return (
-            "user namespaces are restricted (AppArmor on Ubuntu 24.04): give /usr/bin/bwrap a"
-            " profile with `userns,`"
-        )
     if "disable-userns" in said:
         return "bubblewrap 0.8 or newer is needed"
-    return "run `bwrap --unshare-all --ro-bind / / true` to see more"
+    return "`pairio-node doctor` says more"

@@ -45,7 +45,7 @@ class WarmRunner(BwrapRunner):
         app = _app_of(spec)
         if app is None:
             return await super().run(spec, cancel)
-        warmed = self.pool.take(app, lambda: self._config(spec), lambda kind: _fits(spec, kind))
+        warmed = self.pool.take(app, lambda: self.config(spec), lambda kind: _fits(spec, kind))
         if warmed is None:
             return await super().run(spec, cancel)
         try:
@@ -91,7 +91,7 @@ class WarmRunner(BwrapRunner):
 
     # -- what a host is told ----------------------------------------------------------------
 
-    def _config(self, spec: RunSpec) -> dict[str, Any]:
+    def config(self, spec: RunSpec) -> dict[str, Any]:
         """Return the configuration of a host for this job's app, but for its folder."""
         architecture = native()
         if architecture is None:
