@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pairio_node.owner_rules import rules_for_none
+from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.views import twin_view
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def status_view(node: "Node") -> dict[str, Any]:
             for name, probe in node.runners.missing.items()
         },
         "warm": _warm(node),
+        "containers": _containers(node),
         **node.crashes,
         "running": node.executions.running,
         "accepted": len(core.worker.tasks),
@@ -82,3 +84,11 @@ def _version() -> str:
         return version("pairio")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _containers(node: "Node") -> dict[str, Any] | None:
+    """Return the engine that runs apps in their images, and who holds its jobs to their memory."""
+    runner = next((r for r in node.runners.holding if isinstance(r, ContainerRunner)), None)
+    if runner is None:
+        return None
+    return {"engine": runner.engine_name, "memoryLimit": runner.memory_bound}

@@ -116,7 +116,12 @@ def test_an_app_runs_in_its_image_on_the_node_that_has_an_engine(
     assert first.get(f"jobs/{request}")["status"] == "pending"
 
     second = start("b", podman, "--bootstrap", first.info["addresses"][0])
-    assert "container" in second.get("status")["runners"]
+    status = second.get("status")
+    assert "container" in status["runners"]
+    assert status["containers"]["engine"].startswith("Podman ")
+    assert status["containers"]["memoryLimit"] == "cgroup"
+    assert first.get("status")["containers"] is None
+    assert "switched off" in first.get("status")["runnersMissing"]["container"]["why"]
     _join(first, second)
     job = _completed(first, request)
     assert job["isolation"] == "container"
