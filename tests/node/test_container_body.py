@@ -20,6 +20,7 @@ from pairio_node.runner.container.body import (
 from pairio_node.runner.container.engines import facts_of
 from pairio_node.runner.container.files import job_mounts
 from pairio_node.runner.container.settings import ContainerSettings, parse_container, sockets
+from pairio_node.runner.gpus import Gpu
 from pairio_node.runner.supervisor.container import Frames
 from pairio_node.runner.supervisor.engine import Engine
 
@@ -65,6 +66,12 @@ def test_a_container_is_closed_in_every_way_that_engines_offer() -> None:
     assert host["LogConfig"] == {"Type": "none"}  # logs of the engine have no bound
     assert all("size=" in options for options in host["Tmpfs"].values())
     assert {"CapAdd", "Privileged", "Devices", "DeviceRequests", "Binds"} & {*host} == set()
+
+
+def test_gpus_are_those_of_the_run_by_uuid_and_else_none() -> None:
+    asked = _host(gpu_devices=(Gpu("GPU-a", 0), Gpu("GPU-b", 3)))["DeviceRequests"]
+    assert asked[0]["DeviceIDs"] == ["GPU-a", "GPU-b"]
+    assert {"DeviceRequests", "Devices"} & {*_host()} == set()
 
 
 def test_limits_are_those_of_the_run() -> None:

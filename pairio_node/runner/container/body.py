@@ -132,12 +132,22 @@ def container_body(
             "PidsLimit": spec.bounds.processes,
             "ShmSize": _SHM_SIZE_BYTES,
             "Tmpfs": _tmpfs(facts),
+            **_gpus(spec),
             "Ulimits": _ulimits(spec.bounds),
             "LogConfig": {"Type": "none"},
             "RestartPolicy": {"Name": "no"},
             "Mounts": [mount.body for mount in mounts],
         },
     }
+
+
+def _gpus(spec: RunSpec) -> dict[str, Any]:
+    """Return which GPUs the engine shows: those that the run was given, by UUID."""
+    if not spec.gpu_devices:
+        return {}
+    uuids = [gpu.uuid for gpu in spec.gpu_devices]
+    asked = {"Driver": "nvidia", "DeviceIDs": uuids, "Capabilities": [["gpu"]]}
+    return {"DeviceRequests": [asked]}
 
 
 def _tmpfs(facts: Facts) -> dict[str, str]:

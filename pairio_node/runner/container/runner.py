@@ -216,6 +216,8 @@ class ContainerRunner(ProcessRunner):
             (tmp / name).mkdir(parents=True, exist_ok=True)
         if spec.secrets or spec.network != "none":
             return _infra("containers get neither secrets nor the network")
+        if spec.gpu_devices and self._facts is not None and self._facts.is_podman:
+            return _infra("Podman is not asked for GPUs yet: use Docker on this node")
         self._write_job(spec, tmp)
         prepare = partial(self._prepare, spec, arguments)
         try:
@@ -306,8 +308,9 @@ class ContainerRunner(ProcessRunner):
 
     def _variables(self, spec: RunSpec, argv: list[str]) -> dict[str, str]:
         common = common_environment(spec, "/tmp")
+        shown = ",".join(gpu.uuid for gpu in spec.gpu_devices) or "void"
         # An engine whose usual runtime is NVIDIA's gives all GPUs to images that ask for them.
-        variables = {**common, "HOME": "/tmp", "NVIDIA_VISIBLE_DEVICES": "void"}
+        variables = {**common, "HOME": "/tmp", "NVIDIA_VISIBLE_DEVICES": shown}
         if not spec.image:
             variables["PATH"] = "/usr/local/bin:/usr/bin:/bin"
             variables["PYTHONPATH"] = "/opt/pairio/sdk:/opt/pairio/site"
