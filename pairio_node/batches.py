@@ -19,7 +19,7 @@ __all__ = ["Batches"]
 Json = dict[str, Any]
 #: After so many looks at requests others have their turn.
 _LOOKS = 200
-_OPEN = ("pending", "starting", "running", "blocked")
+_OPEN = ("pending", "starting", "running")
 
 
 class Batches:
@@ -58,7 +58,7 @@ class Batches:
             for state in states
             if folded.member_of(state.author) == mine
             and not core.is_twins(state)
-            and self._node.status_of(name, state) in _OPEN
+            and self._node.status_of(name, state) in (*_OPEN, "blocked")
         )
         if requests:
             await self._node.driver.call(lambda call: ev.CancelRequests(call, name, requests))

@@ -11,6 +11,7 @@ from pairio_cli import complete, insight, results
 from pairio_cli.follow import follow, shown_on_stdout
 from pairio_cli.output import as_json, data, fail, finished, note, short, shorts, table
 from pairio_cli.shared import JobId, Json, ServiceOption, api, new_typer, part
+from pairio_protocol.printable import PrintableStream
 
 __all__ = ["job_app", "show_jobs"]
 
@@ -147,9 +148,10 @@ def job_logs(
         _say_end(job, end["status"], end["error"])
     chunks = api().stream(_path(job_id, "/console"), _console_query(service, offset))
     if sys.stdout.isatty():
-        write = shown_on_stdout()
+        stream = PrintableStream()
         for chunk in chunks:
-            write(chunk.decode(errors="replace"))
+            print(stream.feed(chunk), end="")
+        print(stream.feed(b"", final=True), end="")
         return
     for chunk in chunks:
         sys.stdout.buffer.write(chunk)

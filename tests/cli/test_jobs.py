@@ -424,6 +424,15 @@ def test_waiting_for_a_batch_ends_as_the_worst_of_it(lab: FakeNode, run: Run) ->
     assert run("batch", "wait", "nightly", "--timeout", "0.1").code == 4
 
 
+def test_a_console_on_a_terminal_does_nothing_to_it(
+    lab: FakeNode, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "gr\u00fcn \x1b[31mred\x1b[0m \x1b]0;title\x07end\n".encode()
+    lab.on("GET", f"/jobs/{JOB_ID}/console", Raw(said))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("job", "logs", JOB_ID).out == "gr\u00fcn red end\n"
+
+
 def test_a_retry_submits_what_failed_last_again(lab: FakeNode, run: Run) -> None:
     jobs = [
         job(jobId="bafya", status="completed"),

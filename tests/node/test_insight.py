@@ -12,9 +12,9 @@ import trio
 
 from pairio_node.errors import NotFoundError, UserError
 from pairio_node.explain import differences
-from pairio_node.runner import Runners
+from pairio_node.runner import Runners, RunOutcome, RunSpec
 from pairio_node.transport import MemoryNetwork
-from tests.node.node_lab import SERVICE, LabNode, app_directory, three, until
+from tests.node.node_lab import SERVICE, InstantRunner, LabNode, app_directory, three, until
 from tests.node.test_consoles import COMPLETED, TalkingRunner
 
 JOIN = {
@@ -223,6 +223,23 @@ async def test_batches_are_counted_and_cancelled_whole(tmp_path: Path) -> None:
             with pytest.raises(NotFoundError):
                 await admin.insight.batches.one(name, None)
         await runner.words.send(COMPLETED)
+
+
+class FailingRunner(InstantRunner):
+    """Every job fails."""
+
+    async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        return RunOutcome("failed", "it broke", {}, b"", {})
+
+
+async def test_a_batch_whose_rest_is_blocked_is_over(tmp_path: Path) -> None:
+    async with lab(tmp_path) as (admin, worker, _):
+        worker.runners = Runners([FailingRunner()])
+        failed = await admin.done(await _submit(admin, _definition("Guy"), batchId="b"))
+        await _submit(admin, _definition("end", failed["jobId"]), batchId="b")
+        batch = await admin.insight.batches.one("b", None)
+        assert (batch["statuses"], batch["isOver"]) == ({"blocked": 1, "failed": 1}, True)
+        assert (await admin.insight.batches.cancel("b", None))["canceled"] == 1
 
 
 async def test_nodes_are_those_of_members_with_what_they_have(tmp_path: Path) -> None:
