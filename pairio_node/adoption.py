@@ -6,15 +6,17 @@ that lives, or an outcome; whatever else lies among the jobs is removed.
 
 import json
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pairio_node.runner.supervise import ask_to_end, has_outcome, is_supervised, remove_group
 from pairio_node.runner.supervisor.job import CARD_FILE
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted
+from pairio_protocol.records import SourceRead
 
 __all__ = ["JobCard", "find_jobs"]
 
@@ -44,6 +46,8 @@ class JobCard:
     bound: tuple[str, ...] = ()
     #: The GPUs that it has, by UUID.
     gpus: tuple[str, ...] = ()
+    #: What was read of inputs by URL that were fetched whole, as in a result.
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -51,6 +55,7 @@ class JobCard:
         runner: str,
         bound: tuple[str, ...] = (),
         gpus: tuple[str, ...] = (),
+        sources: Mapping[str, SourceRead] = MappingProxyType({}),
     ) -> "JobCard":
         """Return the card of a run that is about to begin."""
         return JobCard(
@@ -69,7 +74,13 @@ class JobCard:
             machine_boot=_machine_boot(),
             bound=bound,
             gpus=gpus,
+            sources={name: source.document() for name, source in sources.items()},
         )
+
+    @property
+    def sources_read(self) -> dict[str, SourceRead]:
+        """What was read of inputs by URL that were fetched whole."""
+        return {name: SourceRead.of(source) for name, source in self.sources.items()}
 
     @property
     def event(self) -> Adopted:

@@ -7,9 +7,11 @@ that starts again on the home takes the run up (`adoption`), and nothing is run 
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -24,11 +26,12 @@ from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.gpus import GpuPool, NoGpu
 from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
+from pairio_node.streams import JobStreams
 from pairio_node.urls import UrlError, UrlRules, fetch_url
 from pairio_protocol.apps import Needs
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted, Executed
-from pairio_protocol.records import SAMPLES_OUTPUT
+from pairio_protocol.records import SAMPLES_OUTPUT, SourceRead
 
 __all__ = ["Executions"]
 
@@ -39,6 +42,8 @@ _LIMIT_BYTES = 2**42
 _DISK_PERCENT_MAX = 90
 #: What strangers ask for takes the CPU that nothing else on the machine wants.
 _GUESTS_NICE = 19
+#: What a run reads by streams, in its folder.
+_STREAMS = "streams"
 
 
 @dataclass
@@ -48,6 +53,8 @@ class _Run:
     folder: Path
     service: str
     bound: list[str] = field(default_factory=list)  # inputs read from the owner's own files
+    sources: dict[str, SourceRead] = field(default_factory=dict)  # inputs by URL, fetched whole
+    streams: JobStreams | None = None
     cancel: trio.Event = field(default_factory=trio.Event)
     fetching: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -149,6 +156,8 @@ class Executions:
             how = executed.kind or executed.status
             log.info("run ends: attempt %s, %s %s", attempt[-40:], how, executed.error or "")
             await self._deliver(executed)
+        if run.streams is not None:
+            await run.streams.close()
         await trio.to_thread.run_sync(remove_tree, run.folder)
         self.gpus.give_back(attempt)
         del self._runs[attempt]
@@ -185,7 +194,9 @@ class Executions:
             return _no_result(card.attempt, "infra", reason)
         bounds = await trio.to_thread.run_sync(self._bounds)
         spec = _resumed_spec(run.folder, card, self._grace_s, bounds)
-        return await self._executed(card, await runner.resume(spec, run.cancel))
+        streams = JobStreams.found(run.folder / _STREAMS, self._url_rules)
+        outcome = await _served(streams, lambda: runner.resume(spec, run.cancel))
+        return await self._executed(card, outcome, streams)
 
     # -- one run --------------------------------------------------------------------------
 
@@ -196,7 +207,7 @@ class Executions:
             return _no_result(effect.attempt, "infra", str(error))
         spec: RunSpec | Executed | None = None
         with run.fetching:
-            spec = await self._prepare(effect, run, runner.isolation != "none")
+            spec = await self._prepare(effect, run, runner)
             if isinstance(spec, RunSpec) and "container" in effect.processor:
                 image = await self._images.ensure(effect, run.folder, runner, self._fetch)
                 spec = replace(spec, image=image)
@@ -209,17 +220,27 @@ class Executions:
         except NoGpu as error:
             return _no_result(effect.attempt, "infra", str(error))
         uuids = tuple(gpu.uuid for gpu in spec.gpu_devices)
-        card = JobCard.of(effect, runner.name, tuple(run.bound), uuids)
+        card = JobCard.of(effect, runner.name, tuple(run.bound), uuids, run.sources)
         card.write(run.folder)
-        return await self._executed(card, await runner.run(spec, run.cancel))
+        ready = spec
+
+        async def work() -> RunOutcome:
+            return await runner.run(_with_urls(ready, run.streams), run.cancel)
+
+        return await self._executed(card, await _served(run.streams, work), run.streams)
 
     @property
     def _given_up(self) -> tuple[str, str]:
         """Kind and reason of the end of a run that was told to end."""
         return ("yield", "its node stops") if self._yielding else ("canceled", "canceled")
 
-    async def _prepare(self, effect: Execute, run: _Run, may_bind: bool) -> RunSpec | Executed:
+    async def _prepare(self, effect: Execute, run: _Run, runner: Runner) -> RunSpec | Executed:
         """Fetch code and inputs."""
+        may_bind = runner.isolation != "none"
+        needs = Needs.of(effect.processor)
+        # A container may hold no interpreter, which the forwarder needs.
+        streamed = set() if runner.runs_images else _streamed(effect.processor)
+        own_network = may_bind and not needs.network
         bundle = await self._bundle(effect)
         folder = run.folder
         folder.mkdir(mode=0o700)
@@ -232,17 +253,25 @@ class Executions:
             input_folder = folder / "in" / str(number)
             input_folder.mkdir(parents=True)
             path = input_folder / entry["base_name"]
+            streams = entry["name"].partition("[")[0] in streamed
+            if streams and run.streams is None:
+                run.streams = JobStreams(folder / _STREAMS, rules, own_network=own_network)
             if "url" in source:
                 try:
-                    await fetch_url(source["url"], path, rules)
+                    if streams and run.streams is not None:
+                        await run.streams.add_url(number, entry["name"], source["url"])
+                    else:
+                        run.sources[entry["name"]] = await _fetched(source["url"], path, rules)
                 except UrlError as error:  # elsewhere it may be allowed, or reachable
                     said = "; ".join(part for part in (error.message, error.hint) if part)
                     reason = f"input {entry['name']!r}: {said}"
                     return _no_result(effect.attempt, "infra", reason)
             else:
                 path = await self._input(effect, run, source["cid"], path, may_bind)
-            inputs.append(RunInput(entry["name"], entry["base_name"], path))
-        needs = Needs.of(effect.processor)
+                if streams and run.streams is not None and path.is_file():
+                    run.streams.add_file(number, path)
+            is_here = not (streams and "url" in source)
+            inputs.append(RunInput(entry["name"], entry["base_name"], path, is_here=is_here))
         return RunSpec(
             attempt=effect.attempt,
             job_id=effect.job,
@@ -308,8 +337,15 @@ class Executions:
         await self._exchange.fetch(effect.service, cid, effect.holders, limit_bytes=_LIMIT_BYTES)
         self._used(cid)
 
-    async def _executed(self, card: JobCard, outcome: RunOutcome) -> Executed:
+    async def _executed(
+        self, card: JobCard, outcome: RunOutcome, streams: JobStreams | None
+    ) -> Executed:
         """Store what a run made."""
+        if streams is not None and outcome.status in ("completed", "failed"):
+            # A failure for want of input is none of the app; nor is a file that changed a result.
+            trouble = streams.change or (streams.trouble if outcome.status == "failed" else "")
+            if trouble:
+                return _no_result(card.attempt, "infra", trouble)
         for cid in card.bound if outcome.status in ("completed", "failed") else ():
             if await trio.to_thread.run_sync(self._bindable, cid) is None:
                 reason = f"input {cid} is a file of this node's owner that changed meanwhile"
@@ -344,7 +380,49 @@ class Executions:
             usage=outcome.usage,
             isolation=card.runner,
             limit=outcome.limit,
+            sources={**card.sources_read, **(await streams.told() if streams is not None else {})},
         )
+
+
+def _streamed(processor: dict[str, Any]) -> set[str]:
+    """Return the names of the inputs that an app reads by streams."""
+    return {entry["name"] for entry in processor["inputs"] if entry.get("stream")}
+
+
+def _with_urls(spec: RunSpec, streams: JobStreams | None) -> RunSpec:
+    """Return a specification with the URLs by which its job reads what is streamed to it."""
+    if streams is None:
+        return spec
+    inputs = tuple(
+        replace(file, url=streams.url(n, file.base_name)) if streams.has(n) else file
+        for n, file in enumerate(spec.inputs)
+    )
+    return replace(spec, inputs=inputs, stream_folder=streams.shown)
+
+
+async def _served(
+    streams: JobStreams | None, work: Callable[[], Awaitable[RunOutcome]]
+) -> RunOutcome:
+    """Run a job, and serve what it reads meanwhile."""
+    if streams is None:
+        return await work()
+    outcome: RunOutcome | None = None
+    failure: Exception | None = None
+    async with streams.serving():
+        try:
+            outcome = await work()
+        except Exception as error:  # raised again, not in a group
+            failure = error
+    if outcome is None:
+        raise failure or RuntimeError("a run without an outcome")
+    return outcome
+
+
+async def _fetched(url: str, path: Path, rules: UrlRules) -> SourceRead:
+    """Fetch a URL whole; return what a result tells of it."""
+    read_unix_ms = time.time_ns() // 1_000_000
+    came = await fetch_url(url, path, rules)
+    return SourceRead(came.size_bytes, came.etag, came.modified, read_unix_ms, came.sha256_hex)
 
 
 def _resumed_spec(folder: Path, card: JobCard, grace_s: int, bounds: JobBounds) -> RunSpec:

@@ -27,6 +27,12 @@ from pairio_node.errors import ForbiddenError, UserError
 from pairio_protocol.limits import URL_LENGTH_MAX
 
 __all__ = [
+    "ADDRESSES_TRIED_MAX",
+    "CONNECT_S",
+    "READ_S",
+    "REDIRECTS_MAX",
+    "REDIRECT_STATUS",
+    "STALL_BYTES",
     "Fetched",
     "Resolve",
     "Target",
@@ -35,18 +41,21 @@ __all__ = [
     "UrlRules",
     "approve",
     "fetch_url",
+    "printable",
+    "resolve_host",
+    "short_url",
     "split_url",
 ]
 
-_REDIRECTS_MAX = 5
-_ADDRESSES_TRIED_MAX = 4
+REDIRECTS_MAX = 5
+ADDRESSES_TRIED_MAX = 4
 _RESOLVE_S = 10.0
-_CONNECT_S = 10.0
-_READ_S = 30.0
+CONNECT_S = 10.0
+READ_S = 30.0
 #: What a server must send at least in `stall_s`.
-_STALL_BYTES = 64 * 1024
+STALL_BYTES = 64 * 1024
 _CHUNK_BYTES = 256 * 1024
-_REDIRECT_STATUS = (301, 302, 303, 307, 308)
+REDIRECT_STATUS = (301, 302, 303, 307, 308)
 #: What a path and a query may hold as it is.
 _SAFE = "/%:@!$&'()*+,;=~-._?[]"
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -68,11 +77,12 @@ class UrlForbiddenError(UrlError, ForbiddenError):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was fetched; `etag` is "" where the server gave none."""
+    """What was fetched; `etag` and `modified` are "" where the server gave none."""
 
     size_bytes: int
     etag: str
     sha256_hex: str
+    modified: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,9 +148,9 @@ async def fetch_url(
         UrlForbiddenError: the owner's rules are against it.
         UrlError: it cannot be had.
     """
-    resolve, connect = resolve or _resolve, connect or _connect
+    resolve, connect = resolve or resolve_host, connect or _connect
     following = url
-    for _ in range(_REDIRECTS_MAX + 1):
+    for _ in range(REDIRECTS_MAX + 1):
         target = split_url(following)
         addresses = await approve(target, rules, resolve)
         exchange = _Exchange(target, rules, destination)
@@ -150,7 +160,7 @@ async def fetch_url(
             return answer
         following = answer
     raise UrlError(
-        f"{_short(url)} is redirected more than {_REDIRECTS_MAX} times",
+        f"{short_url(url)} is redirected more than {REDIRECTS_MAX} times",
         hint="give the URL at the end of the redirects",
     )
 
@@ -165,19 +175,19 @@ def split_url(url: str) -> Target:
         UrlError: it is not one that is fetched, whatever the node.
     """
     if any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in url):
-        raise UrlError(f"{_short(url)} holds a blank, a control character or a backslash")
+        raise UrlError(f"{short_url(url)} holds a blank, a control character or a backslash")
     if len(url) > URL_LENGTH_MAX:
-        raise UrlError(f"{_short(url)} has {len(url)} characters; at most {URL_LENGTH_MAX}")
+        raise UrlError(f"{short_url(url)} has {len(url)} characters; at most {URL_LENGTH_MAX}")
     try:
         parts = urlsplit(url)
         port = parts.port
         host = (parts.hostname or "").rstrip(".")
         host = host if ":" in host else host.encode("idna").decode("ascii").lower()
     except ValueError as error:  # UnicodeError is one
-        raise UrlError(f"{_short(url)} is no URL: {error}") from None
+        raise UrlError(f"{short_url(url)} is no URL: {error}") from None
     if parts.scheme not in ("http", "https"):
         raise UrlError(
-            f"{_short(url)} has the scheme {parts.scheme[:20]!r}", hint="use an http(s) URL"
+            f"{short_url(url)} has the scheme {parts.scheme[:20]!r}", hint="use an http(s) URL"
         )
     if "@" in parts.netloc:
         raise UrlError(
@@ -185,7 +195,7 @@ def split_url(url: str) -> Target:
             hint="every member of the service would read it: add the file and give its CID",
         )
     if not host or port == 0 or "%" in host:
-        raise UrlError(f"{_short(url)} names no host or port", hint="write http(s)://HOST/PATH")
+        raise UrlError(f"{short_url(url)} names no host or port", hint="write http(s)://HOST/PATH")
     path = quote(parts.path or "/", safe=_SAFE)
     query = f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
     usual = 443 if parts.scheme == "https" else 80
@@ -205,11 +215,11 @@ async def approve(target: Target, rules: UrlRules, resolve: Resolve) -> Sequence
     except (OSError, UnicodeError, trio.TooSlowError) as error:
         why = f"no answer in {_RESOLVE_S:.0f} s" if isinstance(error, trio.TooSlowError) else error
         raise UrlError(
-            f"{_short(target.url)}: cannot resolve {target.host[:100]!r}: {why}",
+            f"{short_url(target.url)}: cannot resolve {target.host[:100]!r}: {why}",
             hint="check the name",
         ) from None
     if not addresses:
-        raise UrlError(f"{_short(target.url)}: {target.host[:100]!r} has no address")
+        raise UrlError(f"{short_url(target.url)}: {target.host[:100]!r} has no address")
     if rules.allows(target):
         return addresses
     own = frozenset(_inner(ip_address(a)) for a in rules.own())
@@ -217,7 +227,7 @@ async def approve(target: Target, rules: UrlRules, resolve: Resolve) -> Sequence
         why = _objection(text, own)
         if why:
             raise UrlForbiddenError(
-                f"{_short(target.url)} is not fetched on this node: {text} is {why}",
+                f"{short_url(target.url)} is not fetched on this node: {text} is {why}",
                 hint=f"its owner may put {target.host[:100]!r} into allow_hosts in node.toml; or"
                 " add the file and give its CID",
             )
@@ -253,21 +263,23 @@ def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return address.ipv4_mapped or address.sixtofour or address
 
 
-def _short(url: str) -> str:
+def short_url(url: str) -> str:
     """Return a URL for people: what precedes an `@` or follows a `?` may be a secret."""
     head, query, _ = re.sub("//[^/?#]*@", "//", url).partition("?")
-    head = _printable(head)
+    head = printable(head)
     return (head if len(head) <= 120 else f"{head[:117]}...") + ("?..." if query else "")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a server's words without what a terminal obeys."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 # -- the network --------------------------------------------------------------------------
 
 
-async def _resolve(host: str, port: int) -> Sequence[str]:
+async def resolve_host(host: str, port: int) -> Sequence[str]:
+    """Return the addresses of a host, by the system's resolver."""
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 
@@ -278,7 +290,7 @@ async def _connect(address: str, port: int) -> socket.socket:
     with trio.socket.socket(family, socket.SOCK_STREAM) as opened:
         await opened.connect((address, port))
         connected = socket.socket(fileno=opened.detach())
-    connected.settimeout(_READ_S)
+    connected.settimeout(READ_S)
     return connected
 
 
@@ -288,7 +300,7 @@ class _Exchange:
 
     def __init__(self, target: Target, rules: UrlRules, destination: Path) -> None:
         self._target, self._rules, self._destination = target, rules, destination
-        self._url = _short(target.url)
+        self._url = short_url(target.url)
         self._socket: socket.socket
         self._size_bytes = 0
         self._made_file = False
@@ -298,13 +310,13 @@ class _Exchange:
     async def open(self, addresses: Sequence[str], connect: Connect) -> None:
         """Connect to the first address that answers."""
         why = ""
-        for address in addresses[:_ADDRESSES_TRIED_MAX]:
+        for address in addresses[:ADDRESSES_TRIED_MAX]:
             try:
-                with trio.fail_after(_CONNECT_S):
+                with trio.fail_after(CONNECT_S):
                     self._socket = await connect(address, self._target.port)
                 return
             except trio.TooSlowError:
-                why = f"no answer in {_CONNECT_S:.0f} s"
+                why = f"no answer in {CONNECT_S:.0f} s"
             except OSError as error:
                 why = error.strerror or str(error)
         raise UrlError(f"{self._url}: cannot connect: {why}", hint="submit again when it can")
@@ -332,7 +344,7 @@ class _Exchange:
     async def _watch(self) -> None:
         try:
             before = -math.inf
-            while self._size_bytes - before >= _STALL_BYTES:
+            while self._size_bytes - before >= STALL_BYTES:
                 before = self._size_bytes
                 await trio.sleep(self._rules.stall_s)
             self._stalled = True
@@ -344,7 +356,7 @@ class _Exchange:
 
     def _bad(self, why: str) -> UrlError:
         # Some of it are the server's words, which a terminal must not obey.
-        return UrlError(f"{self._url}: {_printable(why)}", hint="submit again when it can be had")
+        return UrlError(f"{self._url}: {printable(why)}", hint="submit again when it can be had")
 
     def _talk(self) -> Fetched | str | UrlError:
         try:
@@ -383,7 +395,7 @@ class _Exchange:
         connection.endheaders()
         with connection.getresponse() as response:
             location = response.headers.get("Location")
-            if response.status in _REDIRECT_STATUS and location:
+            if response.status in REDIRECT_STATUS and location:
                 return urljoin(target.url, location)
             if response.status != 200:
                 reason = response.reason[:100]
@@ -412,8 +424,9 @@ class _Exchange:
             raise self._bad(f"it ended after {self._size_bytes} of {length} bytes")
         if self._is_shut:
             raise OSError("canceled")
-        etag = _printable(response.headers.get("ETag", "")[:200])
-        return Fetched(self._size_bytes, etag, digest.hexdigest())
+        etag = printable(response.headers.get("ETag", "")[:200])
+        modified = printable(response.headers.get("Last-Modified", "")[:100])
+        return Fetched(self._size_bytes, etag, digest.hexdigest(), modified)
 
     def _too_large(self, what: str) -> UrlForbiddenError:
         return UrlForbiddenError(

@@ -227,11 +227,28 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "isolation": document.isolation if document else None,
         "usage": document.usage if document else None,
         **_samples(document, links),
+        "sources": _sources(document) if document else [],
         "consoleOutputUrl": links.content(document.console, "console.txt") if document else None,
         "consoleOutputCid": document.console if document else None,
         "outputFileResults": _outputs(state, result, links),
         "otherFileOutputs": _others(result, links),
     }
+
+
+def _sources(document: ResultDocument) -> list[dict[str, Any]]:
+    """Return what was read of inputs by URL: the content behind a URL may be another by now."""
+    return [
+        {
+            "name": name,
+            "size": source.size_bytes,
+            "etag": source.etag or None,
+            "lastModified": source.modified or None,
+            "timestampReadSec": source.read_unix_ms / 1000,
+            "sha256": source.sha256 or None,
+            "ranges": [list(pair) for pair in source.ranges] or None,
+        }
+        for name, source in sorted(document.sources.items())
+    ]
 
 
 def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any]:

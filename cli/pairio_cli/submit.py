@@ -142,6 +142,9 @@ def wait_for(api: Api, job: dict[str, Any], ends_s: float | None = None) -> dict
 
 def _say(job: dict[str, Any], took_s: float) -> None:
     how = "from the cache, nothing ran" if job["cached"] else f"on {short(job['computeNodeId'])}"
+    if job["cached"]:
+        for source in job.get("sources") or ():
+            note(f"input {source_words(source)}")
     if job["status"] == "completed":
         safe = "" if job["safe"] else " (not safe yet: no other member holds a copy)"
         note(f"Completed {how} in {took_s:.2f}s{safe}")
@@ -264,6 +267,8 @@ def show_job(job: dict[str, Any]) -> None:
             data(f"{label:<10} {value}")
     for parameter in definition["parameters"]:
         data(f"{'parameter':<10} {parameter['name']} = {parameter['value']!r}")
+    for source in job.get("sources") or ():
+        data(f"{'input':<10} {source_words(source)}")
     for output in job["outputFileResults"]:
         size = "not there yet" if output["size"] is None else f"{output['size']} bytes"
         data(f"{'output':<10} {output['name']} ({output['fileBaseName']}): {size}")
@@ -272,6 +277,20 @@ def show_job(job: dict[str, Any]) -> None:
         how = ": ".join(part for part in (attempt["ended"], attempt["reason"]) if part)
         span = f"{began} to {ended}, {how}" if ended else f"since {began}"
         data(f"{'attempt':<10} on {attempt['computeNodeId']}, {span}")
+
+
+def source_words(source: dict[str, Any]) -> str:
+    """Say of an input by URL which content of it the result rests on."""
+    parts = [f"{source['size']} bytes"]
+    if source["sha256"]:
+        parts.append(f"sha256 {source['sha256'][:12]}...")
+    elif source["ranges"]:
+        read = sum(stop - start for start, stop in source["ranges"])
+        parts.append(f"{read} of them read")
+    if source["etag"]:
+        parts.append(f"ETag {source['etag']}")
+    date = _clock(source["timestampReadSec"])
+    return f"{source['name']} by URL, content of {date} ({', '.join(parts)})"
 
 
 def _clock(unix_s: float | None) -> str:

@@ -2,14 +2,27 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import trio
 
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.gpus import Gpu
 
-__all__ = ["ProbeResult", "RunInput", "RunOutcome", "RunOutput", "RunSpec", "Runner"]
+__all__ = [
+    "FORWARD_PORT",
+    "SOCKET",
+    "ProbeResult",
+    "RunInput",
+    "RunOutcome",
+    "RunOutput",
+    "RunSpec",
+    "Runner",
+]
+
+#: Where streamed inputs are read in a job's own network, and the socket behind it.
+FORWARD_PORT: Final = 18741
+SOCKET: Final = "s"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import trio
 
-from pairio_node.runner.base import ProbeResult, RunSpec
+from pairio_node.runner.base import FORWARD_PORT, SOCKET, ProbeResult, RunSpec
 from pairio_node.runner.bounds import rlimits
 from pairio_node.runner.mounts import (
     SECRETS_INSIDE,
@@ -31,6 +31,10 @@ from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
 from pairio_node.runner.supervisor.sandbox import FILTER
 
 __all__ = ["BwrapRunner", "probe_spec"]
+
+#: Where a job's streams come from (`pairio_node.streams`).
+_STREAMS_INSIDE = "/run/pairio"
+_FORWARDER = "/opt/pairio/sdk/pairio/sdk/_forward.py"
 
 
 class BwrapRunner(ProcessRunner):
@@ -73,7 +77,11 @@ class BwrapRunner(ProcessRunner):
     def _command(self, spec: RunSpec) -> list[str]:
         executable = self._executable(spec)
         inside = f"/app/{executable.relative_to(spec.bundle).as_posix()}"
-        return self._limited(spec, interpreted(executable, inside, python_inside()))
+        program = interpreted(executable, inside, python_inside())
+        if spec.stream_folder is not None:
+            forward = [python_inside(), "-I", "-S", _FORWARDER, f"{_STREAMS_INSIDE}/{SOCKET}"]
+            program = [*forward, str(FORWARD_PORT), *program]
+        return self._limited(spec, program)
 
     def _plan(self, spec: RunSpec, argv: list[str]) -> Plan:
         mounts = Mounts(job_user())
@@ -119,7 +127,10 @@ class BwrapRunner(ProcessRunner):
             argv += mounts.network()
         argv += mounts.read_only(spec.bundle, "/app")
         for number, file in enumerate(spec.inputs):
-            argv += mounts.read_only(file.path, self._input_path(spec, number))
+            if file.is_here:
+                argv += mounts.read_only(file.path, self._input_path(spec, number))
+        if spec.stream_folder is not None:
+            argv += mounts.read_only(spec.stream_folder, _STREAMS_INSIDE)
         argv += mounts.writable(spec.work_dir / "tmp", "/tmp")
         argv += secret_mounts(spec.secrets)
         return [*argv, "--chdir", "/tmp/working", "--remount-ro", "/"]

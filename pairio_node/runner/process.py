@@ -155,7 +155,12 @@ class ProcessRunner:
             "app": spec.app,
             "processor": spec.processor,
             "inputs": [
-                {"name": i.name, "base_name": i.base_name, "path": self._input_path(spec, n)}
+                {
+                    "name": i.name,
+                    "base_name": i.base_name,
+                    **({"path": self._input_path(spec, n)} if i.is_here else {}),
+                    **({"url": i.url} if i.url else {}),
+                }
                 for n, i in enumerate(spec.inputs)
             ],
             "list_inputs": list(spec.list_inputs),

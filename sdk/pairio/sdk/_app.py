@@ -168,7 +168,7 @@ def _context(job: dict[str, Any]) -> tuple[_Node, list[OutputFile]]:
     root, outputs = _Node(), []
     lists: dict[str, dict[int, InputFile]] = {name: {} for name in job["list_inputs"]}
     for entry in job["inputs"]:
-        file = InputFile(entry["name"], entry["path"], entry["base_name"])
+        file = InputFile(entry["name"], entry.get("path"), entry["base_name"], entry.get("url", ""))
         match = _LIST_INDEX.match(entry["name"])
         if match and match[1] in lists:
             lists[match[1]][int(match[2])] = file

@@ -25,20 +25,22 @@ class _Schema:
 
 
 class InputFile(_Schema):
-    """An input of the job: a file or a folder. It is there before the job starts."""
+    """An input of the job: a file or a folder. It is there before the job starts, but for one with
+    `stream` by URL: that is read by `get_url`, or whole by `download`."""
 
-    def __init__(self, name: str, path: str, file_base_name: str, url: str = "") -> None:
+    def __init__(self, name: str, path: str | None, file_base_name: str, url: str = "") -> None:
         self.name = name
-        self.url = url or _file_url(path)
+        self.url = url or _file_url(path or "")
         self.file_base_name = file_base_name
         self.local_file_name: str | None = path
 
     def get_url(self) -> str:
-        """Return a URL under which the content can be read."""
+        """Return a URL under which the content can be read: `http://...`, with ranges, where the
+        processor asks for `stream`, else `file://...`."""
         return self.url
 
     def is_local(self) -> bool:
-        """Say whether the content is a file on this machine (always, for now)."""
+        """Say whether the content is a file on this machine."""
         return self.local_file_name is not None
 
     def get_local_file_name(self) -> str | None:
@@ -57,19 +59,20 @@ class InputFile(_Schema):
         import shutil
         import tempfile
 
-        if self.local_file_name is None:
-            raise FileNotFoundError(f"input {self.name} has no content here")
         if self.is_folder():
             dest_file_path = dest_file_path or tempfile.mkdtemp(suffix=f"-{self.file_base_name}")
             os.makedirs(dest_file_path, exist_ok=True)
             if os.listdir(dest_file_path):
                 raise FileExistsError(f"the folder {dest_file_path!r} is not empty")
-            _copy_folder(self.local_file_name, dest_file_path)
+            _copy_folder(str(self.local_file_name), dest_file_path)
             return dest_file_path
         if dest_file_path is None:
             fd, dest_file_path = tempfile.mkstemp(suffix=f"-{self.file_base_name}")
             os.close(fd)
-        shutil.copyfile(self.local_file_name, dest_file_path)
+        if self.local_file_name is None:
+            _fetch(self.url, dest_file_path)
+        else:
+            shutil.copyfile(self.local_file_name, dest_file_path)
         return dest_file_path
 
 
@@ -134,6 +137,25 @@ def _copy_folder(source: str, destination: str) -> None:
             _copy_folder(entry.path, inner)
         else:
             shutil.copyfile(entry.path, inner)
+
+
+def _fetch(url: str, destination: str) -> None:
+    """Fetch a streamed input from this job's node (OSError when it cannot be had whole)."""
+    import urllib.error
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url) as answer, open(destination, "wb") as file:
+            left = int(answer.headers["Content-Length"])
+            while data := answer.read(min(left, 1 << 20)):
+                file.write(data)
+                left -= len(data)
+        if left:
+            raise OSError(f"the input broke off {left} bytes before its end")
+    except urllib.error.HTTPError as error:
+        why = error.read(2000).decode(errors="replace").strip()
+        raise OSError(f"the input cannot be read: {why}") from None
 
 
 def _file_url(path: str) -> str:
