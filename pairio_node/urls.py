@@ -42,6 +42,7 @@ __all__ = [
     "approve",
     "fetch_url",
     "printable",
+    "redirected",
     "resolve_host",
     "short_url",
     "split_url",
@@ -200,6 +201,21 @@ def split_url(url: str) -> Target:
     query = f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
     usual = 443 if parts.scheme == "https" else 80
     return Target(url, parts.scheme, host, port or usual, path + query)
+
+
+def redirected(target: Target, location: str) -> str:
+    """Return the URL that a server's redirect leads to.
+
+    Raises:
+        UrlError: its words are no URL.
+    """
+    try:
+        return urljoin(target.url, location)
+    except ValueError as error:
+        raise UrlError(
+            f"{short_url(target.url)}: redirected to what is no URL: {printable(str(error)[:200])}",
+            hint="submit again when it can be had",
+        ) from None
 
 
 async def approve(target: Target, rules: UrlRules, resolve: Resolve) -> Sequence[str]:
@@ -396,7 +412,7 @@ class _Exchange:
         with connection.getresponse() as response:
             location = response.headers.get("Location")
             if response.status in REDIRECT_STATUS and location:
-                return urljoin(target.url, location)
+                return redirected(target, location)
             if response.status != 200:
                 reason = response.reason[:100]
                 raise self._bad(f"the server answers {response.status} {reason}".rstrip())

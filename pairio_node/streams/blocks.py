@@ -5,6 +5,7 @@ outlive a restart of the node.
 """
 
 import hashlib
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -19,16 +20,18 @@ class Room:
     def __init__(self, bytes_max: int) -> None:
         self._left = bytes_max
         self._kept: dict[tuple[Blocks, int], int] = {}
+        self._lock = threading.Lock()  # each file is written in a thread of its own
 
     def take(self, blocks: "Blocks", number: int, size: int) -> None:
         """Note a block that was written."""
-        self._kept[blocks, number] = size
-        self._left -= size
-        while self._left < 0 and len(self._kept) > 1:
-            (other, oldest), freed = next(iter(self._kept.items()))
-            del self._kept[other, oldest]
-            other.empty(oldest)
-            self._left += freed
+        with self._lock:
+            self._kept[blocks, number] = size
+            self._left -= size
+            while self._left < 0 and len(self._kept) > 1:
+                (other, oldest), freed = next(iter(self._kept.items()))
+                del self._kept[other, oldest]
+                other.empty(oldest)
+                self._left += freed
 
 
 class Blocks:

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urljoin
 
 import h11
 import trio
@@ -30,6 +29,7 @@ from pairio_node.urls import (
     UrlRules,
     approve,
     printable,
+    redirected,
     resolve_host,
     short_url,
     split_url,
@@ -184,7 +184,7 @@ class Remote:
             await answer.connection.close()
             if answer.status not in REDIRECT_STATUS or not location:
                 raise self._bad(f"the server answers {answer.status}")
-            following = urljoin(target.url, location)
+            following = redirected(target, location)
         raise UrlError(
             f"{short_url(self.url)} is redirected more than {REDIRECTS_MAX} times",
             hint="give the URL at the end of the redirects",

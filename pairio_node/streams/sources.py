@@ -18,6 +18,8 @@ __all__ = ["LocalSource", "Source", "UrlSource"]
 #: So many blocks are asked for at once by who reads on and on.
 _RUN_BLOCKS_MAX: Final = 32
 _PIECE_BYTES: Final = 256 * 1024
+#: So many blocks that could not be had are remembered, for a job may ask for any.
+_FAILED_MAX: Final = 1000
 _T = TypeVar("_T")
 
 
@@ -210,13 +212,18 @@ class UrlSource:
                 await self._remote.fetch(start, stop, keep)
             self._failed.pop(number, None)
         except UrlError as error:
-            self._failed[number] = error.message
-            self.changed = self.changed or isinstance(error, ChangedError)
+            self._note_failure(number, error)
             raise
         finally:
             for block in left:  # who waits for them asks for them himself
                 self._coming.pop(block).set()
         return first
+
+    def _note_failure(self, number: int, error: UrlError) -> None:
+        self._failed[number] = error.message
+        if len(self._failed) > _FAILED_MAX:
+            del self._failed[next(iter(self._failed))]
+        self.changed = self.changed or isinstance(error, ChangedError)
 
     async def _put(self, number: int, data: bytes) -> None:
         assert self._blocks is not None

@@ -444,6 +444,41 @@ async def test_redirects_that_are_allowed_are_followed_and_remembered(tmp_path: 
             assert answer.body == DATA[5 * BLOCK_BYTES : 5 * BLOCK_BYTES + 10]
 
 
+@pytest.mark.parametrize("location", ["http://[", "//[::", "file:///etc/passwd", "http://a:b@x/"])
+async def test_a_redirect_to_what_is_no_url_is_an_answer(tmp_path: Path, location: str) -> None:
+    async with web() as there:
+
+        async def redirect(asked: Asked, stream: trio.SocketStream) -> None:
+            await say(stream, "302 Found", b"", f"Location: {location}")
+
+        there.files["/a"] = DATA
+        async with job(tmp_path / "s", there.rules, there.url("/a")) as (reader, streams):
+            there.handlers["/a"] = redirect
+            answer = await reader.get(range_=f"{2 * BLOCK_BYTES}-{2 * BLOCK_BYTES + 9}")
+            assert answer.status == 502
+            assert streams.trouble
+
+
+async def test_a_job_that_asks_for_what_cannot_be_had_again_and_again_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairio_node.streams.sources._FAILED_MAX", 2)
+    async with web() as there:
+
+        async def fail(asked: Asked, stream: trio.SocketStream) -> None:
+            await say(stream, f"503 {asked.headers['range']}", b"")
+
+        there.files["/a"] = DATA
+        async with job(tmp_path / "s", there.rules, there.url("/a")) as (reader, streams):
+            there.handlers["/a"] = fail
+            for number in (1, 2, 3, 4):
+                at = number * BLOCK_BYTES
+                assert (await reader.get(range_=f"{at}-{at}")).status == 502
+            [(_, _, source)] = streams._urls.values()
+            assert list(source._failed) == [3, 4]
+            assert "answers 503" in streams.trouble
+
+
 async def test_redirects_end(tmp_path: Path) -> None:
     async with web() as there:
 

@@ -293,12 +293,14 @@ async def _as_it_is(host: str, port: int) -> Sequence[str]:
     return ["127.0.0.1" if host == "localhost" else host]
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://a:b@127.0.0.1/", "ftp://x/"])
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "http://a:b@127.0.0.1/", "ftp://x/", "http://[", "//[::"]
+)
 async def test_a_redirect_to_what_is_no_plain_url_is_refused(
     location: str, server: Server, tmp_path: Path
 ) -> None:
     server.gives("/x", b"", status=302, Location=location)
-    with pytest.raises(UrlError, match=r"the scheme|a password"):
+    with pytest.raises(UrlError, match=r"the scheme|a password|no URL"):
         await fetch_url(server.url("/x"), tmp_path / "x", server.rules)
 
 
