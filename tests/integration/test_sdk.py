@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from pairio.client import Client, PairioJob
+from pairio.client import AsyncClient, Client, PairioJob
 from pairio.errors import Conflict, InvalidRequest, JobBlocked, JobFailed
 from tests.integration.conftest import RunningNode, launch
 
@@ -269,6 +270,23 @@ def test_a_thousand_jobs_in_one_call(client: Client, lab: Lab) -> None:
     assert (progress.total, progress.done) == (1000, 0)
     assert batch.cancel() == 1000
     assert batch.progress().canceled == 1000
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_async_client_with_a_real_node(backend: str, lab: Lab) -> None:
+    async def run() -> list[str]:
+        async with AsyncClient(reconnect_s=WAIT_S) as client:
+            first = await client.submit(STEP, inputs={"inputs": [b"x"]}, parameters={"text": "a"})
+            inputs = {"inputs": [first.outputs["output"]]}
+            batch = await client.map(STEP, [{"text": t} for t in "bcd"], inputs=inputs)
+            printed = [text async for text in batch[0].follow()]
+            texts = [
+                await job.outputs["output"].read_text() async for job in batch.as_completed(WAIT_S)
+            ]
+            return ["".join(printed), str(await batch.progress()), *sorted(texts)]
+
+    got = anyio.run(run, backend=backend)
+    assert got == ["running b\n", "3/3 done", "b(a(x))", "c(a(x))", "d(a(x))"]
 
 
 # -- a node that dies --------------------------------------------------------------------------

@@ -160,6 +160,23 @@ def test_inputs_are_the_same_for_all_or_one_for_each(client: Client, node: FakeN
         client.map(GREET, two, inputs=[{"input": "https://x/1"}])
 
 
+@pytest.mark.parametrize("given", [{"name": ["a"]}, ["a", "b"], [{"name": "a"}, 7]])
+def test_what_are_no_values_by_name_is_said(given: Any, client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="is no dict of values by name") as caught:
+        client.map(GREET, given)
+    assert caught.value.hint == "map takes a list of dicts; sweep takes one dict of lists"
+    with pytest.raises(InvalidRequest, match="is no dict"):
+        client.sweep(GREET, [given])  # type: ignore[arg-type]
+
+
+def test_one_tag_is_not_its_letters(client: Client, node: FakeNode) -> None:
+    client.submit(GREET, tags="alone")  # type: ignore[arg-type]
+    assert node.calls("POST", "/jobs")[-1].body["tags"] == ["alone"]
+    node.on("GET", "/jobs", {"jobs": [], "nextCursor": None})
+    client.find_jobs(tags="alone")
+    assert node.calls("GET", "/jobs")[-1].query["tag"] == "alone"
+
+
 def test_what_the_node_does_not_take_is_said_job_by_job(client: Client) -> None:
     batch = client.map(GREET, [{"name": "a"}, {"name": "bad"}, {"name": "c"}])
     assert [len(batch), len(batch.refused)] == [2, 1]

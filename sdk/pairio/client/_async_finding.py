@@ -18,6 +18,7 @@ from pairio.client._bodies import (
     search_query,
     source_name,
     submit_body,
+    texts_of,
 )
 from pairio.client._models import PairioJobDefinition
 from pairio.errors import NotFound, PairioError
@@ -59,7 +60,7 @@ class AsyncFinding(AsyncWatching):
         processor: str | None = None,
         node: str | None = None,
         batch_id: str | None = None,
-        tags: Iterable[str] = (),
+        tags: str | Iterable[str] = (),
         tag: str | None = None,
         status: str | Iterable[str] | None = None,
         input: str | None = None,
@@ -98,8 +99,8 @@ class AsyncFinding(AsyncWatching):
             processorName=processor,
             computeClientId=node,
             batchId=batch_id,
-            tag=[*tags, *([tag] if tag is not None else [])],
-            status=[status] if isinstance(status, str) else list(status or ()),
+            tag=[*texts_of(tags), *texts_of(tag)],
+            status=texts_of(status),
             input=input,
             output=output,
             hidden=hidden or None,

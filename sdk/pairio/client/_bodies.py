@@ -32,6 +32,7 @@ __all__ = [
     "source_name",
     "submit_body",
     "swept",
+    "texts_of",
     "watch_query",
 ]
 
@@ -81,16 +82,21 @@ def submit_body(
         "serviceName": service,
         "jobDefinition": {**wanted, "inputFiles": inputs},
         "requiredResources": resources.model_dump(),
-        "tags": list(options.get("tags") or []),
+        "tags": texts_of(options.get("tags")),
         "skipCache": bool(options.get("skip_cache")),
         "rerunFailing": bool(options.get("rerun_failing") or options.get("delete_failing")),
         "deleteFailing": bool(options.get("delete_failing")),
         "batchId": options.get("batch_id") or "",
-        "targetComputeClientIds": None if targets is None or "*" in targets else list(targets),
+        "targetComputeClientIds": None if targets is None or "*" in targets else texts_of(targets),
     }
     if options.get("secrets"):
         body["secrets"] = dict(options["secrets"] or {})
     return body
+
+
+def texts_of(given: str | Iterable[str] | None) -> list[str]:
+    """Return texts as a list; one that is given alone is one, not its letters."""
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def _input(entry: PairioJobInputFile, urls: Mapping[str, str]) -> dict[str, Any]:
@@ -157,6 +163,12 @@ def definitions_of(
         raise InvalidRequest(
             f"{len(each)} inputs for {len(parameters)} jobs", "give as many, or one for all"
         )
+    for number, values in enumerate([*parameters, *each]):
+        if not isinstance(values, Mapping):
+            raise InvalidRequest(
+                f"{values!r:.100} (number {number % len(parameters)}) is no dict of values by name",
+                "map takes a list of dicts; sweep takes one dict of lists",
+            )
     names = {output["name"]: None for output in spec["outputs"]} | dict(outputs or {})
     return [
         PairioJobDefinition(
@@ -181,7 +193,16 @@ def _inputs(given: Mapping[str, Any]) -> Iterator[PairioJobInputFile]:
 
 
 def swept(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return every combination of values."""
+    """Return every combination of values.
+
+    Raises:
+        InvalidRequest: it is no dict.
+    """
+    if not isinstance(parameters, Mapping):
+        raise InvalidRequest(
+            f"{parameters!r:.100} is no dict of values by name",
+            "sweep takes one dict of lists; map takes a list of dicts",
+        )
     values = [
         [value] if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
         for value in parameters.values()

@@ -145,7 +145,7 @@ def find_jobs(
     processor: str | None = None,
     node: str | None = None,
     batch_id: str | None = None,
-    tags: Iterable[str] = (),
+    tags: str | Iterable[str] = (),
     tag: str | None = None,
     status: str | Iterable[str] | None = None,
     input: str | None = None,

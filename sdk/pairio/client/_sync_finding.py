@@ -16,6 +16,7 @@ from pairio.client._bodies import (
     search_query,
     source_name,
     submit_body,
+    texts_of,
 )
 from pairio.client._models import PairioJobDefinition
 from pairio.client._sync_batch import Batch
@@ -61,7 +62,7 @@ class Finding(Watching):
         processor: str | None = None,
         node: str | None = None,
         batch_id: str | None = None,
-        tags: Iterable[str] = (),
+        tags: str | Iterable[str] = (),
         tag: str | None = None,
         status: str | Iterable[str] | None = None,
         input: str | None = None,
@@ -100,8 +101,8 @@ class Finding(Watching):
             processorName=processor,
             computeClientId=node,
             batchId=batch_id,
-            tag=[*tags, *([tag] if tag is not None else [])],
-            status=[status] if isinstance(status, str) else list(status or ()),
+            tag=[*texts_of(tags), *texts_of(tag)],
+            status=texts_of(status),
             input=input,
             output=output,
             hidden=hidden or None,
