@@ -20,7 +20,7 @@ from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.zygote.link import HostGone
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
 
-__all__ = ["WarmRunner"]
+__all__ = ["WarmRunner", "app_of"]
 
 _INSIDE = "/opt/pairio/warm"
 _START = f"import sys; sys.path.insert(0, {_INSIDE!r}); from pairio_warm.inside import main; main()"
@@ -42,7 +42,7 @@ class WarmRunner(BwrapRunner):
 
     async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
         """Run to the end, a limit, or `cancel`."""
-        app = _app_of(spec)
+        app = app_of(spec)
         if app is None:
             return await super().run(spec, cancel)
         warmed = self.pool.take(app, lambda: self.config(spec), lambda kind: _fits(spec, kind))
@@ -151,7 +151,7 @@ class WarmRunner(BwrapRunner):
         }
 
 
-def _app_of(spec: RunSpec) -> App | None:
+def app_of(spec: RunSpec) -> App | None:
     """Return what jobs that may share a warm worker have in common; None: it runs cold."""
     special = spec.gpus or spec.environment or spec.needs_own_start
     if special or not spec.executable.endswith(".py"):

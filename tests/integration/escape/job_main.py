@@ -13,6 +13,9 @@ import probe  # type: ignore[import-not-found]
 
 def main() -> None:
     """Read the job, do it, say how it went in one line."""
+    worker = sys.modules.get("_pairio_warm")
+    if worker is not None:
+        worker.serve()  # returns in the process of a job, as in `App.run`
     with open(os.environ["PAIRIO_JOB_FILE"]) as file:
         job = json.load(file)
     world = job["parameters"][0]["value"]

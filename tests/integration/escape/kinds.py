@@ -4,14 +4,21 @@ runs need besides; or, in words, why this machine has not got it."""
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pairio_node.runner import BwrapRunner, Launcher, Runner, RunSpec
+import trio
+
+from pairio_node.runner import BwrapRunner, Launcher, Runner, RunOutcome, RunSpec
 from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.runner.container.settings import ContainerSettings
 from pairio_node.runner.mounts import Mounts
+from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
+from pairio_node.runner.zygote.runner import WarmRunner, app_of
 from tests.integration.engines import engine, missing
+
+#: Workers that are not cold, and how long they may take on a busy machine.
+_WARM, _WARM_S = ("zygote", "single"), 90
 
 __all__ = ["HOLES", "KINDS", "Kind", "planted"]
 
@@ -58,8 +65,53 @@ def _container(name: str) -> Callable[[Launcher, Path], AbstractAsyncContextMana
     return kind
 
 
+class _AlwaysWarm(WarmRunner):
+    """Runs nothing cold: waits until there is a worker."""
+
+    async def run(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+        app = app_of(spec)
+        assert app is not None
+        with trio.fail_after(_WARM_S):
+            while not any(entry["workers"] in _WARM for entry in self.pool.status()):
+                self.pool.take(app, lambda: self.config(spec), lambda _: False)
+                await trio.sleep(0.05)
+        cold = self.pool.status()[0]["jobsCold"]
+        outcome = await super().run(spec, cancel)
+        assert self.pool.status()[0]["jobsCold"] == cold, self.pool.status()
+        return outcome
+
+
+def _with_copies(spec: RunSpec) -> RunSpec:
+    """Return the run with its inputs copied, as a node does with what comes from elsewhere: a
+    worker that was started ahead cannot be shown other files."""
+    inputs = []
+    for number, file in enumerate(spec.inputs):
+        copy = spec.work_dir / "in" / str(number) / file.base_name
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file.path, copy)
+        inputs.append(replace(file, path=copy))
+    return replace(spec, inputs=tuple(inputs))
+
+
+def _warm(mode: str) -> Callable[[Launcher, Path], AbstractAsyncContextManager[Kind | str]]:
+    @asynccontextmanager
+    async def kind(launcher: Launcher, folder: Path) -> AsyncIterator[Kind | str]:
+        if shutil.which("bwrap") is None:
+            yield "bubblewrap is not installed"
+            return
+        pool = WarmPool(folder / f"warm-{mode}", WarmLimits(mode=mode))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.serve)
+            yield Kind(_AlwaysWarm(launcher, pool), _with_copies)
+            nursery.cancel_scope.cancel()
+
+    return kind
+
+
 KINDS: dict[str, Callable[[Launcher, Path], AbstractAsyncContextManager[Kind | str]]] = {
     "bwrap": _bwrap,
+    "zygote": _warm("on"),
+    "single": _warm("single"),
     "container (Podman)": _container("podman"),
     "container (Docker)": _container("docker"),
 }
