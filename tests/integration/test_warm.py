@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import trio
 
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.supervise import is_supervised
+from pairio_node.runner.zygote.host import _Sandbox
 from pairio_node.runner.zygote.pool import Warmed, WarmLimits
 from tests.integration.warm_lab import PATIENCE_S, Lab, RunInput, RunOutput, lab, until
 
@@ -517,6 +519,40 @@ async def test_the_death_of_a_host_takes_its_workers_with_it(warm: Lab) -> None:
     assert outcome.status == "infra"
     await until(lambda: not any(p.is_running() and p.status() != "zombie" for p in below))
     assert await warm.told("print(4)") == 4  # cold, or warm again
+
+
+def test_a_sandbox_has_no_death_signal_before_it_sets_its_own() -> None:
+    """One that came between bubblewrap's fork and its word to its child left the child for ever."""
+    said_fd, out_fd = os.pipe()
+    code = (
+        "import ctypes; n = ctypes.c_int(-1);"
+        "ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
+    )
+    argv = [sys.executable, "-c", code]
+    part = {"argv": argv, "environment": {}, "files": [], "user": 0, "filter": ""}
+    sandbox = _Sandbox(part, {}, out_fd, [])
+    os.close(out_fd)
+    with open(said_fd) as said:
+        assert said.read() == "0\n"
+    sandbox._process.wait()
+    os.close(sandbox.fd)
+
+
+def test_a_worker_whose_host_has_gone_imports_nothing(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("while True: pass")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    config = {"script": str(tmp_path / "app.py"), "single": False, "middle": "", "strict": ""}
+    ours.send(json.dumps(config).encode())
+    ours.close()
+    program = "from pairio_node.runner.zygote.inside import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", program, "-1", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        timeout=20,
+        capture_output=True,
+    )
+    theirs.close()
+    assert (run.returncode, run.stderr) == (70, b"")
 
 
 async def test_a_supervisor_that_is_killed_takes_its_job_with_it(warm: Lab) -> None:

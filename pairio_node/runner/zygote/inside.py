@@ -44,6 +44,8 @@ def main() -> None:
     _control_fd, _host_fd = int(sys.argv[1]), int(sys.argv[2])
     host = socket.socket(fileno=_host_fd)
     _config.update(json.loads(host.recv(MESSAGE_BYTES_MAX)))
+    if _hung_up(host):  # before bubblewrap could have noticed
+        os._exit(_PROGRAM_END)
     if _config["single"]:
         pid = os.fork()
         if pid:
@@ -59,6 +61,12 @@ def main() -> None:
             print("the program ended without App.run()", file=sys.stderr, flush=True)
         os._exit(_PROGRAM_END)
     _leave(code)
+
+
+def _hung_up(host: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(host, 0)
+    return bool(poll.poll(0))
 
 
 def serve(*, asks: str = "") -> None:
