@@ -84,6 +84,8 @@ class NodeConfig:
     url_input_bytes_max: int = 20 * _GIB
     #: Whether it speaks Bitswap with IPFS nodes: serves what is public, asks for inputs.
     bitswap: bool = True
+    #: Whether it takes part in the DHT of job ids, and looks results up there.
+    dht: bool = True
     #: Multiaddrs ending in /p2p/ID of IPFS nodes to stay connected with.
     ipfs_peers: tuple[str, ...] = ()
     #: What the owner lets run here: the table [rules] (owner_rules.py).

@@ -12,6 +12,9 @@ from pairio_node.config import NodeConfig
 from pairio_node.errors import UnavailableError, UserError
 from pairio_node.home import Home
 from pairio_node.ipfs_settings import IpfsSettings
+from pairio_node.kubo_routing import ask_holders
+from pairio_node.transport import Transport
+from pairio_protocol.kad import Contact
 
 if TYPE_CHECKING:
     from pairio_node.blocks.kubo import Provider
@@ -75,6 +78,14 @@ class Kubo:
             )
         except UserError:
             return []
+
+    async def find_nodes(
+        self, transport: Transport, job: str, timeout_s: float = PROVIDERS_S
+    ) -> list[Contact]:
+        """The same, and whom the daemons among them name in turn: pairio nodes announce themselves
+        to their daemon."""
+        named = await self.find_providers(job, timeout_s=timeout_s)
+        return await ask_holders(transport, named, job) if named else []
 
     def status(self) -> dict[str, Any]:
         """What the node's status says of the daemon."""

@@ -9,7 +9,7 @@ or none. A job's id is the key under which holders of a result are found. What w
 the home, and looked over again every REVIEW_S.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +23,7 @@ from pairio_node.blocks.kubo import KuboError
 from pairio_node.blocks.kubo_store import KuboBlockStore
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError
+from pairio_node.kubo_routing import Announcer
 from pairio_protocol.cid import CidError, parse_cid
 
 if TYPE_CHECKING:
@@ -59,19 +60,24 @@ class KuboPublisher:
         self._provides: deque[str] = deque()
         self._more = trio.Event()
         self._took_ms: deque[float] = deque(maxlen=100)
+        self._announced: Counter[str] = Counter()
         self._counters = {"provided": 0, "providesDropped": 0, "publishFailures": 0}
 
     def status(self) -> dict[str, Any]:
         """What the node's status says of it; how long an announcement took, in the median."""
         took = round(median(self._took_ms), 1) if self._took_ms else None
         waiting = {"published": len(self.published), "providing": len(self._provides)}
-        return {"publish": self._mode, **waiting, **self._counters, "provideMs": took}
+        counted = {**self._counters, **self._announced}
+        return {"publish": self._mode, **waiting, **counted, "provideMs": took}
 
     async def run(self) -> None:
         """Publish and announce until cancelled."""
         await trio.to_thread.run_sync(self._load)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._provide_all)
+            if self._node.config.dht:
+                announcer = Announcer(self._node.transport, self._api.swarm, self._announced)
+                nursery.start_soon(announcer.run, lambda: self.published)
             reviewed_s = trio.current_time()  # not at once: the core takes up its results first
             while True:
                 if not self._api.why_down:

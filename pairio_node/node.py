@@ -29,6 +29,7 @@ from pairio_node.clock import Clock
 from pairio_node.code import CodeKeeper
 from pairio_node.config import NodeConfig, peer_in
 from pairio_node.consoles import Consoles
+from pairio_node.dht import Dht, Finder
 from pairio_node.draining import Draining
 from pairio_node.driver import Driver
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
@@ -83,6 +84,7 @@ from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState
+from pairio_protocol.machines.contents import LOOK
 from pairio_protocol.records import Resources
 from pairio_protocol.segment import Segment
 
@@ -138,6 +140,8 @@ class Node:
         self.bitswap: Bitswap | None = None
         if config.bitswap:
             self.bitswap = Bitswap(self.publishing.blocks, transport, config.ipfs_peers)
+        self.dht = Dht(self) if config.dht else None
+        self.finder = Finder(self, self.dht) if self.dht is not None else None
         self.outside = Outside(self.contents, self.exchange, lambda: self.bitswap)
         self.runners = runners
         self.cache = Cache(self, self._find, self._ensure)
@@ -209,6 +213,7 @@ class Node:
             owner_rules=tuple(rule.core for rule in self.config.rules),
             lease_ms=self.config.lease_ms,
             replicas=self.config.replicas,
+            looks_further=self.config.dht,
             addresses=self.transport.addresses(),
         )
         self.core = NodeCore(self.home.key(), core_config)
@@ -252,6 +257,8 @@ class Node:
         nursery.start_soon(self.publishing.run)
         if self.bitswap is not None:
             nursery.start_soon(self.bitswap.run)
+        if self.dht is not None:
+            nursery.start_soon(self.dht.run)
         if self.kubo is not None:
             nursery.start_soon(self.kubo.run, self)
         nursery.start_soon(
@@ -278,6 +285,8 @@ class Node:
             case PeerDown():
                 posted = ev.PeerDown(event.peer)
                 self._pace.forget(event.peer)
+                if self.dht is not None:
+                    self.dht.on_peer_down(event.peer)
             case Frame():
                 if self._is_stranger(event.peer):
                     await self._pace.wait(event.peer)
@@ -353,6 +362,9 @@ class Node:
                 self._nursery.start_soon(self._fetch, effect)
             case ef.Locate():
                 self._nursery.start_soon(self._locate, effect)
+            case ef.LookFurther():
+                assert self.finder is not None  # the core looks no further without one
+                self._nursery.start_soon(self.finder.for_submit, effect)
             case ef.JobChanged() | ef.WishChanged():
                 self._changed.set()
                 self._changed = trio.Event()
@@ -434,6 +446,9 @@ class Node:
         """Look whether content is here for a service, whole."""
         with self.blocks.in_use.working():
             here = await self.cache.is_here(effect.service, effect.cids)
+        if effect.ticket.startswith(LOOK) and self.finder is not None:  # for this node itself
+            result = effect.ticket.removeprefix(LOOK)
+            here = here or await self.finder.find_content(effect.service, result)
         self.driver.post(ev.Located(effect.ticket, here))
 
     # -- the facade: jobs -----------------------------------------------------------------
@@ -516,6 +531,15 @@ class Node:
     def job(self, job_id: str, service: str | None) -> dict[str, Any]:
         """Return a job by job id, unique prefix, or request id."""
         return self.view(*self._find(job_id, service))
+
+    async def find_or_look(self, job_id: str, service: str | None) -> dict[str, Any]:
+        """Return a job; one that is named by its whole id and not known here is looked for."""
+        try:
+            return self.job(job_id, service)
+        except NotFoundError:
+            if not await self.results.look_for(job_id, service):
+                raise
+            return self.job(job_id, service)
 
     def jobs(
         self,
@@ -615,7 +639,7 @@ class Node:
         self.cache.used(cid)
         answer = self.core.fold(service).results.get(state.answer or "")
         worker = [answer.document.worker] if answer else []
-        holders = [*worker, *self.core.membership.connected_members(service)]
+        holders = [*worker, *self.members_to_ask(service)]
         if service in self.core.guests.services:
             holders = [self.core.guests.given_by.get(state.id, "")]
         try:
@@ -625,6 +649,8 @@ class Node:
             with self.blocks.in_use.working():
                 await source.fetch(service, cid, others)
         except FetchFailed as error:
+            if self.finder is not None:
+                self.finder.on_not_given(service, cid)
             if answer is not None and state.author == self.peer_id:
                 self.driver.post(ev.ContentUnavailable(service, answer.cid))
             raise UnavailableError(
@@ -657,9 +683,15 @@ class Node:
         """Yield every service that content may be of, with the members to ask for it."""
         membership = self.core.membership
         for service in sorted(membership.taken_up):
-            yield service, list(membership.connected_members(service))
+            yield service, self.members_to_ask(service)
         for service in sorted(self.core.guests.services):
             yield service, sorted(set(self.core.guests.given_by.values()))
+
+    def members_to_ask(self, service: str) -> list[str]:
+        """Return who may be asked for content of a service: connected members, and who gave this
+        node results of it lately."""
+        givers = self.finder.givers(service) if self.finder is not None else []
+        return list(dict.fromkeys([*self.core.membership.connected_members(service), *givers]))
 
     async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Add bytes; returns (CID, size)."""

@@ -60,11 +60,15 @@ class Publishing:
         self._shown: set[tuple[str, str]] = set()  # (service, result) that are public whole
         self._again_s: dict[tuple[str, str], float] = {}  # when to look again at one that is not
         self._turn = trio.Lock()
-        self.blocks = PublicBlocks(node.blocks, self._path, self._open_services)
+        self.blocks = PublicBlocks(node.blocks, self._path, self.open_services)
 
     def roots(self) -> set[str]:
         """Return the CIDs that the owner published: they are to stay here."""
         return {cid for entry in self._published for cid in entry["cids"]}
+
+    def results(self) -> set[str]:
+        """Return the CIDs of the results that the owner published."""
+        return {entry["result"] for entry in self._published if entry.get("result")}
 
     # -- the owner's ------------------------------------------------------------------------
 
@@ -104,7 +108,7 @@ class Publishing:
     def published(self) -> Json:
         """Return what the owner published, and the services whose results are public."""
         names = self._node.core.membership.petnames
-        services = [{"serviceName": names[s], "serviceId": s} for s in self._open_services()]
+        services = [{"serviceName": names[s], "serviceId": s} for s in self.open_services()]
         return {"published": self._published, "services": services}
 
     async def _find(self, what: str, service: str | None) -> Json:
@@ -192,7 +196,7 @@ class Publishing:
         """Say whether anybody may read a result."""
         if any(entry.get("result") == result for entry in self._published):
             return True
-        return service in self._open_services()
+        return service in self.open_services()
 
     def documents(self, service: str, info: ResultInfo) -> dict[str, bytes]:
         """Return a result's documents by CID, its own and those of the jobs that it answers, as far
@@ -220,7 +224,8 @@ class Publishing:
             "results": "public" if folded.has_public_results else "members",
         }
 
-    def _open_services(self) -> list[str]:
+    def open_services(self) -> list[str]:
+        """Return the services whose results anybody may read, sorted."""
         membership = self._node.core.membership
         taken = sorted(membership.taken_up)
         return [service for service in taken if membership.folded(service).has_public_results]
@@ -228,7 +233,7 @@ class Publishing:
     async def run(self) -> None:
         """Make new results of such services public, until cancelled."""
         while True:
-            for service in self._open_services():
+            for service in self.open_services():
                 await self._show_new(service)
             await trio.sleep(LOOK_S)
 

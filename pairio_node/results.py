@@ -68,6 +68,10 @@ class Results:
         known here is looked for at members."""
         found = await self._find(name, service)
         document = found.result.document
+        if self._node.finder is not None:
+            outputs = [cid for cid, _, _ in document.outputs.values()]
+            if not await self._node.cache.is_here(found.service, outputs):
+                await self._node.finder.find_content(found.service, found.result.cid)
         return {
             "serviceId": found.service,
             "serviceName": self._node.core.membership.petnames.get(found.service, found.service),
@@ -89,8 +93,7 @@ class Results:
         known = self._node.core.membership.chains
         services = [s for s in self._node.named_or_all(service) if s in known]
         found = self._known(name, services)
-        if found is None and ask and _is_cid(name):
-            await self._look_for(name, services)
+        if found is None and ask and await self.look_for(name, service):
             found = self._known(name, services)
         if found is not None:
             return found
@@ -116,11 +119,34 @@ class Results:
         states = (find_request(self._node.core.fold(service), name) for service in services)
         return next((state for state in states if state is not None), None)
 
-    async def _look_for(self, name: str, services: list[str]) -> None:
+    async def look_for(self, name: str, service: str | None) -> bool:
+        """Look for a result by job id or CID: at connected members, in the DHT, in the network of
+        Kubo. Say whether there is one now; not at once for what is waited for here."""
+        if not _is_cid(name):
+            return False
         taken = self._node.core.membership.taken_up
-        for service in (s for s in services if s in taken):
+        services = [s for s in self._node.named_or_all(service) if s in taken]
+        if self._waiting(name, services) is not None:
+            return False
+        await self._ask_members(name, services)
+        found = self._known(name, services)
+        if found is not None:
+            if found.request is None:  # it comes with a result that is named by its CID
+                await self._ask_members(found.result.cid, [found.service])
+            return True
+        finder = self._node.finder
+        return finder is not None and await finder.find(name, services)
+
+    async def _ask_members(self, name: str, services: list[str]) -> None:
+        for service in services:
             with suppress(UserError):  # gone meanwhile
                 await self._node.driver.call(partial(_look, service, name))
+
+    async def _ask_all(self, name: str, service: str) -> None:
+        """Ask members for what a result rests on, then who gave the result."""
+        await self._ask_members(name, [service])
+        if self._node.finder is not None:
+            await self._node.finder.ask_giver(service, name)
 
     # -- what one rests on ----------------------------------------------------------------------
 
@@ -142,7 +168,7 @@ class Results:
                 asked.update(missing)
                 async with trio.open_nursery() as nursery:  # they go in one frame
                     for cid in missing:
-                        nursery.start_soon(self._look_for, cid, [found.service])
+                        nursery.start_soon(self._ask_all, cid, found.service)
                 rests = self._rests(found)
         return rests
 
@@ -210,9 +236,9 @@ class Results:
         core = self._node.core
         try:
             if await self._node.content.missing(cid):
-                members = core.membership.connected_members(rests.service)
+                members = self._node.members_to_ask(rests.service)
                 holders = dict.fromkeys((*rests.workers, *members))
-                others = [h for h in holders if h in core.ctx.connected]
+                others = [h for h in holders if h in core.ctx.connected or h in members]
                 await self._node.exchange.fetch(rests.service, cid, others)
         except (FetchFailed, UserError, LookupError, ValueError) as error:
             return [str(error)]

@@ -55,12 +55,14 @@ def status_view(node: "Node") -> dict[str, Any]:
         "ipfs": node.kubo.status() if node.kubo else None,
         "blocks": {**node.cache.status(), **node.exchange.counters},
         "bitswap": _bitswap(node),
+        "dht": node.dht.status() if node.dht is not None else None,
         "counters": {
             **node.transport.counters(),
             **core.ctx.counters,
             **core.logs.counts(),
             **node.consoles.streams.counters,
             **(node.bitswap.refusals() if node.bitswap is not None else {}),
+            **(node.dht.refusals() if node.dht is not None else {}),
         },
     }
 

@@ -156,7 +156,7 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     @app.get("/api/v1/jobs/{job_id}")
     async def job(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
         """One job, by job id, the end or beginning of it if unique, or request id."""
-        return JSONResponse(node.job(job_id, serviceName))
+        return JSONResponse(await node.find_or_look(job_id, serviceName))
 
     @app.get("/api/v1/jobs/{job_id}/why")
     async def why(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803

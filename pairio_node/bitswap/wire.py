@@ -159,7 +159,7 @@ async def read_message(stream: ByteStream, size_max: Callable[[], int]) -> Messa
 def decode_message(data: bytes) -> Message:
     """Return what a message says; DecodeError when it is none, or says more than is read."""
     message, count = Message(), 0
-    for tag, value in _fields(data):
+    for tag, value in read_fields(data):
         if isinstance(value, int):
             continue
         if tag == 1:
@@ -180,7 +180,7 @@ def decode_message(data: bytes) -> Message:
 
 def _wantlist(message: Message, data: bytes, entries_max: int) -> int:
     count = 0
-    for tag, value in _fields(data):
+    for tag, value in read_fields(data):
         if tag == 1 and isinstance(value, bytes):
             count += 1
             if count > entries_max:
@@ -193,7 +193,7 @@ def _wantlist(message: Message, data: bytes, entries_max: int) -> int:
 
 def _want(data: bytes) -> Want:
     raw, flags = b"", {3: 0, 4: 0, 5: 0}
-    for tag, value in _fields(data):
+    for tag, value in read_fields(data):
         if tag == 1 and isinstance(value, bytes):
             raw = value
         elif tag in flags and isinstance(value, int):
@@ -205,7 +205,7 @@ def _want(data: bytes) -> Want:
 
 def _block(data: bytes) -> Block:
     prefix, block = b"", b""
-    for tag, value in _fields(data):
+    for tag, value in read_fields(data):
         if tag == 1 and isinstance(value, bytes):
             prefix = value
         elif tag == 2 and isinstance(value, bytes):
@@ -218,7 +218,7 @@ def _block(data: bytes) -> Block:
 
 def _presence(data: bytes) -> tuple[str, bool]:
     raw, kind = b"", 0
-    for tag, value in _fields(data):
+    for tag, value in read_fields(data):
         if tag == 1 and isinstance(value, bytes):
             raw = value
         elif tag == 2 and isinstance(value, int):
@@ -226,7 +226,7 @@ def _presence(data: bytes) -> tuple[str, bool]:
     return _text(raw[:_CID_BYTES_MAX]), kind != _DONT_HAVE
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield (number, value) of a protobuf message, one by one; fields of fixed width are left
     out."""
     at, end = 0, len(data)

@@ -278,6 +278,13 @@ class KuboApi:
         found = self.call_json("id", timeout_s=5)
         return str(found.get("ID", "")) if isinstance(found, dict) else ""
 
+    def swarm(self) -> tuple[str, tuple[str, ...]]:
+        """Return the daemon's peer id, and where other peers reach it."""
+        found = self.call_json("id", timeout_s=5)
+        known = found if isinstance(found, dict) else {}
+        addresses = [str(a).partition("/p2p/")[0] for a in known.get("Addresses") or ()]
+        return str(known.get("ID", "")), tuple(addresses)
+
     def block_size(self, cid: str) -> int | None:
         """Return the bytes of a block that the daemon has, else None; it asks nobody else."""
         try:

@@ -141,9 +141,10 @@ class Transport(Protocol):
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
 
-    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+    async def reach(self, peer: str, addresses: tuple[str, ...], *, keep: bool = True) -> None:
         """Connect, once, to a peer that need not be a pairio node: streams to it may be opened
-        then, and it never is up. Raises TransportError."""
+        then, and it never is up. One that is not to be kept gives its place to others, the one
+        used longest ago first. Raises TransportError."""
 
     def speakers(self, protocol: str) -> list[str]:
         """Return the peers that a stream of `protocol` may be opened to, up or not, as far as

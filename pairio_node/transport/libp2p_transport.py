@@ -21,9 +21,9 @@ from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519
 from libp2p.custom_types import TProtocol
+from libp2p.network.config import RetryConfig
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -58,6 +58,7 @@ _KEEPALIVE_S = 2.5
 _SILENCE_S = 8.5  # three missed, and a second
 _OPEN_S = 10.0
 _DIAL_S = 5.0
+_NEXT_DIAL_S = 0.15
 _DIAL_FAILURES_KEPT = 5  # in a row, before somebody else may have the place
 _WRITE_S = 20.0
 #: A peer needs one, and maybe another while the first is not known to be over.
@@ -159,6 +160,8 @@ class Libp2pTransport:
             sec_opt={NOISE: Noise(keys, noise_privkey=new_x25519().private_key)},
             muxer_opt={TProtocol(YAMUX): Yamux},
         )
+        network: Any = self._host.get_network()
+        network.retry_config = RetryConfig(max_retries=0)  # who dials tries again, in its own time
         self.peer_id = str(self._host.get_id())
         self._gossip = HeardBy(
             protocols=[PROTOCOL_ID_V11],
@@ -289,24 +292,41 @@ class Libp2pTransport:
         return await self._dial_at(peer, self._wanted.get(peer, ()))
 
     async def _dial_at(self, peer: str, addresses: tuple[str, ...]) -> bool:
+        """Connect at one address after the other. Stock `connect` dials the first that it ever knew
+        of a peer, waits while somebody else does, and refuses for 60 s after a failure."""
         network: Any = self._host.get_network()
         for address in addresses:
+            if self._is_linked(peer):
+                return True
             self._counters["dials"] += 1
             try:
                 target = Multiaddr(address.partition("/p2p/")[0])
-                network._negative_peer_cache.evict(peer)  # stock: refused for 60 s after a failure
                 with trio.fail_after(_DIAL_S):
-                    await self._host.connect(PeerInfo(ID.from_base58(peer), [target]))
+                    await network.dial_addr(target, ID.from_base58(peer))
             except Exception:  # refused, unreachable, wrong key, garbage: the next address
                 self._counters["dial_failures"] += 1
                 continue
             return True
         return False
 
-    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+    async def _dial_any(self, peer: str, addresses: tuple[str, ...]) -> bool:
+        """Connect at any of the addresses: the next is tried when one takes its time."""
+        async with trio.open_nursery() as nursery:
+
+            async def dial(address: str) -> None:
+                if await self._dial_at(peer, (address,)):
+                    nursery.cancel_scope.cancel()
+
+            for address in addresses:
+                nursery.start_soon(dial, address)
+                await trio.sleep(_NEXT_DIAL_S)
+        return self._is_linked(peer)
+
+    async def reach(self, peer: str, addresses: tuple[str, ...], *, keep: bool = True) -> None:
         """Connect, once, to a peer that need not be a pairio node. Raises TransportError."""
-        self._others.keep(peer)
-        if not self._is_linked(peer) and not await self._dial_at(peer, addresses):
+        if keep:
+            self._others.keep(peer)
+        if not self._is_linked(peer) and not await self._dial_any(peer, addresses):
             raise TransportError(f"{peer[-6:]} is not reached at {', '.join(addresses)}")
 
     def _is_linked(self, peer: str) -> bool:

@@ -162,11 +162,10 @@ class MemoryTransport:
         """Return the peers that are up."""
         return frozenset(p for p, link in self.links.items() if not link.gone.is_set())
 
-    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+    async def reach(self, peer: str, addresses: tuple[str, ...], *, keep: bool = True) -> None:
         """Connect, once. In memory all peers are pairio nodes: it is up then."""
         await trio.lowlevel.checkpoint()
-        self._wanted.setdefault(peer, addresses)
-        if not self._dial(peer):
+        if not self._dial(peer, addresses):
             raise TransportError(f"{peer[-6:]} is not reached")
 
     def speakers(self, protocol: str) -> list[str]:
@@ -200,7 +199,7 @@ class MemoryTransport:
         try:
             while peer in self._wanted:
                 await trio.lowlevel.checkpoint()
-                if self._dial(peer):
+                if self._dial(peer, self._wanted[peer]):
                     began = trio.current_time()
                     await self.links[peer].gone.wait()
                     if trio.current_time() - began > 5:
@@ -210,11 +209,11 @@ class MemoryTransport:
         finally:
             self._dialing.discard(peer)
 
-    def _dial(self, peer: str) -> bool:
-        """Connect at one of the known addresses; True when there is a connection."""
+    def _dial(self, peer: str, addresses: tuple[str, ...]) -> bool:
+        """Connect at one of the addresses; True when there is a connection."""
         if peer in self.links:
             return True
-        for address in self._wanted[peer]:
+        for address in addresses:
             self._counters["dials"] += 1
             other = self._network.listening.get(address)
             if other is not None and other.peer_id == peer and self._may_join(other):

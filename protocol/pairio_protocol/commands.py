@@ -165,6 +165,8 @@ class Commands:
             return
         if self._core.lookups.ask_first(event, service, job):
             return
+        if event.call not in self._no_hits and self._core.lookups.ask_further(event, service, job):
+            return
         self._no_hits.discard(event.call)
         needs.check_missing(event.secrets)
         waiting = len(self._core.coordinator.wishes) + self._core.logs.pending_count()

@@ -57,6 +57,8 @@ class CoreConfig:
     #: how often it is looked at whether enough members still hold a result
     repair_interval_ms: int = REPAIR_INTERVAL_MS
     replicas: int = 1
+    #: whether a submit may look further than connected members (`LookFurther`)
+    looks_further: bool = False
     addresses: tuple[str, ...] = ()
 
 

@@ -266,6 +266,8 @@ class NodeCore(
                 self.replication.on_fetched(event.ticket, event.ok, event.no_room)
             case ev.Located():
                 self.contents.on_located(event.ticket, event.here)
+            case ev.LookedFurther():
+                self.lookups.on_looked_further(event.call)
             case ev.ContentDropped():
                 self.replication.on_dropped(event.results)
             case ev.ContentUnavailable():

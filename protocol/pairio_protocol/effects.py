@@ -24,6 +24,7 @@ __all__ = [
     "Kill",
     "LeaveTopic",
     "Locate",
+    "LookFurther",
     "Refuse",
     "Reply",
     "Send",
@@ -143,6 +144,16 @@ class Locate:
 
 
 @dataclass(frozen=True)
+class LookFurther:
+    """No connected member has a result of the job that a submit asks for, and not all are connected
+    that would: look it up in the DHT. Answer `LookedFurther`, always."""
+
+    call: int
+    service: str
+    job: str
+
+
+@dataclass(frozen=True)
 class Reply:
     """The answer to a local call."""
 
@@ -228,6 +239,7 @@ Effect = (
     | Kill
     | LeaveTopic
     | Locate
+    | LookFurther
     | Refuse
     | Reply
     | Send

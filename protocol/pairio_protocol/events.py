@@ -454,6 +454,13 @@ class Located:
 
 
 @dataclass(frozen=True)
+class LookedFurther:
+    """A `LookFurther` is over; what it found was imported before."""
+
+    call: int
+
+
+@dataclass(frozen=True)
 class Committed:
     """The commit with this ticket is on disk."""
 
@@ -535,6 +542,7 @@ Event = (
     | LeaveService
     | Located
     | LookFor
+    | LookedFurther
     | OwnerHours
     | PeerDown
     | PeerUp

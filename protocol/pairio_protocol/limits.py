@@ -93,6 +93,8 @@ WISHES_OWN_MAX: Final = 64
 LINK_PEERS_MAX: Final = 4
 #: Addresses of one peer, in a link, a wish or a presence entry.
 ADDRESSES_MAX: Final = 8
+#: Characters of an address that a member says of himself or of others.
+ADDRESS_LENGTH_MAX: Final = 256
 #: The text of a link.
 LINK_LENGTH_MAX: Final = 4096
 #: What one such service may weigh: the bytes of its changes, and of the list after each.
@@ -333,6 +335,49 @@ BITSWAP_LACKING_MAX: Final = 256
 #: Connections of peers that are no pairio nodes; then the one that used its own longest ago goes.
 OTHER_CONNECTIONS_MAX: Final = 32
 
+# -- the DHT ------------------------------------------------------------------------------
+#: A question on /pairio/kad/1.
+KAD_QUESTION_SIZE_BYTES_MAX: Final = 16 * 1024
+#: Providers, and nearer members, in one answer.
+KAD_CONTACTS_MAX: Final = 8
+#: Jobs in one `provide`.
+KAD_JOBS_MAX: Final = 64
+#: Members that one look-up asks who holds a result; and holders that it asks for the result.
+KAD_ASKED_MAX: Final = 8
+#: Those that are asked at once, each.
+KAD_AT_ONCE: Final = 4
+#: One look-up in one service takes no longer.
+KAD_LOOK_MS: Final = 2_000
+#: Nobody is waited for longer, dialling included.
+KAD_ASK_MS: Final = 1_000
+#: Look-ups that go on at once for submits; of further ones some wait, the rest goes without.
+KAD_SUBMITS_AT_ONCE: Final = 8
+KAD_SUBMITS_WAITING_MAX: Final = 64
+#: Segments, and bytes, that one holder may give for one job.
+KAD_GIVEN_SEGMENTS_MAX: Final = 128
+KAD_GIVEN_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Streams on /pairio/kad/1 that one peer may have open at a node, and all peers together.
+KAD_STREAMS_PER_PEER_MAX: Final = 4
+KAD_STREAMS_MAX: Final = 64
+#: Holders' answers that are made at once.
+KAD_GIVEN_AT_ONCE: Final = 4
+#: Members, nearest to the job's id, whom a holder tells that it has a result.
+KAD_TOLD: Final = 4
+#: Holders noted of one job.
+KAD_PROVIDERS_PER_JOB_MAX: Final = 16
+#: Jobs noted of one holder.
+KAD_JOBS_PER_PROVIDER_MAX: Final = 10_000
+#: What is noted of all holders; beyond it, who has most gives up his oldest.
+KAD_RECORDS_MAX: Final = 50_000
+#: What a holder said is forgotten after this time; it says it again after half of it.
+KAD_RECORD_MS: Final = 24 * 3600 * 1000
+#: A holder tells of at most one job in this time.
+KAD_PROVIDE_INTERVAL_MS: Final = 1_000
+#: Members remembered in one bucket: those whose distances begin with as many zeros.
+KAD_BUCKET_MAX: Final = 16
+#: A member that did not answer is not asked again for so long.
+KAD_FAILED_MS: Final = 60_000
+
 # -- attempts -----------------------------------------------------------------------------
 #: Attempts of a request that machines may lose before it is exhausted.
 ATTEMPTS_MAX: Final = 8
@@ -400,3 +445,4 @@ assert PRESENCE_INTERVAL_MS * 2 < PRESENCE_EXPIRY_MS
 assert LOG_AGE_MAX_MS * 2 < RETENTION_MS
 assert REQUEST_EXPIRY_MS < RETENTION_MS
 assert HOME_NODES < LOOKUP_ASKED <= 8
+assert KAD_ASK_MS * (KAD_ASKED_MAX // KAD_AT_ONCE) <= KAD_LOOK_MS

@@ -9,12 +9,14 @@ segments (of logs), or as `kept` ones (of logs that the member has dropped), the
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pairio_protocol import events as ev
+from pairio_protocol.effects import LookFurther
 from pairio_protocol.errors import DecodeError
-from pairio_protocol.fold import Resolution, ResultInfo, ServiceFold
+from pairio_protocol.fold import Resolution, ServiceFold
 from pairio_protocol.gather import request_for
 from pairio_protocol.ids import rendezvous
 from pairio_protocol.limits import (
@@ -32,7 +34,7 @@ from pairio_protocol.segment import Segment
 if TYPE_CHECKING:
     from pairio_protocol.core import NodeCore
 
-__all__ = ["Lookups"]
+__all__ = ["Lookups", "segments_about"]
 
 _Call = ev.Submit | ev.LookFor
 
@@ -55,6 +57,8 @@ class Lookups:
         self._under_way: dict[int, _Lookup] = {}
         self._unasked: dict[str, deque[tuple[_Call, str]]] = {}
         self._looked_up: set[int] = set()  # calls that go on with what members have sent
+        self._further: dict[int, ev.Submit] = {}  # submits whose job is looked up in the DHT
+        self._looked_further: set[int] = set()
         self._ticket = 0
         self._silent: set[str] = set()
         self._due: Deadlines[int] = Deadlines()
@@ -186,25 +190,58 @@ class Lookups:
         that they do: requests for the definitions, results for the resolution."""
         fold = self._core.fold(message.service)
         for job in message.jobs[:LOOKUP_JOBS_MAX]:
-            if job in fold.results:
-                self._push_result(peer, fold, fold.results[job])
-                continue
-            for name in fold.upstream_of(job, UPSTREAM_SENT_MAX):
-                found = fold.results_for(name)
-                requests = fold.by_job.get(name)
-                if found and requests and (name != job or found[0].document.job != name):
-                    self._core.push(peer, fold.requests[requests[0]].segment)
-                for result in found:
-                    self._core.push(peer, result.segment)
+            for segment in segments_about(fold, job):
+                self._core.push(peer, segment)
         self._ctx.send(peer, LookedUp(message.service, message.ticket))
 
-    def _push_result(self, peer: str, fold: ServiceFold, result: ResultInfo) -> None:
-        """Send a result that was asked for by its CID, and the request that it answers: whoever
-        verifies it needs both."""
+    # -- further than connected members ---------------------------------------------------------
+
+    def ask_further(self, event: ev.Submit, service: str, job: str) -> bool:
+        """Let a submit's job be looked up in the DHT, once, after connected members had nothing;
+        True while that is waited for. Not when all home nodes of the job are connected: they were
+        asked, and have what there is."""
+        if event.call in self._looked_further or not self._ctx.config.looks_further:
+            self._looked_further.discard(event.call)
+            return False
+        if event.mode == "skip_cache":
+            return False
+        resolved = self._core.fold(service).resolve(job).job or job
+        homes = self._core.membership.home_nodes(service, resolved)
+        if all(peer == self._ctx.me or peer in self._ctx.connected for peer in homes):
+            return False
+        self._further[event.call] = event
+        self._ctx.emit(LookFurther(event.call, service, resolved))
+        return True
+
+    def on_looked_further(self, call: int) -> None:
+        """Submit again, with whatever came."""
+        event = self._further.pop(call, None)
+        if event is not None:
+            self._looked_up.add(call)
+            self._looked_further.add(call)
+            self._core.commands.on_command(event)
+            self._looked_up.discard(call)
+            self._looked_further.discard(call)
+
+
+def segments_about(fold: ServiceFold, job: str) -> Iterator[bytes]:
+    """Yield the hashes of segments with the results of a job, and of jobs on which it rests what is
+    needed to see that they do: requests for the definitions, results for the resolution. A result
+    may be named in place of a job, by its CID: then the request that it answers comes too."""
+    if job in fold.results:
+        result = fold.results[job]
         request = request_for(fold, result)
         if request is not None:
-            self._core.push(peer, request.segment)
-        self._core.push(peer, result.segment)
+            yield request.segment
+        yield result.segment
+        return
+    for name in fold.upstream_of(job, UPSTREAM_SENT_MAX):
+        found = fold.results_for(name)
+        requests = fold.by_job.get(name)
+        if found and requests and (name != job or found[0].document.job != name):
+            yield fold.requests[requests[0]].segment
+        for result in found:
+            yield result.segment
 
 
 def _nearest(job: str, peers: list[str]) -> list[str]:

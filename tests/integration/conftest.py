@@ -90,8 +90,8 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Start nodes by name; they are ended with the test."""
     nodes: list[RunningNode] = []
 
-    def start(name: str, *arguments: str) -> RunningNode:
-        node = launch(tmp_path / name, *arguments)
+    def start(name: str, *arguments: str, program: str = "pairio_cli.node_entry") -> RunningNode:
+        node = launch(tmp_path / name, *arguments, program=program)
         nodes.append(node)
         return node
 

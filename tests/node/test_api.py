@@ -254,6 +254,9 @@ class FakeFacade:
     def url_pins(self) -> "FakeMany":
         return FakeMany(self)
 
+    async def find_or_look(self, job_id: str, service: str | None) -> dict[str, Any]:
+        return self.job(job_id, service)
+
     def job(self, job_id: str, service: str | None) -> dict[str, Any]:
         if job_id != "bafyjob":
             raise NotFoundError(f"no job {job_id!r} on this node", hint="pairio job ls")

@@ -35,7 +35,10 @@ async def test_a_daemon_that_refuses_is_asked_again_and_ends_no_node(
     (tmp_path / "daemon").mkdir()
     (tmp_path / "daemon" / JOB).write_text(RESULT)  # of a service that was left since
     api = RefusingApi()
-    node = SimpleNamespace(core=SimpleNamespace(membership=SimpleNamespace(taken_up=set())))
+    node = SimpleNamespace(
+        config=SimpleNamespace(dht=False),
+        core=SimpleNamespace(membership=SimpleNamespace(taken_up=set())),
+    )
     blocks = SimpleNamespace(api=api, daemon="daemon", limiter=None)
     publisher = KuboPublisher(cast(Any, node), cast(Any, blocks), "public", tmp_path)
     with trio.fail_after(20):

@@ -36,9 +36,10 @@ from pairio_protocol.machines.deadlines import Deadlines
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.messages import Held, Where
 
-__all__ = ["Contents", "Hooks"]
+__all__ = ["LOOK", "Contents", "Hooks", "outputs_of"]
 
-_MINE = "look:"
+#: Tickets of what is looked for for this node itself begin so.
+LOOK = "look:"
 
 
 class Hooks:
@@ -141,12 +142,12 @@ class Contents:
     def _look_here(self, look: _Look) -> None:
         look.asked, look.denied = set(), set()
         self._due.set(look.result.cid, self._ctx.now_ms + LOOK_AGAIN_MS)
-        self._ctx.emit(Locate(look.service, f"{_MINE}{look.result.cid}", look.cids))
+        self._ctx.emit(Locate(look.service, f"{LOOK}{look.result.cid}", look.cids))
 
     def _ask(self, look: _Look) -> None:
         """Ask all connected members; nothing is fetched by it."""
         look.asked = set(self._membership.connected_members(look.service))
-        ticket = f"{_MINE}{look.result.cid}"
+        ticket = f"{LOOK}{look.result.cid}"
         for peer in sorted(look.asked):
             self._ctx.send(peer, Where(look.service, ticket, look.cids))
         if look.state == "here":
@@ -156,8 +157,8 @@ class Contents:
 
     def on_held(self, peer: str, message: Held) -> bool:
         """A member says whether it holds the content; False when it was not asked for that."""
-        look = self._looks.get(message.ticket.removeprefix(_MINE))
-        if not message.ticket.startswith(_MINE):
+        look = self._looks.get(message.ticket.removeprefix(LOOK))
+        if not message.ticket.startswith(LOOK):
             return False
         if look is None or peer not in look.asked:
             return True
@@ -240,7 +241,7 @@ class Contents:
         if peer is not None:
             self._ctx.send(peer, Held(ticket.partition("|")[2], here))
             return
-        look = self._looks.get(ticket.removeprefix(_MINE))
+        look = self._looks.get(ticket.removeprefix(LOOK))
         if look is not None:
             self._found(look) if here else self._ask(look)
 
