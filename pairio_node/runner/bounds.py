@@ -48,7 +48,7 @@ _STANDARD = {
 
 def is_nodes_own(passed: Passed) -> bool:
     """Say whether a bound is this node's alone, so that another one may do the job."""
-    return passed.which == "room" or passed.most < _STANDARD.get(passed.which, 0)
+    return passed.which in ("room", "machine") or passed.most < _STANDARD.get(passed.which, 0)
 
 
 def passed_words(passed: Passed) -> str:
@@ -63,6 +63,8 @@ def passed_words(passed: Passed) -> str:
             return f"time: ran {passed.used / 1000:g} s of at most {passed.most / 1000:g} s"
         case "room":
             return f"disk: this node has {used} left, and jobs must leave {most}"
+        case "machine":
+            return f"memory: this node had none left, when the job used {used} of its {most}"
         case "folders":
             return f"folders: {passed.used} levels deep of at most {passed.most}"
         case which:

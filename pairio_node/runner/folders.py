@@ -6,7 +6,7 @@ from typing import Final
 
 from pairio_node.blocks.content import DEPTH_MAX, FILES_MAX
 
-__all__ = ["FolderError", "measure_folder"]
+__all__ = ["FolderError", "is_utf8", "measure_folder", "plain_files"]
 
 _NAMES_SIZE_BYTES_MAX: Final = 200 * 1024
 
@@ -52,6 +52,27 @@ def measure_folder(top: Path) -> int:
             else:
                 raise FolderError(f"{inside!r} is neither file nor folder")
     return size
+
+
+def plain_files(top: Path) -> list[Path]:
+    """Return the regular files in a folder, in order. No link is followed; what lies deeper than a
+    folder may be, or comes after as many entries as one may have, is left out."""
+    found: list[Path] = []
+    waiting = [(top, 0)]
+    count = 0
+    while waiting and count < FILES_MAX:
+        folder, depth = waiting.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue
+        count += len(entries)
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                found.append(Path(entry.path))
+            elif depth < DEPTH_MAX and entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), depth + 1))
+    return sorted(found)
 
 
 def is_utf8(name: str) -> bool:

@@ -24,7 +24,7 @@ from pairio_node.runner.bounds import (
     rlimits,
     size_words,
 )
-from pairio_node.runner.folders import FolderError, is_utf8, measure_folder
+from pairio_node.runner.folders import FolderError, is_utf8, measure_folder, plain_files
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervise import Ended, Plan, SupervisorLost, attach, supervise
 from pairio_node.runner.supervisor.watch import Passed
@@ -77,7 +77,7 @@ class ProcessRunner:
             ended = await supervise(self._launcher, plan, cancel)
         except (OSError, SupervisorLost) as error:
             return _infra(f"cannot run the job: {error}")
-        return self._outcome(spec, ended, cancel)
+        return await self._told(spec, ended, cancel)
 
     async def resume(self, spec: RunSpec, cancel: trio.Event) -> RunOutcome:
         """Take up a run that an earlier node began in `spec.work_dir`."""
@@ -85,7 +85,7 @@ class ProcessRunner:
             ended = await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0)
         except SupervisorLost as error:
             return _infra(str(error))
-        return self._outcome(spec, ended, cancel)
+        return await self._told(spec, ended, cancel)
 
     # -- what differs with a sandbox ----------------------------------------------------
 
@@ -177,6 +177,10 @@ class ProcessRunner:
         }
         (tmp / "job.json").write_text(json.dumps(job))
 
+    async def _told(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
+        """Return the outcome; the loop does not wait for a look through many files."""
+        return await trio.to_thread.run_sync(self._outcome, spec, ended, cancel)
+
     def _outcome(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
         def failed(error: str, limit: str = "") -> RunOutcome:
             kept = _printable_end(error)
@@ -249,9 +253,8 @@ def _others(top: Path) -> dict[str, Path]:
     of the folder itself: none is followed."""
     if not _is_folder(top):
         return {}
-    found = (Path(folder) / name for folder, _, names in os.walk(top) for name in names)
-    plain = sorted(path for path in found if _is_plain(path))
-    return {f"other/{p.relative_to(top).as_posix()}": p for p in plain[:_OTHER_FILES_MAX]}
+    plain = plain_files(top)[:_OTHER_FILES_MAX]
+    return {f"other/{path.relative_to(top).as_posix()}": path for path in plain}
 
 
 def _is_folder(path: Path) -> bool:

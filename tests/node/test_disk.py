@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from pairio_node.runner.folders import FolderError, measure_folder, plain_files
 from pairio_node.runner.supervisor.disk import DEPTH_MAX, measure, remove_tree, unlinked_bytes
 
 
@@ -39,13 +42,25 @@ def test_folders_deeper_than_any_path_are_seen_and_removed(tmp_path: Path) -> No
     assert not top.exists()
 
 
-def _deep(top: Path, levels: int) -> None:
+def test_outputs_deeper_than_python_can_follow_are_looked_for_and_left_out(tmp_path: Path) -> None:
+    # A walk that calls itself for each level ends with a RecursionError, and with it the node.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("kept")
+    _deep(tmp_path / "other" / "deep", 1500, name="d")
+    found = plain_files(tmp_path / "other")
+    assert tmp_path / "other" / "file" in found
+    assert 2 <= len(found) <= 100
+    with pytest.raises(FolderError, match="deeper than"):
+        measure_folder(tmp_path / "other")
+
+
+def _deep(top: Path, levels: int, name: str = "a-name-of-20-letters") -> None:
     top.mkdir()
     fd = os.open(top, os.O_RDONLY)
     for _ in range(levels):
-        os.mkdir("a-name-of-20-letters", dir_fd=fd)
+        os.mkdir(name, dir_fd=fd)
         os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-        inner = os.open("a-name-of-20-letters", os.O_RDONLY, dir_fd=fd)
+        inner = os.open(name, os.O_RDONLY, dir_fd=fd)
         os.close(fd)
         fd = inner
     os.close(fd)

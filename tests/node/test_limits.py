@@ -33,6 +33,10 @@ GIB = 2**30
         (Passed("processes", 513, 512), "processes: 513 of at most 512"),
         (Passed("files", 11, 10), "files: 11 of at most 10"),
         (Passed("folders", 200, 199), "folders: 200 levels deep of at most 199"),
+        (
+            Passed("machine", 2**20, GIB),
+            "memory: this node had none left, when the job used 1 MiB of its 1 GiB",
+        ),
         (Passed("room", 2**20, GIB), "disk: this node has 1 MiB left, and jobs must leave 1 GiB"),
     ],
 )
@@ -125,6 +129,22 @@ def test_what_the_kernel_noted_counts_though_the_job_ended_well(tmp_path: Path) 
     assert watch.ended() == Passed("processes", 8, 7)
     (tmp_path / "memory.events").write_text("oom 1\noom_kill 1\n")
     assert watch.ended() == Passed("memory", 5, 5)
+
+
+def test_what_the_machine_could_not_give_is_not_the_jobs_failure(tmp_path: Path) -> None:
+    group = JobCgroup(2, dict.fromkeys(("memory", "pids"), str(tmp_path)))
+    watch = Watch(Bounds(memory_bytes=5, processes=7), tmp_path, list, group)
+    for name, text in (("pids.events", "max 2\n"), ("pids.peak", "6\n"), ("pids.max", "7\n")):
+        (tmp_path / name).write_text(text)  # a group above refused it
+    assert watch.ended() is None
+    (tmp_path / "memory.events").write_text("oom 0\noom_kill 1\n")
+    passed = watch.ended()
+    assert passed == Passed("machine", 0, 5)
+    assert is_nodes_own(passed)
+    old = JobCgroup(1, {"memory": str(tmp_path)})
+    assert not old.met_its_memory()
+    (tmp_path / "memory.failcnt").write_text("12\n")
+    assert old.met_its_memory()
 
 
 def test_samples_stay_few_and_spread_over_the_whole_run() -> None:

@@ -294,11 +294,25 @@ class JobCgroup:
         name = "memory.oom_control" if self._version == 1 else "memory.events"
         return _field(_read(self.folders["memory"] / name), "oom_kill") or 0
 
+    def met_its_memory(self) -> bool:
+        """Say whether the job ever was at its own bound: else whoever ended its processes did so
+        because the machine, or a group above, had no memory left."""
+        folder = self.folders["memory"]
+        if self._version == 2:
+            return bool(_field(_read(folder / "memory.events"), "oom"))
+        names = ("memory.failcnt", "memory.memsw.failcnt")
+        return any(_read(folder / name) not in ("", "0") for name in names)
+
     def refused_processes(self) -> int:
-        """Return how many starts of processes or threads were refused at the bound."""
+        """Return how many starts of processes or threads were refused at the job's bound. A kernel
+        may count here what a group above refused; the job had fewer then."""
         if "pids" not in self.folders:
             return 0
-        return _field(_read(self.folders["pids"] / "pids.events"), "max") or 0
+        folder = self.folders["pids"]
+        peak, most = _read(folder / "pids.peak"), _read(folder / "pids.max")
+        if peak.isdigit() and most.isdigit() and int(peak) < int(most):
+            return 0
+        return _field(_read(folder / "pids.events"), "max") or 0
 
     def kill_all(self) -> bool:
         """Kill all that is in the group; nothing new starts in it. Says whether any was there."""

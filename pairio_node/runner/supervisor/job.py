@@ -51,6 +51,9 @@ _WATCH_S = 0.2
 _KILL_S = 5.0
 #: A process outside the job's tree that holds the console open is not waited for longer.
 _DRAIN_S = 0.5
+#: A job that writes more than this to its console is read no faster.
+_FLOOD_BYTES = 64 * 2**20
+_FLOOD_BYTES_A_SECOND = 64 * 2**20
 #: When the machine has no memory left, a job ends before the node and before other programs.
 _OOM_SCORE = "500"
 
@@ -70,6 +73,7 @@ class Supervisor:
         self._alive_fd = os.open(plan["alive"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
         self._console_fd = -1
+        self._console_bytes = 0
         self._mask = Mask(plan.get("secrets") or {})
         self._wake_fd = _woken_by_signals()
         #: More descriptors that are readable when the end of the job is to be looked for.
@@ -289,6 +293,10 @@ class Supervisor:
     def _read_console(self) -> bool:
         data = os.read(self._console_fd, 65536)
         self._console.add(self._mask.add(data) if data else self._mask.end())
+        self._console_bytes += len(data)
+        if self._console_bytes > _FLOOD_BYTES:
+            # Reading costs this process, which no bound holds: the job waits for it.
+            time.sleep(len(data) / _FLOOD_BYTES_A_SECOND)
         return data != b""
 
     def _drain(self) -> None:

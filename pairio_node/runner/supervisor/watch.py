@@ -41,8 +41,9 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Passed:
-    """A bound that was passed. `which`: memory, processes, disk, files, folders, or room (of the
-    machine's disk: what is left, and what has to be left)."""
+    """A bound that was passed. `which`: memory, processes, disk, files, folders; room (of the
+    machine's disk: what is left, and what has to be left); machine (its memory was used up, though
+    the job had not used its own)."""
 
     which: str
     used: int
@@ -148,6 +149,8 @@ class Watch:
     def _passed_memory(self, used_bytes: int) -> Passed | None:
         most = self._bounds.memory_bytes
         if self._group is not None and self._group.oom_kills():
+            if not self._group.met_its_memory():
+                return Passed("machine", self._memory_peak_bytes, most)
             # The kernel lets nobody beyond the bound: it was needed, and a process was ended.
             self._memory_peak_bytes = max(self._memory_peak_bytes, most)
             return Passed("memory", most, most)

@@ -63,7 +63,7 @@ class WarmRunner(BwrapRunner):
             return await super().run(spec, cancel)
         if ended.why == "lost":
             self.pool.failed(app, warmed, ended.error)
-        return self._outcome(spec, ended, cancel)
+        return await self._told(spec, ended, cancel)
 
     def _outcome(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
         if ended.why == "lost":
