@@ -7,6 +7,7 @@ and another node may have more room.
 
 import errno
 import os
+import re
 import resource
 from dataclasses import dataclass
 
@@ -18,10 +19,22 @@ from pairio_protocol.limits import (
     JOB_PROCESSES_MAX,
 )
 
-__all__ = ["JobBounds", "explained", "is_nodes_own", "passed_words", "rlimits", "size_words"]
+__all__ = [
+    "JobBounds",
+    "explained",
+    "is_nodes_own",
+    "passed_words",
+    "processes_rlimit",
+    "rlimits",
+    "size_words",
+]
 
 #: In a sandbox the kernel's bound on processes lies a little above the one that is watched.
 _PROCESSES_SPARE = 64
+#: The first Linux that counts the processes of a user in each sandbox (user namespace) apart.
+_COUNTED_APART = [5, 14]
+#: Before it, all that the jobs' user runs counts together: what a machine bears.
+_PROCESSES_TOGETHER = 8192
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,19 @@ def explained(last_words: str, bounds: JobBounds) -> str:
     return last_words
 
 
+def processes_rlimit(bounds: JobBounds, *, release: str = "") -> int:
+    """Return RLIMIT_NPROC of a job in a sandbox of its own. All jobs of a node run as one user; an
+    older Linux (`release`: "5.10.0-9-amd64") counts them together, and with them what else that
+    user runs, so that a bound for one job would keep others from starting."""
+    numbers = [int(number) for number in re.findall(r"\d+", release or os.uname().release)]
+    if numbers[:2] < _COUNTED_APART:
+        return _PROCESSES_TOGETHER
+    return bounds.processes + _PROCESSES_SPARE
+
+
 def rlimits(bounds: JobBounds, *, processes: bool) -> list[str]:
-    """Return the options of `prlimit` for a job. `processes`: also bound how many its user has,
-    which is right only where that user is the job's alone. Never the address space: CUDA and others
+    """Return the options of `prlimit` for a job. `processes`: also bound how many it has, which is
+    right only in a sandbox. Never the address space: CUDA and others
     reserve far more than they use."""
     files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = bounds.open_files
@@ -103,6 +126,6 @@ def rlimits(bounds: JobBounds, *, processes: bool) -> list[str]:
     found = [f"--nofile={files}:{files}", "--core=0:0"]
     found += [f"--fsize={bounds.disk_bytes}:{bounds.disk_bytes}"]
     if processes:
-        most = bounds.processes + _PROCESSES_SPARE
+        most = processes_rlimit(bounds)
         found += [f"--nproc={most}:{most}"]
     return found

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from pairio_node.runner import BwrapRunner, Launcher, RunOutcome, RunOutput
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.cgroups import probe
 from pairio_node.runner.supervisor.disk import remove_tree
+from tests.integration.bombs import FORK_BOMB, RESTLESS_BOMB, THREAD_BOMB
 from tests.integration.chaos.nodes import Node, until
 from tests.integration.runner_lab import script_spec
 
@@ -110,30 +113,57 @@ async def test_an_import_that_fails(ward: Ward) -> None:
 
 
 async def test_a_fork_bomb(ward: Ward) -> None:
-    bomb = """
-import os
-while True:
-    try:
-        os.fork()
-    except OSError:
-        pass
-"""
-    outcome = await ward.run(bomb, memory_mib=8192, cpu_millicores=2000)
+    outcome = await ward.run(FORK_BOMB, memory_mib=8192, cpu_millicores=2000)
     assert outcome.status == "failed"
     assert re.fullmatch(r"processes: 5\d\d of at most 512", outcome.error), outcome.error
     assert outcome.usage["processes_peak"] >= 200
 
 
 async def test_a_bomb_of_threads(ward: Ward) -> None:
-    bomb = """
-import threading, time
-threading.stack_size(65536)
-for _ in range(5000):
-    threading.Thread(target=time.sleep, args=(60,)).start()
-"""
-    outcome = await ward.run(bomb, memory_mib=4096)
+    outcome = await ward.run(THREAD_BOMB, memory_mib=4096)
     assert outcome.status == "failed"
     assert re.fullmatch(r"processes: 5\d\d of at most 512", outcome.error), outcome.error
+
+
+async def test_processes_that_end_before_they_are_found(ward: Ward) -> None:
+    outcome = await ward.run(RESTLESS_BOMB, time_ms=1500)
+    assert (outcome.status, outcome.error) == ("failed", "time: ran 1.5 s of at most 1.5 s")
+    assert b"began" in outcome.console
+
+
+_KILLER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from pairio_node.runner.supervisor.processes import descendants, sandboxes_below, send
+
+def inside(namespace):
+    found = 0
+    for process in Path("/proc").iterdir():
+        try:
+            found += process.name.isdigit() and os.readlink(process / "ns/pid") == namespace
+        except OSError:
+            pass
+    return found
+
+argv = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc"]
+job = subprocess.Popen([*argv, "--", sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+for _ in range(20):
+    assert job.stdout.readline() == b"began\\n"
+namespace = os.readlink(f"/proc/{descendants(os.getpid())[-1]}/ns/pid")
+assert namespace != os.readlink("/proc/self/ns/pid")
+print("before:", inside(namespace) > 1)
+send(sandboxes_below(os.getpid()), signal.SIGKILL)
+ends = time.monotonic() + 10  # by itself it would end after 20 s
+while (job.poll() is None or inside(namespace)) and time.monotonic() < ends:
+    time.sleep(0.05)
+print("after:", inside(namespace))
+"""
+
+
+def test_a_sandbox_ends_with_its_first_process_whoever_is_found_inside() -> None:
+    argv = [sys.executable, "-c", _KILLER, RESTLESS_BOMB]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.stdout, ended.stderr) == ("before: True\nafter: 0\n", "")
 
 
 async def test_ten_gigabytes_in_one_output(ward: Ward) -> None:

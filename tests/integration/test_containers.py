@@ -22,6 +22,7 @@ from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.runner.container.settings import ContainerSettings
 from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.supervisor.engine import EngineError
+from tests.integration.bombs import FORK_BOMB
 from tests.integration.engines import RunningEngine, engine
 from tests.node.image_lab import layer, save
 
@@ -315,15 +316,7 @@ async def test_one_process_over_its_memory_is_named_too(
 
 
 async def test_a_fork_bomb_meets_its_bound(runner: ContainerRunner, tmp_path: Path) -> None:
-    script = (
-        "import os, time\n"
-        "while True:\n"
-        "    try:\n"
-        "        os.fork()\n"
-        "    except OSError:\n"
-        "        time.sleep(0.1)\n"
-    )
-    outcome = await _run(runner, _spec(tmp_path, script))
+    outcome = await _run(runner, _spec(tmp_path, FORK_BOMB))
     assert outcome.status == "failed", outcome
     assert outcome.error.startswith("processes: ")
 

@@ -11,6 +11,7 @@ from pairio_node.runner.bounds import (
     explained,
     is_nodes_own,
     passed_words,
+    processes_rlimit,
     rlimits,
     size_words,
 )
@@ -65,6 +66,16 @@ def test_the_address_space_is_never_bounded_and_descriptors_never_beyond_the_nod
     assert "--fsize=7:7" in options
     assert "--nofile=1048576:1048576" not in options or os.sysconf("SC_OPEN_MAX") >= 2**20
     assert not any("nproc" in option for option in rlimits(JobBounds(), processes=False))
+
+
+def test_processes_are_bounded_for_one_job_only_where_the_kernel_counts_each_sandbox_apart() -> (
+    None
+):
+    bounds = JobBounds(processes=100)
+    assert processes_rlimit(bounds, release="6.8.0-31-generic") == 164
+    assert processes_rlimit(bounds, release="5.14") == 164
+    # Here one job with many processes would keep the others from starting any.
+    assert processes_rlimit(bounds, release="5.10.0-9-amd64") >= 8192
 
 
 def test_sizes_are_told_as_people_read_them() -> None:
@@ -143,7 +154,10 @@ def test_what_the_machine_could_not_give_is_not_the_jobs_failure(tmp_path: Path)
     assert is_nodes_own(passed)
     old = JobCgroup(1, {"memory": str(tmp_path)})
     assert not old.met_its_memory()
-    (tmp_path / "memory.failcnt").write_text("12\n")
+    (tmp_path / "memory.limit_in_bytes").write_text(f"{GIB}\n")
+    (tmp_path / "memory.max_usage_in_bytes").write_text(f"{GIB // 2}\n")
+    assert not old.met_its_memory()
+    (tmp_path / "memory.max_usage_in_bytes").write_text(f"{GIB - 4096}\n")
     assert old.met_its_memory()
 
 

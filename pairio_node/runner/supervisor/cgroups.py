@@ -28,6 +28,8 @@ _PREFIX = "pairio-job-"
 _NODE_LEAF = "pairio-node"
 _CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 _PERIOD_US = 100_000
+#: The kernel counts memory in larger pieces than it gives out.
+_CHARGED_BYTES = 2**20
 #: A group whose last process has just ended may be busy for a moment.
 _REMOVE_S = 2.0
 _HINT = (
@@ -300,8 +302,13 @@ class JobCgroup:
         folder = self.folders["memory"]
         if self._version == 2:
             return bool(_field(_read(folder / "memory.events"), "oom"))
-        names = ("memory.failcnt", "memory.memsw.failcnt")
-        return any(_read(folder / name) not in ("", "0") for name in names)
+        # Not `failcnt`: newer kernels leave it at 0.
+        for name in ("memory", "memory.memsw"):
+            peak = _read(folder / f"{name}.max_usage_in_bytes")
+            most = _read(folder / f"{name}.limit_in_bytes")
+            if peak.isdigit() and most.isdigit() and int(peak) + _CHARGED_BYTES >= int(most):
+                return True
+        return False
 
     def refused_processes(self) -> int:
         """Return how many starts of processes or threads were refused at the job's bound. A kernel

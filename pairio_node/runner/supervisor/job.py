@@ -19,7 +19,7 @@ from typing import Any
 from .cgroups import Delegation, JobCgroup
 from .console import ConsoleWriter
 from .disk import remove_tree
-from .processes import descendants, send, stop_all
+from .processes import descendants, sandboxes_below, send, stop_all
 from .sandbox import FILTER, become, filter_fd
 from .secret import Mask, secret_fds
 from .watch import Bounds, Passed, Watch, as_plain
@@ -248,10 +248,16 @@ class Supervisor:
         send(inner or tree, signal.SIGTERM)
 
     def _kill(self) -> None:
-        """Kill the job's processes."""
+        """Kill the job's processes: first those that take others with them."""
         if self._group is not None:
             self._group.kill_all()
+        if self._plan["sandboxed"]:
+            send(self._first(), signal.SIGKILL)
         send(stop_all(self._tree), signal.SIGKILL)
+
+    def _first(self) -> list[int]:
+        """Return those with which the whole sandbox ends."""
+        return sandboxes_below(os.getpid())
 
     def _is_left(self) -> bool:
         """Say whether a process of the job is left, also one that got away from its parents."""

@@ -10,6 +10,7 @@ __all__ = [
     "TreeUse",
     "bytes_moved",
     "descendants",
+    "sandboxes_below",
     "send",
     "shared_out_bytes",
     "stop_all",
@@ -41,6 +42,14 @@ def descendants(pid: int) -> list[int]:
         found += children
         queue += children
     return found
+
+
+def sandboxes_below(pid: int) -> list[int]:
+    """Return the sandboxes below `pid`: for each the first process inside, then its own outside.
+    With the first inside the system ends all that is inside, also what forks faster than it can be
+    found, and nothing new starts there."""
+    own = _children(pid)
+    return [inner for one in own for inner in _children(one)] + own
 
 
 def _children(pid: int) -> list[int]:

@@ -137,6 +137,9 @@ class WarmSupervisor(Supervisor):
             return []
         return [self._root, *descendants(self._root)]
 
+    def _first(self) -> list[int]:
+        return self._tree()[:1]
+
     def _end_all(self) -> None:
         """Kill the job's init: the system ends all that is below it."""
         end_init(self._init_fd)
