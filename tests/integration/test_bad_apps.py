@@ -134,7 +134,7 @@ async def test_processes_that_end_before_they_are_found(ward: Ward) -> None:
 _KILLER = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from pairio_node.runner.supervisor.processes import descendants, sandboxes_below, send
+from pairio_node.runner.supervisor.processes import sandboxes_below, send
 
 def inside(namespace):
     found = 0
@@ -149,7 +149,7 @@ argv = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "-
 job = subprocess.Popen([*argv, "--", sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
 for _ in range(20):
     assert job.stdout.readline() == b"began\\n"
-namespace = os.readlink(f"/proc/{descendants(os.getpid())[-1]}/ns/pid")
+namespace = os.readlink(f"/proc/{sandboxes_below(os.getpid())[0]}/ns/pid")
 assert namespace != os.readlink("/proc/self/ns/pid")
 print("before:", inside(namespace) > 1)
 send(sandboxes_below(os.getpid()), signal.SIGKILL)
