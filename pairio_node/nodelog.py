@@ -64,8 +64,9 @@ def node_log(home: Path) -> Iterator[logging.Logger]:
     lines: queue.Queue[logging.LogRecord] = queue.Queue(_LINES_MAX)
     listener = logging.handlers.QueueListener(lines, file)
     handlers = [_Queue(lines), stderr]
-    level = log.level
+    level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
+    log.propagate = False  # a library gives the root logger a handler: all would be said twice
     for handler in handlers:
         log.addHandler(handler)
     listener.start()
@@ -75,5 +76,6 @@ def node_log(home: Path) -> Iterator[logging.Logger]:
         for handler in handlers:
             log.removeHandler(handler)
         log.setLevel(level)
+        log.propagate = propagates
         listener.stop()
         file.close()
