@@ -5,7 +5,7 @@ at so many that the machine bears it, and after so long that a watcher sees it.
 __all__ = ["FORK_BOMB", "RESTLESS_BOMB", "THREAD_BOMB"]
 
 #: Every process doubles itself ten times: 1,024 at the most.
-FORK_BOMB = """
+FORK_BOMB = """\
 import os, time
 ends = time.monotonic() + 20
 for _ in range(10):
@@ -18,7 +18,7 @@ time.sleep(max(0, ends - time.monotonic()))
 
 #: Twenty processes at a time; each ends as soon as it has started the next, so that no list of them
 #: is true for long. Each start takes a byte from the pipe, and there are 1,500.
-RESTLESS_BOMB = """
+RESTLESS_BOMB = """\
 import os, signal, time
 left, put = os.pipe()
 os.write(put, bytes(1500))
@@ -37,7 +37,7 @@ for _ in range(20):
 time.sleep(20)
 """
 
-THREAD_BOMB = """
+THREAD_BOMB = """\
 import threading, time
 threading.stack_size(65536)
 for _ in range(1500):
