@@ -1,7 +1,7 @@
-"""A second try for tests of real processes, in CI alone, counted and told.
+"""A second try for tests that run by the machine's clock, in CI alone, counted and told.
 
-Over five hundred tests start processes, sockets and sandboxes on a machine that others use too; one
-of them that loses a race with that machine shall not stop a change. A test that fails twice fails,
+Over a thousand tests start nodes, processes, sockets and sandboxes on a machine that others use
+too; one of them that loses a race with that machine shall not stop a change. A test that fails twice fails,
 and so does a run in which more than SECOND_TRIES_MAX needed the second try: then it is the code.
 What failed the first time is printed in full, so that it can be mended.
 """
@@ -16,11 +16,11 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a second try to what lies under integration/."""
+    """Give a second try to what lies under integration/ and node/."""
     if os.environ.get("CI") != "true":
         return
     for item in items:
-        if (_HERE / "integration") in item.path.parents:
+        if {_HERE / "integration", _HERE / "node"} & set(item.path.parents):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

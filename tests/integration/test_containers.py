@@ -316,9 +316,9 @@ async def test_one_process_over_its_memory_is_named_too(
 
 
 async def test_a_fork_bomb_meets_its_bound(runner: ContainerRunner, tmp_path: Path) -> None:
-    outcome = await _run(runner, _spec(tmp_path, FORK_BOMB))
+    outcome = await _run(runner, _spec(tmp_path, FORK_BOMB.lstrip()))
     assert outcome.status == "failed", outcome
-    assert outcome.error.startswith("processes: ")
+    assert outcome.error.startswith("processes: "), outcome
 
 
 async def test_cpu_time_is_counted(runner: ContainerRunner, tmp_path: Path) -> None:
