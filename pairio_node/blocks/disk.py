@@ -53,9 +53,9 @@ class DiskBlockStore:
 
     def _measure(self) -> int:
         used = 0
-        for folder in os.scandir(self._path):
+        for folder in list(os.scandir(self._path)):
             if folder.is_dir(follow_symlinks=False):
-                for entry in os.scandir(folder.path):
+                for entry in list(os.scandir(folder.path)):
                     if entry.name.endswith(".tmp"):
                         os.unlink(entry.path)  # left behind by a crash
                     else:

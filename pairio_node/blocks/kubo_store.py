@@ -291,7 +291,7 @@ class KuboBlockStore:
         """Return what is noted in a folder of the index, by hash: whatever its codec, a block is
         linked as bytes, so that nothing below it is asked for."""
         entries = []
-        for noted in os.scandir(self._index / folder):
+        for noted in list(os.scandir(self._index / folder)):
             with suppress(FileNotFoundError):  # deleted meanwhile
                 size_bytes = noted.stat(follow_symlinks=False).st_size
                 raw = cid_text(bytes([1, RAW]) + cid_bytes(noted.name)[2:])

@@ -127,7 +127,7 @@ class ScopedContent:
         """Remove marks on blocks that are not here, as a crash may leave; return how many."""
         removed = 0
         for service in self._services():
-            for folder in os.scandir(service):
+            for folder in list(os.scandir(service)):
                 for mark in list(os.scandir(folder.path)):
                     removed += mark.name not in stored and self._remove_mark(Path(mark.path))
         return removed
@@ -142,6 +142,6 @@ class ScopedContent:
     def _services(self) -> Iterator[Path]:
         """Where the marks of each service lie."""
         if self._marks.exists():
-            for entry in os.scandir(self._marks):
+            for entry in list(os.scandir(self._marks)):
                 if entry.is_dir(follow_symlinks=False):
                     yield Path(entry.path)
