@@ -10,6 +10,7 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -189,6 +190,9 @@ class Dht:
         search = Search(self._asker, question, lambda c: self._locate(service, c), take)
         search.add_holders("", holders)
         if ask_members:
+            is_member, now_s = partial(self.is_member, service), trio.current_time()
+            noted = self._records.holders(service, job, is_member, now_s)
+            search.add_holders(self._transport.peer_id, noted)
             search.add_members(self.nearest(service, job, KAD_ASKED_MAX))
         self.counters["looks"] += 1
         found = await search.run()

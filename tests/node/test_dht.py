@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -40,6 +42,8 @@ from pairio_protocol.limits import (
     KAD_RECORD_MS,
     KAD_STREAMS_PER_PEER_MAX,
 )
+from tests.node.node_lab import SERVICE as LAB
+from tests.node.node_lab import three
 
 SERVICE = "bafyreia-a-service"
 JOB = cid_of(RAW, b"a job")
@@ -460,3 +464,24 @@ async def test_no_more_than_the_bound_is_given(autojump_clock: MockClock) -> Non
         assert given is not None
         assert len(given.segments) == KAD_GIVEN_SEGMENTS_MAX
         assert given.is_whole
+
+
+# -- a node's own -------------------------------------------------------------------------------
+
+
+async def test_a_node_that_was_told_of_a_holder_asks_him_though_nobody_else_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def give(holder: Contact, _: Give) -> None:
+        asked.append(holder.peer)
+
+    async with three(MemoryNetwork(), tmp_path) as (_, worker, guest):
+        assert guest.dht is not None
+        service = guest.services.id_of(LAB)
+        now_s = trio.current_time()
+        assert guest.dht._records.note(service, JOB, Contact(worker.peer_id, ()), now_s)
+        monkeypatch.setattr(guest.dht._asker, "give", give)
+        assert await guest.dht.look(service, JOB) is None
+    assert asked == [worker.peer_id]
