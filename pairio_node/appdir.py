@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from pairio_node.errors import NotFoundError, UserError
-from pairio_node.runner.base import Runner, RunSpec
+from pairio_node.runner.base import Runner, bare_spec
 from pairio_protocol.printable import printable
 
 __all__ = ["find_app", "is_left_out", "load_spec"]
@@ -97,23 +97,12 @@ async def _made(directory: Path, runner: Runner) -> str:
             )
         )
         inside = "/tmp" if runner.isolation != "none" else str(folder / "work" / "tmp")
-        spec = RunSpec(
-            attempt="spec",
-            job_id="spec",
-            service="",
-            app="",
-            processor="",
-            executable="main.py",
-            bundle=bundle,
-            inputs=(),
-            list_inputs=(),
-            outputs=(),
-            parameters=[],
-            cpu_millicores=1000,
+        spec = bare_spec(
+            "spec",
+            bundle,
+            folder / "work",
             memory_mib=2048,
-            gpus=0,
             time_ms=_SPEC_TIME_MS,
-            work_dir=folder / "work",
             environment={"SPEC_OUTPUT_FILE": f"{inside}/spec.json"},
         )
         outcome = await runner.run(spec, trio.Event())

@@ -42,7 +42,7 @@ class Draining:
         self._ends_s = float("inf") if wait_s is None else now_s + wait_s
         if first:
             self._node.driver.post(ev.Draining())
-            self._node.in_background(self._run)
+            self._node.spawn(self._run)
         return {"running": self._node.executions.running}
 
     async def _run(self) -> None:

@@ -20,6 +20,7 @@ from pairio_node.bitswap.wire import read_fields
 from pairio_node.errors import UserError
 from pairio_node.transport.base import ByteStream, StreamEnded, Transport, TransportError
 from pairio_node.transport.multiaddrs import address_bytes, address_text, peer_bytes, peer_text
+from pairio_node.transport.prefixed import receive_prefixed
 from pairio_protocol import protobuf
 from pairio_protocol.cid import cid_bytes
 from pairio_protocol.errors import DecodeError
@@ -139,7 +140,7 @@ async def holders_at(transport: Transport, daemon: Contact, job: str) -> list[Co
     try:
         message = _question(_GET_PROVIDERS, job)
         await stream.send(protobuf.varint(len(message)) + message)
-        return _holders(await _read(stream))
+        return _holders(await receive_prefixed(stream, lambda: _ANSWER_SIZE_BYTES_MAX))
     except (TransportError, StreamEnded, DecodeError):
         return []
     finally:
@@ -161,21 +162,6 @@ async def _open(transport: Transport, daemon: Contact) -> ByteStream:
         except TransportError:
             continue
     return await transport.open_stream(daemon.peer, PROTOCOLS[-1])
-
-
-async def _read(stream: ByteStream) -> bytes:
-    size = shift = 0
-    while True:
-        byte = (await stream.receive_exactly(1))[0]
-        size |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-        if shift > 21:
-            raise DecodeError("a length that does not end")
-    if size > _ANSWER_SIZE_BYTES_MAX:
-        raise DecodeError(f"an answer of {size} bytes; at most {_ANSWER_SIZE_BYTES_MAX}")
-    return await stream.receive_exactly(size)
 
 
 def _holders(answer: bytes) -> list[Contact]:

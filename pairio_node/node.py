@@ -407,11 +407,6 @@ class Node:
 
         self.writer.submit(CommitRows(notes=notes), on_done)
 
-    def in_background(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do something as long as the node runs."""
-        assert self._nursery is not None
-        self._nursery.start_soon(work)
-
     async def leave_jobs(self) -> None:
         """Leave running jobs to their supervisors, or give them up where nothing is to be left."""
         if (self.config.restart_grace_s == 0 or self.draining.begun) and self.executions.running:

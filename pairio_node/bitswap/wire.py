@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from pairio_node.transport.base import ByteStream
+from pairio_node.transport.prefixed import receive_prefixed
 from pairio_protocol import protobuf
 from pairio_protocol.cid import CidError, cid_bytes, cid_text_of_any
 from pairio_protocol.errors import DecodeError
@@ -139,19 +140,8 @@ async def read_message(stream: ByteStream, size_max: Callable[[], int]) -> Messa
     Raises:
         DecodeError: larger than that, or no message. StreamEnded and TransportError of the stream.
     """
-    size = shift = 0
-    while True:
-        byte = (await stream.receive_exactly(1))[0]
-        size |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-        if shift > 28:
-            raise DecodeError("a Bitswap message whose length does not end")
-    if size > size_max():
-        raise DecodeError(f"a Bitswap message of {size} bytes; at most {size_max()}")
-    data = await stream.receive_exactly(size)
-    if size < _LARGE_BYTES:
+    data = await receive_prefixed(stream, size_max)
+    if len(data) < _LARGE_BYTES:
         return decode_message(data)
     return await trio.to_thread.run_sync(decode_message, data)  # it hashes blocks
 

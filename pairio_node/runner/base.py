@@ -1,6 +1,6 @@
 """What a runner is: the contract between the node and whatever isolates a job."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -18,6 +18,7 @@ __all__ = [
     "RunOutput",
     "RunSpec",
     "Runner",
+    "bare_spec",
 ]
 
 #: Where streamed inputs are read in a job's own network, and the socket behind it.
@@ -90,6 +91,29 @@ class RunSpec:
         """Say whether the job has what a process that was started ahead of it must not have."""
         streams = any(file.url for file in self.inputs)
         return streams or bool(self.secrets) or self.network != "none"
+
+
+def bare_spec(what: str, bundle: Path, work_dir: Path, **changes: Any) -> RunSpec:
+    """Return a run that is no job's: the node tries a sandbox, or has an app say what it is."""
+    spec = RunSpec(
+        attempt=what,
+        job_id=what,
+        service="",
+        app="",
+        processor="",
+        executable="main.py",
+        bundle=bundle,
+        inputs=(),
+        list_inputs=(),
+        outputs=(),
+        parameters=[],
+        cpu_millicores=1000,
+        memory_mib=1024,
+        gpus=0,
+        time_ms=20_000,
+        work_dir=work_dir,
+    )
+    return replace(spec, **changes)
 
 
 @dataclass(frozen=True)

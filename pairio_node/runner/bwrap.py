@@ -13,7 +13,7 @@ from typing import Literal
 
 import trio
 
-from pairio_node.runner.base import FORWARD_PORT, SOCKET, ProbeResult, RunSpec
+from pairio_node.runner.base import FORWARD_PORT, SOCKET, ProbeResult, RunSpec, bare_spec
 from pairio_node.runner.bounds import rlimits
 from pairio_node.runner.mounts import (
     SECRETS_INSIDE,
@@ -90,7 +90,7 @@ class BwrapRunner(ProcessRunner):
         if architecture is None:
             raise FileNotFoundError(f"there is no filter for {os.uname().machine} processors")
         return replace(
-            super()._plan(spec, [*sandbox, "--", *argv]),
+            self._bare_plan(spec, [*sandbox, "--", *argv]),
             filter=strict(architecture),
             user=mounts.user,
             files=tuple(mounts.files),
@@ -141,24 +141,7 @@ class BwrapRunner(ProcessRunner):
 
 def probe_spec(work: Path) -> RunSpec:
     """Return a job to try a sandbox with."""
-    return RunSpec(
-        attempt="probe",
-        job_id="probe",
-        service="",
-        app="",
-        processor="",
-        executable="",
-        bundle=work,
-        inputs=(),
-        list_inputs=(),
-        outputs=(),
-        parameters=[],
-        cpu_millicores=1000,
-        memory_mib=1024,
-        gpus=0,
-        time_ms=20_000,
-        work_dir=work,
-    )
+    return bare_spec("probe", work, work, executable="")
 
 
 def _hint(said: str) -> str:

@@ -1,6 +1,5 @@
 """The node's side of the launcher: starts it, asks it for supervisors, gives the sign of life."""
 
-import json
 import os
 import socket
 import stat
@@ -14,6 +13,7 @@ from typing import Any
 import trio
 
 from pairio_node.runner.cgroups import Delegation, delegation
+from pairio_node.runner.lines import ask_in_lines
 
 __all__ = ["Launcher"]
 
@@ -66,34 +66,24 @@ class Launcher:
             OSError: no process can be started, the folder is not there.
         """
         groups = None if self.groups is None else asdict(self.groups)
-        line = json.dumps({**plan, "alive": str(self.alive), "groups": groups}).encode() + b"\n"
+        message = {**plan, "alive": str(self.alive), "groups": groups}
         async with self._lock:
             with trio.CancelScope(shield=True):  # half a request would garble the next one
-                answer = await self._asked(line) or await self._asked(line)
+                answer = await self._asked(message) or await self._asked(message)
         if answer is None:
             raise OSError("the launcher of jobs does not answer")
         if "error" in answer:
             raise OSError(answer["error"])
         return int(answer["pid"])
 
-    async def _asked(self, line: bytes) -> dict[str, Any] | None:
+    async def _asked(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """Return the helper's answer; None when it is gone, and the next one will be another."""
         channel = self._channel or self._start_helper()
-        answer = b""
         try:
-            with trio.fail_after(_ANSWER_S):
-                while line:
-                    await trio.lowlevel.wait_writable(channel.fileno())
-                    line = line[channel.send(line) :]
-                while not answer.endswith(b"\n"):
-                    await trio.lowlevel.wait_readable(channel.fileno())
-                    answer += (data := channel.recv(4096))
-                    if not data:
-                        raise BrokenPipeError("it has ended")
+            return dict(await ask_in_lines(channel, message, _ANSWER_S))
         except (OSError, trio.TooSlowError):
             self._end_helper()
             return None
-        return dict(json.loads(answer))
 
     def _start_helper(self) -> socket.socket:
         ours, theirs = socket.socketpair()

@@ -90,6 +90,10 @@ class ProcessRunner:
     # -- what differs with a sandbox ----------------------------------------------------
 
     def _plan(self, spec: RunSpec, argv: list[str]) -> Plan:
+        return self._bare_plan(spec, argv)
+
+    def _bare_plan(self, spec: RunSpec, argv: list[str]) -> Plan:
+        """Return what a supervisor is told of any job; nothing of a sandbox."""
         return Plan(
             argv=argv,
             environment={**self._environment(spec), **spec.environment},

@@ -24,6 +24,7 @@ from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.supervisor.engine import EngineError
 from tests.integration.bombs import FORK_BOMB
 from tests.integration.engines import RunningEngine, engine
+from tests.integration.runner_lab import script_spec
 from tests.node.image_lab import layer, save
 
 pytestmark = pytest.mark.integration
@@ -103,33 +104,11 @@ async def image(runner: ContainerRunner, tmp_path: Path) -> str:
 
 
 def _spec(tmp_path: Path, script: str, **changes: object) -> RunSpec:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir(exist_ok=True)
-    name = "main.py" if script.startswith("import ") else "main.sh"
-    (bundle / name).write_text(script if name == "main.py" else f"#!/bin/sh\n{script}\n")
-    (bundle / name).chmod(0o755)
     work = tmp_path / "home" / "jobs" / "work"
     shutil.rmtree(work, ignore_errors=True)
-    fields = {
-        "attempt": "a-1",
-        "job_id": "job",
-        "service": "s",
-        "app": "app",
-        "processor": "p",
-        "executable": f"/app/{name}",
-        "bundle": bundle,
-        "inputs": (),
-        "list_inputs": (),
-        "outputs": (),
-        "parameters": [],
-        "cpu_millicores": 1000,
-        "memory_mib": 256,
-        "gpus": 0,
-        "time_ms": 60_000,
-        "work_dir": work,
-        **changes,
-    }
-    return RunSpec(**fields)  # type: ignore[arg-type]
+    program = "main.py" if script.startswith("import ") else "main.sh"
+    mine: dict[str, object] = {"memory_mib": 256, "time_ms": 60_000, "work_dir": work}
+    return script_spec(tmp_path, script, program=program, **mine | changes)
 
 
 async def _run(runner: ContainerRunner, spec: RunSpec) -> RunOutcome:

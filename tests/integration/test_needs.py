@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pairio_node.runner import BwrapRunner, Launcher, RunOutcome, RunSpec
-from tests.integration.test_runners import _spec
+from tests.integration.runner_lab import script_spec
 
 pytestmark = pytest.mark.integration
 VALUE = "correct horse battery"
@@ -44,7 +44,7 @@ async def test_a_job_reads_its_secrets_and_its_console_shows_none(
     dd if=$PAIRIO_SECRETS_DIR/TOKEN bs=5 skip=2 2>/dev/null; echo
     cat $PAIRIO_SECRETS_DIR/TOKEN >&2; exit 3
     """
-    outcome = await _run(runner, _spec(tmp_path, script, secrets={"TOKEN": VALUE}))
+    outcome = await _run(runner, script_spec(tmp_path, script, secrets={"TOKEN": VALUE}))
     said = outcome.console.decode()
     assert "it is whole" in said
     assert said.count("[secret TOKEN]") == 3
@@ -57,7 +57,7 @@ async def test_secrets_are_in_no_variable_argument_or_file_of_the_machine(
     runner: BwrapRunner, tmp_path: Path
 ) -> None:
     script = "echo ready > /tmp/working/ready; sleep 2"
-    spec = _spec(tmp_path, script, secrets={"TOKEN": VALUE})
+    spec = script_spec(tmp_path, script, secrets={"TOKEN": VALUE})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_run, runner, spec)
         with trio.fail_after(30):
@@ -78,10 +78,10 @@ async def test_a_job_cannot_change_its_secrets_and_the_next_one_sees_none(
     runner: BwrapRunner, tmp_path: Path
 ) -> None:
     script = "cd $PAIRIO_SECRETS_DIR; echo x > TOKEN; rm -f TOKEN; mv TOKEN T; touch y; ls"
-    first = await _run(runner, _spec(tmp_path, script, secrets={"TOKEN": VALUE}))
+    first = await _run(runner, script_spec(tmp_path, script, secrets={"TOKEN": VALUE}))
     assert first.console.decode().splitlines()[-1] == "TOKEN"
     script = "ls /run/secrets; echo [$PAIRIO_SECRETS_DIR]; ls /dev/shm"
-    second = await _run(runner, _spec(tmp_path, script))
+    second = await _run(runner, script_spec(tmp_path, script))
     assert "TOKEN" not in second.console.decode()
     assert "[]" in second.console.decode()
 
@@ -94,7 +94,7 @@ async def test_a_job_reaches_the_machines_network_if_it_may(
         port = listener.getsockname()[1]
         code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5)"
         script = f'python3 -c "{code}" 2>/dev/null && echo yes || echo no'
-        outcome = await _run(runner, _spec(tmp_path, script, network=network))
+        outcome = await _run(runner, script_spec(tmp_path, script, network=network))
     assert outcome.console.decode().strip() == reached
 
 
@@ -103,7 +103,7 @@ async def test_with_the_network_a_job_still_sees_no_process_and_no_file_of_the_m
 ) -> None:
     (tmp_path / "private").write_text("mine")
     script = f"cat {tmp_path}/private; ls /proc | grep -c '^[0-9]'; touch /usr/x; ls /root /home"
-    outcome = await _run(runner, _spec(tmp_path, script, network="full"))
+    outcome = await _run(runner, script_spec(tmp_path, script, network="full"))
     said = outcome.console.decode()
     assert "mine" not in said
     assert said.count("No such file") >= 3

@@ -29,6 +29,7 @@ from pairio_node.runner.supervisor.console import (
     follow,
     read_console,
 )
+from tests.integration.runner_lab import script_spec
 
 pytestmark = pytest.mark.integration
 RUNNERS = [ProcessRunner, BwrapRunner]
@@ -47,35 +48,6 @@ def runner(request: pytest.FixtureRequest, launcher: Launcher) -> ProcessRunner:
     return made
 
 
-def _spec(tmp_path: Path, script: str, **changes: object) -> RunSpec:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir(exist_ok=True)
-    (bundle / "main.sh").write_text(f"#!/bin/sh\n{script}\n")
-    (bundle / "main.sh").chmod(0o755)
-    work = tmp_path / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    fields = {
-        "attempt": "a-1",
-        "job_id": "job",
-        "service": "s",
-        "app": "app",
-        "processor": "p",
-        "executable": "/app/main.sh",
-        "bundle": bundle,
-        "inputs": (),
-        "list_inputs": (),
-        "outputs": (),
-        "parameters": [],
-        "cpu_millicores": 1000,
-        "memory_mib": 512,
-        "gpus": 0,
-        "time_ms": 30_000,
-        "work_dir": work,
-        **changes,
-    }
-    return RunSpec(**fields)  # type: ignore[arg-type]
-
-
 async def _run(runner: ProcessRunner, spec: RunSpec) -> RunOutcome:
     if runner.name == "bwrap" and shutil.which("bwrap") is None:
         assert not os.environ.get("CI"), "CI installs bubblewrap"
@@ -88,7 +60,7 @@ async def test_a_job_reads_its_input_and_writes_its_output(
 ) -> None:
     (tmp_path / "in.txt").write_text("text")
     script = "pwd; ls /app"
-    spec = _spec(
+    spec = script_spec(
         tmp_path,
         script + '\nprintf done > "$PAIRIO_JOB_WORKING_DIR/../out/0"',
         inputs=(RunInput("input", "in.txt", tmp_path / "in.txt"),),
@@ -104,19 +76,19 @@ async def test_a_job_reads_its_input_and_writes_its_output(
 async def test_an_exit_code_is_a_failure_with_the_last_line(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    outcome = await _run(runner, _spec(tmp_path, "echo first; echo it broke; exit 3"))
+    outcome = await _run(runner, script_spec(tmp_path, "echo first; echo it broke; exit 3"))
     assert (outcome.status, outcome.error) == ("failed", "the job exited with code 3: it broke")
 
 
 async def test_a_missing_output_is_a_failure_by_name(runner: ProcessRunner, tmp_path: Path) -> None:
-    spec = _spec(tmp_path, "true", outputs=(RunOutput("report", "r.txt"),))
+    spec = script_spec(tmp_path, "true", outputs=(RunOutput("report", "r.txt"),))
     outcome = await _run(runner, spec)
     assert "output 'report' was not made" in outcome.error
 
 
 async def test_a_link_as_output_is_refused(runner: ProcessRunner, tmp_path: Path) -> None:
     script = 'ln -s /etc/passwd "$PAIRIO_JOB_WORKING_DIR/../out/0"'
-    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    outcome = await _run(runner, script_spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
     assert outcome.status == "failed"
     assert "neither file nor folder" in outcome.error
 
@@ -130,7 +102,7 @@ async def test_a_link_in_the_place_of_the_outputs_folder_leads_nowhere(
     (others / "node.key").write_text("secret")
     script = f'cd "$PAIRIO_JOB_WORKING_DIR/.."; mkdir -p out/0; rm -r {instead}'
     script += f"; ln -s {others} {instead}"
-    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    outcome = await _run(runner, script_spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
     if instead == "out":
         assert outcome.status == "failed"
         assert "neither file nor folder" in outcome.error
@@ -142,16 +114,16 @@ async def test_further_outputs_are_plain_files_named_in_utf8(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
     script = 'cd "$PAIRIO_JOB_WORKING_DIR/../other"; mkdir sub; echo a > sub/a; ln -s /etc etc'
-    outcome = await _run(runner, _spec(tmp_path, script + "; ln -s /etc/passwd passwd"))
+    outcome = await _run(runner, script_spec(tmp_path, script + "; ln -s /etc/passwd passwd"))
     assert list(outcome.outputs) == ["other/sub/a"]
-    outcome = await _run(runner, _spec(tmp_path, script + "; touch $(printf '\\377')"))
+    outcome = await _run(runner, script_spec(tmp_path, script + "; touch $(printf '\\377')"))
     assert outcome.status == "failed"
     assert "is not named in UTF-8" in outcome.error
 
 
 async def test_an_output_may_be_a_folder(runner: ProcessRunner, tmp_path: Path) -> None:
     script = 'cd "$PAIRIO_JOB_WORKING_DIR/../out"; mkdir -p 0/sub/empty; printf abc > 0/sub/x'
-    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    outcome = await _run(runner, script_spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
     assert outcome.status == "completed", outcome
     assert (outcome.outputs["o"] / "sub" / "x").read_text() == "abc"
 
@@ -170,7 +142,7 @@ async def test_what_a_folder_may_not_hold_fails_the_job_in_words(
     script: str, said: str, runner: ProcessRunner, tmp_path: Path
 ) -> None:
     script = f'cd "$PAIRIO_JOB_WORKING_DIR/../out"; mkdir -p 0/sub; {script}'
-    outcome = await _run(runner, _spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
+    outcome = await _run(runner, script_spec(tmp_path, script, outputs=(RunOutput("o", "o"),)))
     assert outcome.status == "failed"
     assert said in outcome.error
 
@@ -179,7 +151,7 @@ async def test_the_time_limit_ends_a_job_that_ignores_signals(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
     script = "trap '' TERM; while :; do sleep 0.1; done"
-    outcome = await _run(runner, _spec(tmp_path, script, time_ms=500))
+    outcome = await _run(runner, script_spec(tmp_path, script, time_ms=500))
     assert (outcome.status, outcome.limit) == ("failed", "time_ms=500")
     assert outcome.error == "time: ran 0.5 s of at most 0.5 s"
 
@@ -188,7 +160,7 @@ async def test_the_memory_limit_is_named_with_its_value(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
     script = "exec /usr/bin/perl -e '$x = \"a\" x (300*1024*1024); sleep 20'"
-    outcome = await _run(runner, _spec(tmp_path, script, memory_mib=100))
+    outcome = await _run(runner, script_spec(tmp_path, script, memory_mib=100))
     assert (outcome.status, outcome.limit) == ("failed", "memory_mib=100")
     assert re.fullmatch(r"memory: used \d+(\.\d)? MiB of at most 100 MiB", outcome.error)
 
@@ -197,13 +169,13 @@ async def test_a_child_that_holds_the_console_open_is_not_waited_for(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
     with trio.fail_after(10):
-        outcome = await _run(runner, _spec(tmp_path, "setsid sleep 60 & echo over"))
+        outcome = await _run(runner, script_spec(tmp_path, "setsid sleep 60 & echo over"))
     assert outcome.status == "completed"
     assert b"over" in outcome.console
 
 
 async def test_a_long_console_keeps_head_and_tail(runner: ProcessRunner, tmp_path: Path) -> None:
-    outcome = await _run(runner, _spec(tmp_path, "echo first; seq 1 400000; echo last"))
+    outcome = await _run(runner, script_spec(tmp_path, "echo first; seq 1 400000; echo last"))
     assert outcome.console.startswith(b"first")
     assert outcome.console.endswith(b"last\n")
     assert b"bytes left out" in outcome.console
@@ -214,14 +186,14 @@ async def test_cancel_ends_a_job(runner: ProcessRunner, tmp_path: Path) -> None:
     cancel = trio.Event()
     cancel.set()
     with trio.fail_after(10):
-        outcome = await runner.run(_spec(tmp_path, "sleep 60"), cancel)
+        outcome = await runner.run(script_spec(tmp_path, "sleep 60"), cancel)
     assert outcome.status == "canceled"
 
 
 async def test_an_executable_outside_the_bundle_is_refused(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    outcome = await _run(runner, _spec(tmp_path, "true", executable="../../bin/sh"))
+    outcome = await _run(runner, script_spec(tmp_path, "true", executable="../../bin/sh"))
     assert (outcome.status, "no executable" in outcome.error) == ("failed", True)
 
 
@@ -235,7 +207,7 @@ async def test_the_sandbox_keeps_a_job_from_the_host(launcher: Launcher, tmp_pat
         " touch /usr/x /app/x /in/x 2>/dev/null && echo LEAK;"
         " cat /proc/net/route | tail -n +2 | grep . && echo LEAK; ls /proc | grep -c '^[0-9]'"
     )
-    outcome = await _run(BwrapRunner(launcher), _spec(tmp_path, script))
+    outcome = await _run(BwrapRunner(launcher), script_spec(tmp_path, script))
     assert b"LEAK" not in outcome.console, outcome.console
     assert (await BwrapRunner(launcher).probe()).ok
 
@@ -243,7 +215,7 @@ async def test_the_sandbox_keeps_a_job_from_the_host(launcher: Launcher, tmp_pat
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 async def test_a_job_outlives_the_idle_threads_of_trio(launcher: Launcher, tmp_path: Path) -> None:
     # The parent-death signal fires when the thread that forked ends: trio's do after 10 s.
-    outcome = await _run(BwrapRunner(launcher), _spec(tmp_path, "sleep 12; echo alive"))
+    outcome = await _run(BwrapRunner(launcher), script_spec(tmp_path, "sleep 12; echo alive"))
     assert outcome.console.strip() == b"alive"
 
 
@@ -252,7 +224,7 @@ async def test_what_a_job_leaves_behind_is_ended_and_its_use_is_counted(
 ) -> None:
     # A daemon that left session and parent; under bwrap its process id is the sandbox's own.
     script = "perl -e 'for (1..5000000) {}'; (setsid sh -c 'sleep 77.7 &' &); sleep 0.1"
-    outcome = await _run(runner, _spec(tmp_path, script))
+    outcome = await _run(runner, script_spec(tmp_path, script))
     assert outcome.status == "completed"
     assert not _runs("77.7")
     assert outcome.usage["cpu_ms"] >= 50
@@ -262,7 +234,7 @@ async def test_what_a_job_leaves_behind_is_ended_and_its_use_is_counted(
 async def test_a_killed_supervisor_takes_its_job_along_and_is_nobodys_failure(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    spec = _spec(tmp_path, "echo started; exec sleep 78.8")
+    spec = script_spec(tmp_path, "echo started; exec sleep 78.8")
 
     async def kill() -> None:
         await _until_in(spec.work_dir / "console", b"started")
@@ -282,14 +254,14 @@ async def test_a_killed_supervisor_takes_its_job_along_and_is_nobodys_failure(
 async def test_a_launcher_that_was_killed_is_replaced(launcher: Launcher, tmp_path: Path) -> None:
     runner = ProcessRunner(launcher)
     before = set(psutil.Process().children())  # other tests' engines
-    assert (await runner.run(_spec(tmp_path, "true"), trio.Event())).status == "completed"
+    assert (await runner.run(script_spec(tmp_path, "true"), trio.Event())).status == "completed"
     (helper,) = set(psutil.Process().children()) - before
     helper.kill()
-    assert (await runner.run(_spec(tmp_path, "true"), trio.Event())).status == "completed"
+    assert (await runner.run(script_spec(tmp_path, "true"), trio.Event())).status == "completed"
 
 
 async def test_a_job_that_cannot_be_started_says_why(launcher: Launcher, tmp_path: Path) -> None:
-    spec = _spec(tmp_path, "true")
+    spec = script_spec(tmp_path, "true")
     (spec.work_dir / "tmp").mkdir(parents=True)
     plan = Plan(["/no/such/program"], {}, None, 100, 1000, spec.work_dir, sandboxed=False)
     ended = await supervise(launcher, plan, trio.Event())
@@ -302,7 +274,7 @@ async def test_a_job_that_cannot_be_started_says_why(launcher: Launcher, tmp_pat
 async def test_a_job_without_grace_ends_with_its_caller(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    spec = _spec(tmp_path, "echo started; exec sleep 79.9")
+    spec = script_spec(tmp_path, "echo started; exec sleep 79.9")
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_run, runner, spec)
@@ -314,7 +286,7 @@ async def test_a_job_without_grace_ends_with_its_caller(
 async def test_a_job_that_ignores_signals_is_gone_within_a_second_of_its_cancel(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    spec = _spec(tmp_path, "trap '' TERM; echo started; while :; do sleep 0.1; done")
+    spec = script_spec(tmp_path, "trap '' TERM; echo started; while :; do sleep 0.1; done")
     cancel = trio.Event()
     outcomes = []
 
@@ -334,7 +306,7 @@ async def test_a_job_that_ignores_signals_is_gone_within_a_second_of_its_cancel(
 async def test_a_job_may_clean_up_when_it_is_canceled(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    spec = _spec(
+    spec = script_spec(
         tmp_path, "trap 'sleep 0.2; echo cleaned; exit 0' TERM; echo started; while :; do :; done"
     )
     cancel = trio.Event()

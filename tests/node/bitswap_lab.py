@@ -12,6 +12,7 @@ from pairio_node.bitswap.wire import Message, Want, decode_message, encode_messa
 from pairio_node.blocks import BlockMissing, Content, DiskBlockStore
 from pairio_node.transport import MemoryNetwork, MemoryTransport, TransportEvent
 from pairio_node.transport.base import ByteStream
+from pairio_node.transport.prefixed import receive_prefixed
 
 PATIENCE_S = 20.0
 
@@ -67,14 +68,8 @@ class Puppet:
 
     async def _listen(self, stream: ByteStream) -> None:
         while True:
-            size = shift = 0
-            while True:
-                byte = (await stream.receive_exactly(1))[0]
-                size |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
-            self.heard.append(decode_message(await stream.receive_exactly(size)))
+            data = await receive_prefixed(stream, lambda: 2**24)
+            self.heard.append(decode_message(data))
             self._changed.set()
             self._changed = trio.Event()
 

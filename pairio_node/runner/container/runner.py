@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import trio
 
 from pairio_node.runner import probe
-from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec
+from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec, bare_spec
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.container import inside
 from pairio_node.runner.container.archive import ImageError
@@ -138,7 +138,8 @@ class ContainerRunner(ProcessRunner):
             shutil.copy(inside.__file__, bundle / "main.py")
             shutil.copy(probe.__file__, bundle / "probe.py")
             world = {**stack.enter_context(targets()), "app": "/app", "names": [*probe.BASIC]}
-            return await self._run(_probe_spec(bundle, work), trio.Event(), [json.dumps(world)])
+            spec = bare_spec("probe", bundle, work, memory_mib=_PROBE_MIB, time_ms=_PROBE_TIME_MS)
+            return await self._run(spec, trio.Event(), [json.dumps(world)])
 
     def _make_skeleton(self) -> None:
         with tempfile.TemporaryDirectory(prefix="pairio-image-") as folder:
@@ -341,27 +342,6 @@ class ContainerRunner(ProcessRunner):
             finally:
                 engine.remove(name)
         return self._shells[image]
-
-
-def _probe_spec(bundle: Path, work: Path) -> RunSpec:
-    return RunSpec(
-        attempt="probe",
-        job_id="probe",
-        service="",
-        app="",
-        processor="",
-        executable="main.py",
-        bundle=bundle,
-        inputs=(),
-        list_inputs=(),
-        outputs=(),
-        parameters=[],
-        cpu_millicores=1000,
-        memory_mib=_PROBE_MIB,
-        gpus=0,
-        time_ms=_PROBE_TIME_MS,
-        work_dir=work,
-    )
 
 
 def _is_bounded(console: bytes, mark: str, most: int) -> bool:

@@ -1,6 +1,5 @@
 """The node's side of a host of warm workers: starts it, asks it for supervisors, lets it go."""
 
-import json
 import socket
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import trio
+
+from pairio_node.runner.lines import ask_in_lines
 
 __all__ = ["HostGone", "HostLink"]
 
@@ -72,25 +73,15 @@ class HostLink:
         return int(answer["pid"])
 
     async def _asked(self, message: dict[str, Any], within_s: float) -> dict[str, Any]:
-        line, answer = json.dumps(message).encode() + b"\n", b""
         async with self._lock:
             if self._channel is None:
                 raise HostGone("it was let go")
-            channel = self._channel
             try:
-                with trio.CancelScope(shield=True), trio.fail_after(within_s):
-                    while line:
-                        await trio.lowlevel.wait_writable(channel.fileno())
-                        line = line[channel.send(line) :]
-                    while not answer.endswith(b"\n"):
-                        await trio.lowlevel.wait_readable(channel.fileno())
-                        answer += (data := channel.recv(4096))
-                        if not data:
-                            raise BrokenPipeError("it has ended")
+                with trio.CancelScope(shield=True):
+                    found = dict(await ask_in_lines(self._channel, message, within_s))
             except (OSError, trio.TooSlowError) as error:
                 self.close()
                 raise HostGone(f"the host of warm workers does not answer: {error}") from None
-        found = dict(json.loads(answer))
         if "error" in found:
             raise HostGone(found["error"])
         return found

@@ -13,9 +13,10 @@ from pairio_node.runner.base import RunOutcome, RunSpec
 from pairio_node.runner.bwrap import BwrapRunner
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.mounts import Mounts, job_user, let_read, python_inside, sandbox_head
-from pairio_node.runner.process import ProcessRunner, common_environment
+from pairio_node.runner.process import common_environment
 from pairio_node.runner.seccomp import middle, native, strict
 from pairio_node.runner.supervise import Ended, SupervisorLost, attach, request_of
+from pairio_node.runner.supervisor.job import OUTCOME_FILE
 from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.zygote.link import HostGone
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
@@ -30,7 +31,6 @@ _SHM_SIZE_BYTES = 64 * 2**20
 _JOBS_GROUPED, _JOBS_WATCHED = 8, 2
 #: So many files of the owner's can be handed to a zygote's child, one by one.
 _OWN_FILES_MAX = 100
-_OUTCOME_FILE = "outcome.json"
 
 
 class WarmRunner(BwrapRunner):
@@ -59,7 +59,7 @@ class WarmRunner(BwrapRunner):
             self.pool.give_back(warmed)
         if ended.why == "start" and not cancel.is_set():  # it never began: as if nothing had been
             self.pool.failed(app, warmed, ended.error)
-            (spec.work_dir / _OUTCOME_FILE).unlink(missing_ok=True)
+            (spec.work_dir / OUTCOME_FILE).unlink(missing_ok=True)
             return await super().run(spec, cancel)
         if ended.why == "lost":
             self.pool.failed(app, warmed, ended.error)
@@ -76,7 +76,7 @@ class WarmRunner(BwrapRunner):
             (tmp / name).mkdir(parents=True, exist_ok=True)
         self._write_job(spec, tmp)
         _hand_over(spec, tmp)
-        plan = ProcessRunner._plan(self, spec, [])
+        plan = self._bare_plan(spec, [])
         pid = await warmed.host.start(
             request_of(plan)
             | {
