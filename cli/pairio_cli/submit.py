@@ -261,6 +261,7 @@ def show_job(job: dict[str, Any]) -> None:
         ("lost", job.get("lost")),
         ("node", job["computeNodeId"]),
         ("safe", "yes" if job["safe"] else "no"),
+        ("used", usage_words(job.get("usage") or {})),
         ("page", job["jobUrl"]),
     ):
         if value:
@@ -277,6 +278,24 @@ def show_job(job: dict[str, Any]) -> None:
         how = ": ".join(part for part in (attempt["ended"], attempt["reason"]) if part)
         span = f"{began} to {ended}, {how}" if ended else f"since {began}"
         data(f"{'attempt':<10} on {attempt['computeNodeId']}, {span}")
+
+
+def usage_words(usage: dict[str, int]) -> str:
+    """Say what a run used; empty where nothing was counted."""
+    from pairio_cli.download import size_text
+
+    if not usage.get("wall_ms"):
+        return ""
+    parts = [f"{usage['wall_ms'] / 1000:.2f} s", f"{usage.get('cpu_ms', 0) / 1000:.2f} s of CPU"]
+    for key, what in (
+        ("memory_peak_bytes", "memory"),
+        ("disk_peak_bytes", "disk"),
+        ("read_bytes", "read"),
+        ("written_bytes", "written"),
+    ):
+        if usage.get(key):
+            parts.append(f"{what} {size_text(usage[key])}")
+    return ", ".join(parts)
 
 
 def source_words(source: dict[str, Any]) -> str:

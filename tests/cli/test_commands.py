@@ -509,3 +509,11 @@ def test_a_wrong_setting_of_run_is_said_before_anything_starts(
     assert wrong.out == ""
     assert says in wrong.err
     assert "\n\nhint: " in wrong.err
+
+
+def test_show_says_what_the_run_used(lab: FakeNode, run: Run) -> None:
+    usage = {"wall_ms": 3400, "cpu_ms": 1200, "memory_peak_bytes": 25_100_000}
+    usage |= {"disk_peak_bytes": 0, "read_bytes": 0, "written_bytes": 2000}
+    lab.on("GET", f"/jobs/{JOB_ID}", job(usage=usage))
+    shown = run("job", "show", JOB_ID).out
+    assert "used       3.40 s, 1.20 s of CPU, memory 25.1 MB, written 2.0 kB\n" in shown
