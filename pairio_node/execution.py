@@ -21,6 +21,7 @@ from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.images import RunImages
 from pairio_node.outside import Outside
+from pairio_node.progress import ProgressReader
 from pairio_node.runner import NoRunner, RunInput, Runner, RunOutcome, RunOutput, RunSpec
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.gpus import GpuPool, NoGpu
@@ -81,6 +82,7 @@ class Executions:
         bindable: Callable[[str], Path | None] = lambda _: None,
         secrets_of: Callable[[Execute, tuple[str, ...]], Awaitable[dict[str, str]]] | None = None,
         bounds: Callable[[], JobBounds] = JobBounds,
+        progressed: Callable[[str, int], None] = lambda _, __: None,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
@@ -92,6 +94,8 @@ class Executions:
         self._grace_s = restart_grace_s
         self._url_rules = url_rules
         self._used = used
+        #: How far they are, by their own word; `run` it.
+        self.progress = ProgressReader(self._consoles, progressed)
         #: The GPUs of this machine that jobs may have.
         self.gpus = GpuPool()
         self._bindable = bindable
@@ -127,6 +131,9 @@ class Executions:
         run = self._runs.get(attempt)
         return run.folder / CONSOLE_FILE if run is not None and run.service == service else None
 
+    def _consoles(self) -> dict[str, Path]:
+        return {name: run.folder / CONSOLE_FILE for name, run in self._runs.items()}
+
     async def yield_all(self) -> None:
         """End all runs and return when the core has stored that they were given up."""
         self._yielding = True
@@ -141,6 +148,7 @@ class Executions:
         # The id is a coordinator's word: never a path.
         name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
         run = self._runs[effect.attempt] = _Run(self._jobs / name, effect.service)
+        self.progress.begun()
         names = (effect.document["app"], effect.document["processor"], effect.job)
         log.info("run begins: %s/%s, job %s, attempt %s", *names, effect.attempt[-40:])
         if self._yielding:  # begun just before the core was told
@@ -179,6 +187,7 @@ class Executions:
         """See the found runs to their ends."""
         async with trio.open_nursery() as nursery:
             for run, card in self._found:
+                self.progress.begun()
                 nursery.start_soon(self._finish, run, card.attempt, self._resume(run, card))
             self._found = []
 

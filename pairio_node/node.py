@@ -190,7 +190,11 @@ class Node:
             self.references.unchanged_path,
             self.secrets.fetch,
             lambda: self.config.bounds_for_job(self.home.path / "jobs", self.blocks.quota_bytes),
+            self._progressed,
         )
+
+    def _progressed(self, attempt: str, permille: int) -> None:
+        self.driver.post(ev.Progressed(attempt, permille))
 
     def begin(self) -> None:
         """Make core and driver; the transport must be listening."""
@@ -252,6 +256,7 @@ class Node:
         self.submits.restore(snapshot.notes)
         nursery.start_soon(self.executions.adopt)
         nursery.start_soon(self.executions.remove, gone)
+        nursery.start_soon(self.executions.progress.run)
         nursery.start_soon(self.code.run)
         nursery.start_soon(self.secrets.run)
         nursery.start_soon(self.publishing.run)

@@ -9,7 +9,7 @@ from pairio_node.lost import lost_words
 from pairio_protocol.apps import Needs, needs_of
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
-from pairio_protocol.limits import ATTEMPTS_MAX
+from pairio_protocol.limits import ATTEMPTS_MAX, PERMILLE_MAX
 from pairio_protocol.machines.twins import Twin
 from pairio_protocol.messages import Decline
 from pairio_protocol.normalise import definition_of
@@ -31,6 +31,7 @@ __all__ = [
     "is_settled",
     "job_status",
     "job_view",
+    "progress_of",
     "proposal_view",
     "resources_view",
     "result_of",
@@ -126,6 +127,20 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
     return "pending", None
 
 
+def progress_of(core: NodeCore, service: str, state: RequestState) -> float | None:
+    """Return how far the run of a request is, by its own word: 0 to 1; None where that is not
+    known. Its coordinator and its worker know."""
+    attempt = core.coordinator.attempt_of(state.id)
+    permille = attempt.permille if attempt is not None else 0
+    if not permille:
+        fold = core.fold(service)
+        run = fold.run_of(state, fold.resolve(state.job))
+        live = fold.live_attempts(run) if run is not None else ()
+        tasks = (core.worker.tasks.get(name) for name, worker in live if worker == core.ctx.me)
+        permille = max((task.permille for task in tasks if task is not None), default=0)
+    return permille / PERMILLE_MAX if permille else None
+
+
 def exhausted_words(run: RunState) -> str:
     """Return what became of a run that machines have lost too often: the reason of the last one
     may be that of all, and then it helps to submit it otherwise."""
@@ -205,6 +220,7 @@ def job_view(core: NodeCore, service: str, state: RequestState, links: LinkMaker
         "status": status,
         "isRunnable": resolution.job is not None and not resolution.lacks,
         "error": error,
+        "progress": progress_of(core, service, state) if status == "running" else None,
         "lost": lost_words(core, service, state, result),
         "cached": state.cached,
         "safe": result is not None and core.replication.is_safe(result.cid),

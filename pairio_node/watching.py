@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import NotFoundError, UnavailableError
-from pairio_node.views import is_settled, job_status
+from pairio_node.views import is_settled, job_status, progress_of
 from pairio_protocol.fold import RequestState
 
 if TYPE_CHECKING:
@@ -247,6 +247,7 @@ class Watching:
             "batchId": state.record.batch,
             "status": status,
             "error": error,
+            "progress": progress_of(core, service, state) if status == "running" else None,
             "isSettled": is_settled(core, service, state),
             "safe": answer is not None and core.replication.is_safe(answer.cid),
             "cached": state.cached,

@@ -211,8 +211,7 @@ class ProcessRunner:
             most = size_words(spec.bounds.disk_bytes)
             return failed(f"file: one was to have more than the {most} that a job may write")
         if ended.exit_code != 0:
-            last = ended.console.decode(errors="replace").strip().rpartition("\n")[2][-500:]
-            last = explained(last, spec.bounds)
+            last = explained(_last_words(ended.console), spec.bounds)
             return failed(f"the job exited with code {ended.exit_code}: {last}")
         return self._kept(spec, ended, failed)
 
@@ -259,6 +258,13 @@ def _others(top: Path) -> dict[str, Path]:
         return {}
     plain = plain_files(top)[:_OTHER_FILES_MAX]
     return {f"other/{path.relative_to(top).as_posix()}": path for path in plain}
+
+
+def _last_words(console: bytes) -> str:
+    """Return the last line of a console that says more than how far the job is."""
+    lines = console[-8192:].decode(errors="replace").strip().splitlines()
+    said = (line for line in reversed(lines) if not line.startswith("[progress] "))
+    return next(said, lines[-1] if lines else "")[-500:]
 
 
 def _is_folder(path: Path) -> bool:

@@ -262,6 +262,8 @@ class NodeCore(
                 self._on_peer_down(event.peer)
             case ev.Executed():
                 self.worker.on_executed(event)
+            case ev.Progressed():
+                self.worker.on_progress(event)
             case ev.Fetched():
                 self.replication.on_fetched(event.ticket, event.ok, event.no_room)
             case ev.Located():

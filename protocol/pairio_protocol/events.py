@@ -39,6 +39,7 @@ __all__ = [
     "OwnerHours",
     "PeerDown",
     "PeerUp",
+    "Progressed",
     "RemoveApp",
     "RenameMember",
     "RenameService",
@@ -74,6 +75,14 @@ class Adopted:
     coordinators: tuple[str, ...]
     lease_ms: int
     started_unix_ms: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A run that goes on here says how far it is, in thousandths."""
+
+    attempt: str
+    permille: int
 
 
 @dataclass(frozen=True)
@@ -546,6 +555,7 @@ Event = (
     | OwnerHours
     | PeerDown
     | PeerUp
+    | Progressed
     | RemoveApp
     | RenameMember
     | RenameService

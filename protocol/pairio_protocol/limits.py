@@ -217,6 +217,8 @@ DECLINE_PAUSE_MS: Final = 1_000
 LOOK_INTERVAL_MS: Final = 5_000
 #: The right to run; renewed by a beat every third of it.
 LEASE_MS: Final = 10_000
+#: How far a run may say that it is: all of it.
+PERMILLE_MAX: Final = 1_000
 #: After a sleep every lease gets this long for a sign of life.
 PROBE_MS: Final = 3_000
 #: A coordinator that could not be reached for this long, plus rank times the next: take the run.

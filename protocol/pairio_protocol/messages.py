@@ -14,6 +14,7 @@ from pairio_protocol.limits import (
     ASK_TAGS_MAX,
     DECODED_MAX,
     NAME_LENGTH_MAX,
+    PERMILLE_MAX,
     PRESENCE_SIZE_BYTES_MAX,
     SIGNATURE_SIZE_BYTES,
 )
@@ -201,10 +202,17 @@ class Bid:
 @MESSAGES.wire("beat")
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A worker renews the leases of its attempts, every third of the lease."""
+    """A worker renews the leases of its attempts, every third of the lease. `permille` says how far
+    each of them is by its own word, in thousandths, 0 for one that does not say; none says: left
+    out."""
 
     service: str
     attempts: tuple[str, ...]
+    permille: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not all(0 <= figure <= PERMILLE_MAX for figure in self.permille or ()):
+            raise ValueError("progress is 0 to 1000 thousandths")
 
 
 @MESSAGES.wire("renew")
@@ -212,11 +220,17 @@ class Beat:
 class Renew:
     """A worker renews the lease of an exclusive attempt, in place of a beat: first when it takes
     the award, then every third of the lease. `number` counts up. Answered with `renewed`, if it is
-    renewed; the attempt does not begin before, and is ended when no answer comes in time."""
+    renewed; the attempt does not begin before, and is ended when no answer comes in time.
+    `permille` as in `beat`."""
 
     service: str
     attempt: str
     number: int
+    permille: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.permille <= PERMILLE_MAX:
+            raise ValueError("progress is 0 to 1000 thousandths")
 
 
 @MESSAGES.wire("renewed")

@@ -24,7 +24,7 @@ from pairio_protocol.limits import (
     LIST_LENGTH_MAX,
     SEGMENT_RECORDS_MAX,
 )
-from pairio_protocol.messages import MESSAGES, Presence
+from pairio_protocol.messages import MESSAGES, Beat, Presence, Renew
 from pairio_protocol.names import name_flaw, normal_name
 from pairio_protocol.records import (
     ENDS,
@@ -79,6 +79,8 @@ _LIMITED: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (Resources, "memory_mib"): st.integers(1, 2**26),
     (Resources, "gpus"): st.integers(0, 1024),
     (Resources, "time_ms"): st.integers(1, 10**9),
+    (Beat, "permille"): st.none() | st.lists(st.integers(0, 1000), max_size=4).map(tuple),
+    (Renew, "permille"): st.integers(0, 1000),
 }
 
 

@@ -72,6 +72,7 @@ class Attempt:
     held: bool = False
     state: str = "awarded"
     for_guests: bool = False
+    permille: int = 0  # how far it is, as its worker says
 
 
 @dataclass
@@ -653,12 +654,19 @@ class Coordinator:
             wish.exhausted = fold.lost_attempts(state, wish.run) >= ATTEMPTS_MAX
 
     def on_beat(self, peer: str, message: Beat) -> None:
-        """Renew leases."""
-        for name in message.attempts[:1024]:
+        """Renew leases, and note how far the attempts are."""
+        told = (*(message.permille or ()), *(0,) * len(message.attempts))
+        for name, permille in zip(message.attempts[:1024], told, strict=False):
             key = self._by_attempt.get(name)
             errand = self.errands.get(key) if key is not None else None
             if errand and errand.attempt and errand.attempt.worker == peer:
                 self._renew(errand, errand.attempt)
+                self._note_progress(errand, errand.attempt, permille)
+
+    def _note_progress(self, errand: Errand, attempt: Attempt, permille: int) -> None:
+        if permille and permille != attempt.permille:
+            attempt.permille = permille
+            self._tell(errand)
 
     def on_renew(self, peer: str, message: Renew) -> Renewed | None:
         """Give an exclusive attempt more time, if it is the one under way and has time left."""
@@ -666,6 +674,7 @@ class Coordinator:
         attempt = errand.attempt if errand is not None else None
         if errand is None or attempt is None or attempt.worker != peer or not attempt.held:
             return None
+        self._note_progress(errand, attempt, message.permille)
         lease_ms = self._ctx.config.lease_ms
         if self._ctx.now_ms + lease_ms > attempt.end_ms:
             return None

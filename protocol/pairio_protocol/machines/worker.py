@@ -21,7 +21,7 @@ from pairio_protocol.apps import Needs, code_of, find_processor
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Execute, JobChanged, Kill
 from pairio_protocol.errors import DefinitionError
-from pairio_protocol.events import Adopted, Executed
+from pairio_protocol.events import Adopted, Executed, Progressed
 from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
 from pairio_protocol.ids import is_attempt_of
 from pairio_protocol.limits import (
@@ -61,6 +61,8 @@ class Task:
     gives_way: bool = False
     started_unix_ms: int = 0
     salt: str = ""
+    #: how far it is, by its own word, in thousandths
+    permille: int = 0
     #: of an exclusive run
     lease: Lease | None = None
 
@@ -616,6 +618,16 @@ class Worker:
                     for peer in sorted({*coordinators, *homes} - {self.ctx.me}):
                         self.hooks.push(peer, info.segment)
 
+    def on_progress(self, event: Progressed) -> None:
+        """Note how far a run is: its coordinators hear it with the next beat, this node now."""
+        task = self.tasks.get(event.attempt)
+        if task is None or task.permille == event.permille:
+            return
+        task.permille = event.permille
+        if self.ctx.me in task.coordinators:
+            beat = Beat(task.award.service, (event.attempt,), (event.permille,))
+            self.hooks.to_coordinator(self.ctx.me, beat)
+
     # -- ending what is not wanted --------------------------------------------------------
 
     def cancel(self, attempt: str, peer: str) -> None:
@@ -706,15 +718,17 @@ class Worker:
         self._end_leases()
         if self.tasks and self.ctx.now_ms >= self._beat_ms:
             self._beat_ms = self.ctx.now_ms + self.ctx.config.lease_ms // 3
-            by_peer: dict[tuple[str, str], list[str]] = {}
+            by_peer: dict[tuple[str, str], dict[str, int]] = {}
             for attempt, task in self.tasks.items():
                 if task.lease is not None:
                     self._renew(task)
                     continue
                 for peer in task.coordinators:
-                    by_peer.setdefault((peer, task.award.service), []).append(attempt)
-            for (peer, service), attempts in sorted(by_peer.items()):
-                self.hooks.to_coordinator(peer, Beat(service, tuple(attempts[:512])))
+                    by_peer.setdefault((peer, task.award.service), {})[attempt] = task.permille
+            for (peer, service), told in sorted(by_peer.items()):
+                attempts, permille = tuple(told)[:512], tuple(told.values())[:512]
+                beat = Beat(service, attempts, permille if any(permille) else None)
+                self.hooks.to_coordinator(peer, beat)
 
     def deadline_ms(self) -> int | None:
         """When a beat is due, or an exclusive run is to end."""
@@ -731,8 +745,9 @@ class Worker:
         if task.lease is None:
             return
         number = task.lease.ask(self.ctx.now_ms)
+        renew = Renew(task.award.service, task.award.attempt, number, task.permille)
         for peer in sorted(task.coordinators):
-            self.hooks.to_coordinator(peer, Renew(task.award.service, task.award.attempt, number))
+            self.hooks.to_coordinator(peer, renew)
 
     def on_renewed(self, peer: str, message: Renewed) -> None:
         """A coordinator has given an exclusive run more time; it may begin now."""

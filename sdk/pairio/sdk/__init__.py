@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pairio.sdk._app import App, ProcessorBase
 from pairio.sdk._files import InputFile, OutputFile, upload_additional_job_output
+from pairio.sdk._progress import report_progress
 from pairio.sdk._secrets import get_secret
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "OutputFile",
     "ProcessorBase",
     "get_secret",
+    "report_progress",
     "upload_additional_job_output",
 ]
 
