@@ -3,7 +3,7 @@
 A job: `job: APP/PROCESSOR`, and as far as wanted `name, service, parameters, inputs, outputs,
 resources, tags, batch, targets, skip_cache, rerun_failing`. An input is a path (from the file's
 folder), a URL, a CID, `job:ID/OUTPUT`, or `step:NAME/OUTPUT`: an output of a job of the file that
-has this name and stands before.
+has this name and stands before; or a list of these.
 """
 
 import sys
@@ -117,7 +117,7 @@ def _job(entry: Any, where: str, usual: Wish, folder: Path) -> Named:
         name=entry["job"],
         service=entry.get("service", usual.service),
         values=dict(entry.get("parameters", {})),
-        inputs=[f"{n}={_source(str(v), folder)}" for n, v in entry.get("inputs", {}).items()],
+        inputs=list(_inputs(entry.get("inputs", {}), folder)),
         outputs=[f"{n}={v}" for n, v in entry.get("outputs", {}).items()],
         resources=resources,
         tags=[*usual.tags, *map(str, entry.get("tags", []))],
@@ -127,6 +127,15 @@ def _job(entry: Any, where: str, usual: Wish, folder: Path) -> Named:
         rerun_failing=entry.get("rerun_failing", usual.rerun_failing),
     )
     return entry.get("name", ""), wish
+
+
+def _inputs(given: dict[str, Any], folder: Path) -> Iterator[str]:
+    for name, value in given.items():
+        if isinstance(value, list):
+            for number, item in enumerate(value):
+                yield f"{name}[{number}]={_source(str(item), folder)}"
+        else:
+            yield f"{name}={_source(str(value), folder)}"
 
 
 def _source(text: str, folder: Path) -> str:

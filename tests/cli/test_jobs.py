@@ -502,6 +502,22 @@ def test_jobs_of_a_file_may_rest_on_each_other(lab: FakeNode, run: Run, tmp_path
     assert "0 of 2 are hits" in planned.err
 
 
+def test_a_list_of_inputs_has_an_input_for_each_of_them(
+    lab: FakeNode, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "jobs.yaml"
+    file.write_text(
+        "- {job: hello/greet, name: first}\n"
+        f"- {{job: hello/greet, inputs: {{input: ['step:first/output', 'job:{JOB_ID}/x']}}}}\n"
+    )
+    assert run("submit", "--file", str(file)).code == 0
+    given = lab.calls("POST", "/jobs")[1].body["jobDefinition"]["inputFiles"]
+    assert [(each["name"], each["url"]) for each in given] == [
+        ("input[0]", f"job:{JOB_ID}/output"),
+        ("input[1]", f"job:{JOB_ID}/x"),
+    ]
+
+
 def test_many_jobs_go_in_one_call_and_each_refusal_is_said(
     lab: FakeNode, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

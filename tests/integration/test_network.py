@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import RunningNode, StartNode
+from tests.integration.pages import alike, blocks
 
 pytestmark = pytest.mark.integration
+README = Path(__file__).parents[2] / "README.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -45,7 +48,15 @@ def test_the_demo_runs_and_leaves_nothing() -> None:
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert demo.stdout.count("from the cache, nothing ran") == 3
+    shown = next(block.text for block in blocks(README) if block.kind == "console")
+    assert _lines_of_demo(demo.stdout) == _lines_of_demo(shown.removeprefix("$ make demo\n"))
     assert set(glob.glob("/tmp/pairio-demo-*")) == before
+
+
+def _lines_of_demo(text: str) -> list[str]:
+    """What the demo says, whichever node computed what, in whichever sandbox."""
+    varies = r"(?<=computed by )node\d|(?<=run jobs with )\w+"
+    return [re.sub(varies, "...", alike(line)) for line in text.splitlines()]
 
 
 def test_the_three_examples_run_unmodified(start_node: StartNode) -> None:
