@@ -269,12 +269,13 @@ class Cache:
             self.used(*(cid for cid, _, _ in document.outputs.values()), document.console)
 
     async def is_here(self, service: str, cids: Sequence[str]) -> bool:
-        """Say whether all this content is here whole for a service."""
+        """Say whether all this content is here whole for a service, and kept for good."""
         content = self._node.contents.of(service)
         try:
             for cid in cids:
                 if await content.missing(cid):
                     return False
+            await self._node.contents.settle(service)
         except (ValueError, LookupError, UserError, OSError):
             return False  # no content at all, or a store that fails: a fetch says so
         return True

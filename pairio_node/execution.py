@@ -365,14 +365,14 @@ class Executions:
         try:
             for name, path in outcome.outputs.items():
                 add = content.add_directory if path.is_dir() else content.add_file
-                added = await add(path)
+                added = await add(path, settle=False)
                 base = base_names.get(name, name.rpartition("/")[2])
                 outputs[name] = (added.cid, added.size_bytes, base)
-            console = await content.add_bytes(outcome.console)
             if outcome.samples and SAMPLES_OUTPUT not in outputs:
-                added = await content.add_bytes(outcome.samples)
+                added = await content.add_bytes(outcome.samples, settle=False)
                 base = SAMPLES_OUTPUT.rpartition("/")[2]
                 outputs[SAMPLES_OUTPUT] = (added.cid, added.size_bytes, base)
+            console = await content.add_bytes(outcome.console)  # last: it settles the others, too
         except StorageFullError as error:
             return _no_result(card.attempt, "infra", error.message)
         kind: str = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""

@@ -425,6 +425,7 @@ class Node:
             with self.blocks.in_use.working():
                 if not await self.cache.is_here(effect.service, effect.cids):
                     await self._fetch_copy(effect)
+                    await self.contents.settle(effect.service)
         except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
         except (UserError, OSError) as error:

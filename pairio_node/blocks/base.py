@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from pairio_node.blocks.in_use import InUse
+from pairio_node.blocks.synced import SyncedFolders
 from pairio_node.errors import UnavailableError
 
 __all__ = [
@@ -93,6 +94,8 @@ class LocalStore(BlockStore, Protocol):
     """
 
     in_use: InUse
+    #: Folders with new entries, also those of others beside the store: `settle_sync` settles them.
+    folders: SyncedFolders
     #: What the blocks may take.
     quota_bytes: int
     #: Called in a thread when a block does not fit: makes room for it, or says False.

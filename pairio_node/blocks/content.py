@@ -37,22 +37,26 @@ class Content:
 
     # -- adding -------------------------------------------------------------------------
 
-    async def add_bytes(self, data: bytes) -> Added:
-        """Add a small file from memory."""
+    async def add_bytes(self, data: bytes, *, settle: bool = True) -> Added:
+        """Add a small file from memory; `settle` as for a file."""
         return await trio.to_thread.run_sync(
-            self._add_chunks, _split(data), limiter=self.store.limiter
+            self._add_chunks, _split(data), settle, limiter=self.store.limiter
         )
 
-    async def add_file(self, path: Path) -> Added:
-        """Add a regular file; refused in words when it is anything else."""
-        return await trio.to_thread.run_sync(self._add_file, path, limiter=self.store.limiter)
+    async def add_file(self, path: Path, *, settle: bool = True) -> Added:
+        """Add a regular file; refused in words when it is anything else. Without `settle` it is
+        kept for good only with the next thing that is added."""
+        return await trio.to_thread.run_sync(
+            self._add_file, path, settle, limiter=self.store.limiter
+        )
 
     async def add_directory(
-        self, path: Path, skip: Callable[[str], bool] = lambda _: False
+        self, path: Path, skip: Callable[[str], bool] = lambda _: False, *, settle: bool = True
     ) -> Added:
-        """Add a folder; `skip` is asked with the path relative to it, in posix form."""
+        """Add a folder; `skip` is asked with the path relative to it, in posix form. `settle` as
+        for a file."""
         return await trio.to_thread.run_sync(
-            self._add_directory, path, path, skip, limiter=self.store.limiter
+            self._add_directory, path, skip, settle, limiter=self.store.limiter
         )
 
     async def add_stream(self, chunks: AsyncIterator[bytes]) -> Added:
@@ -73,15 +77,16 @@ class Content:
             lambda: self._added(builder.finish()), limiter=self.store.limiter
         )
 
-    def _added(self, root: Entry) -> Added:
-        self.store.settle_sync()
+    def _added(self, root: Entry, settle: bool = True) -> Added:
+        if settle:
+            self.store.settle_sync()
         return Added(root.cid, root.size_bytes)
 
-    def _add_chunks(self, chunks: Iterator[bytes]) -> Added:
+    def _add_chunks(self, chunks: Iterator[bytes], settle: bool) -> Added:
         builder = FileBuilder(self.store.put_sync)
         for chunk in chunks:
             builder.add_chunk(chunk)
-        return self._added(builder.finish())
+        return self._added(builder.finish(), settle)
 
     def _file_entry(self, path: Path) -> Entry:
         try:
@@ -97,12 +102,11 @@ class Content:
                     builder.add_chunk(chunk)
                 return builder.finish()
 
-    def _add_file(self, path: Path) -> Added:
-        return self._added(self._file_entry(path))
+    def _add_file(self, path: Path, settle: bool) -> Added:
+        return self._added(self._file_entry(path), settle)
 
-    def _add_directory(self, top: Path, path: Path, skip: Callable[[str], bool]) -> Added:
-        count = [0]
-        return self._added(self._directory_entry(top, path, skip, 0, count))
+    def _add_directory(self, top: Path, skip: Callable[[str], bool], settle: bool) -> Added:
+        return self._added(self._directory_entry(top, top, skip, 0, [0]), settle)
 
     def _directory_entry(
         self, top: Path, path: Path, skip: Callable[[str], bool], depth: int, count: list[int]

@@ -1,7 +1,8 @@
 """The embedded block store: a file per block, in folders by the end of its CID.
 
-Written to a temporary file, synced, renamed: a block is there whole or not at all. A file's time of
-change says when the block was last used.
+Written to a temporary file, synced, renamed: a block is there whole or not at all. Its folder is
+synced before anybody is told that it is kept (`settle_sync`). A file's time of change says when the
+block was last used.
 """
 
 import os
@@ -21,6 +22,7 @@ from pairio_node.blocks.base import (
     StoredBlock,
 )
 from pairio_node.blocks.in_use import InUse
+from pairio_node.blocks.synced import SyncedFolders
 from pairio_node.errors import StorageFullError
 from pairio_protocol.cid import CidError, matches, parse_cid
 
@@ -49,6 +51,7 @@ class DiskBlockStore:
         #: Called in a thread when a block does not fit: makes room for it, or says False.
         self.make_room: Callable[[int], bool] = lambda _: False
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folders = SyncedFolders()
         self._used_bytes = self._measure()
 
     def _measure(self) -> int:
@@ -118,18 +121,22 @@ class DiskBlockStore:
         file = self._file(cid)
         temporary = file.with_name(f"{cid}.{secrets.token_hex(4)}.tmp")
         try:
-            _write(temporary, data)
+            if _write(temporary, data):
+                self.folders.note(self._path)
             with self.in_use.lock:
                 is_new = not file.exists()  # another thread may have brought the same
                 temporary.rename(file)
                 self._used_bytes += len(data) if is_new else 0
                 self.in_use.note(cid)
+                self.folders.note(file.parent)  # under the lock: who finds it here can settle it
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StorageFullError(f"cannot store a block: {error.strerror}") from None
 
     def settle_sync(self) -> None:
-        """Each block is on the disk when it is put."""
+        """Return when all that was put is kept for good, in a thread. Each block is on the disk
+        when it is put; this is for their names."""
+        self.folders.settle_sync()
 
     def _check_room(self, size_bytes: int) -> None:
         """Raise StorageFullError when a block does not fit, also after what may go has gone."""
@@ -178,13 +185,16 @@ class DiskBlockStore:
                 yield StoredBlock(entry.name, found.st_size, min(found.st_mtime, time.time()))
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a new file, synced. Few calls: while the loop is busy each may wait for the GIL."""
+def _write(path: Path, data: bytes) -> bool:
+    """Write a new file, synced; say whether its folder is new. Few calls: while the loop is busy
+    each may wait for the GIL."""
+    is_new = False
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
     except FileNotFoundError:
         path.parent.mkdir(mode=0o700, exist_ok=True)
+        is_new = True
         fd = os.open(path, flags, 0o600)
     try:
         rest = memoryview(data)
@@ -193,3 +203,4 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+    return is_new

@@ -31,6 +31,7 @@ from pairio_node.blocks.base import BlockMissing, StoredBlock, StoreUnavailable
 from pairio_node.blocks.disk import check_block
 from pairio_node.blocks.in_use import InUse
 from pairio_node.blocks.kubo import CLIENTS_MAX, KuboApi
+from pairio_node.blocks.synced import SyncedFolders
 from pairio_node.blocks.unixfs import Entry, UnixfsError, directory_block
 from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import (
@@ -65,6 +66,7 @@ class KuboBlockStore:
         self.limiter: trio.CapacityLimiter | None = trio.CapacityLimiter(CLIENTS_MAX)
         self.quota_bytes = quota_bytes
         self.in_use = InUse()
+        self.folders = SyncedFolders()
         #: Called in a thread when a block does not fit: makes room for it, or says False.
         self.make_room: Callable[[int], bool] = lambda _: False
         api.check()
@@ -250,6 +252,7 @@ class KuboBlockStore:
         Raises:
             StoreUnavailable: the daemon is gone, or its collection took some of it before.
         """
+        self.folders.settle_sync()
         self._link()
         if time.monotonic() - self._lost_s < _LOST_S:
             raise StoreUnavailable(

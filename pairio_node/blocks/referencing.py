@@ -19,6 +19,7 @@ class ReferencingStore:
         self._store = store
         self._references = references
         self.in_use: InUse = store.in_use
+        self.folders = store.folders
         self.limiter = store.limiter
         self.quota_bytes = store.quota_bytes
 

@@ -71,13 +71,22 @@ class ServiceBlocks:
         """Let the service have a block that is here."""
         mark = self._mark(cid)
         try:
-            try:
-                mark.touch(mode=0o600)
-            except FileNotFoundError:
-                mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                mark.touch(mode=0o600)
+            with self._store.in_use.lock:  # who finds the mark here can settle it
+                self._make(mark)
         except OSError as error:
             raise StorageFullError(f"cannot store a block: {error.strerror}") from None
+
+    def _make(self, mark: Path) -> None:
+        try:
+            mark.touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._marks, self._marks.parent):
+                self._store.folders.note(folder)
+            mark.touch(mode=0o600)
+        self._store.folders.note(mark.parent)
 
 
 class ScopedContent:
@@ -93,13 +102,16 @@ class ScopedContent:
         """Return the content that is here for a service."""
         parse_cid(service)
         if service not in self._views:
-            self._views[service] = Content(ServiceBlocks(self.store, self._marks / service))
+            self._views[service] = Content(self._view(service))
         return self._views[service]
+
+    def _view(self, service: str) -> ServiceBlocks:
+        return ServiceBlocks(self.store, self._marks / service)
 
     async def share(self, service: str, cid: str) -> bool:
         """Let a service have what lies below `cid` here, as its owner wants; False, and nothing
         done, when it is not here whole."""
-        view = ServiceBlocks(self.store, self._marks / service)
+        view = self._view(service)
         with self.store.in_use.working():
             here, missing = await self.everything.walk(cid)
             if missing:
@@ -108,9 +120,15 @@ class ScopedContent:
             def share_all() -> None:
                 for block in here:
                     view.share_sync(block)
+                self.store.folders.settle_sync()
 
             await trio.to_thread.run_sync(share_all)
         return True
+
+    async def settle(self, service: str) -> None:
+        """Return when all that is here for a service is kept for good: before anybody is told."""
+        store = self.of(service).store
+        await trio.to_thread.run_sync(store.settle_sync, limiter=store.limiter)
 
     def delete_sync(self, cid: str) -> bool:
         """Delete a block and the marks on it, in a thread, unless work counts on it; say whether
