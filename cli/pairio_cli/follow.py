@@ -2,16 +2,15 @@
 node, from the place that was shown last."""
 
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from pairio_cli.output import note, short
-from pairio_protocol.printable import PrintableStream
+from pairio_cli.output import short
+from pairio_cli.shown import Shown
 
-__all__ = ["TimeOver", "follow", "shown_on_stderr", "shown_on_stdout", "time_limit"]
+__all__ = ["TimeOver", "follow", "followed", "time_limit"]
 
 #: How long a node that went away is waited for.
 _AWAY_S = 60.0
@@ -41,31 +40,25 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def shown_on_stdout() -> Callable[[str], None]:
-    """Return what writes a console to stdout: as it is, but nothing that does things to a
-    terminal."""
-    return _shown(sys.stdout)
-
-
-def shown_on_stderr() -> Callable[[str], None]:
-    """Return the same for stderr, where it is always made printable."""
-    return _shown(sys.stderr, always=True)
-
-
-def _shown(stream: Any, *, always: bool = False) -> Callable[[str], None]:
-    filter_ = PrintableStream() if always or stream.isatty() else None
-
-    def write(text: str) -> None:
-        stream.write(filter_.feed(text.encode(errors="replace")) if filter_ else text)
-        stream.flush()
-
-    return write
-
-
-def follow(
-    job_id: str, service: str | None, write: Callable[[str], None], offset: int = 0
-) -> dict[str, Any]:
+def follow(job_id: str, service: str | None, shown: Shown, offset: int = 0) -> dict[str, Any]:
     """Show a job's console until the job ends; return the event of its end.
+
+    Raises:
+        NodeNotRunning: the node went away and did not come back.
+    """
+    place: dict[str, Any] = {}
+    try:
+        for event in followed(job_id, service, offset):
+            if event["type"] == "end":
+                return event
+            _show(event, shown, place)
+    finally:
+        shown.end()
+    raise AssertionError("unreachable: it ends with `end`, or raises")
+
+
+def followed(job_id: str, service: str | None, offset: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the events of a job's console, over restarts of the node; the last one is `end`.
 
     Raises:
         NodeNotRunning: the node went away and did not come back.
@@ -78,9 +71,11 @@ def follow(
         try:
             for event in _events(job_id, service, place):
                 gives_up_s = None
+                yield event
                 if event["type"] == "end":
-                    return event
-                _show(event, write, place)
+                    return
+                if event["type"] == "output":
+                    place |= {"attempt": event["attemptId"], "offset": event["nextOffset"]}
             raise NodeNotRunning("the node ended its answer", "look: pairio-node status")
         except NodeNotRunning:
             now_s = time.monotonic()
@@ -101,11 +96,12 @@ def _events(job_id: str, service: str | None, place: dict[str, Any]) -> Iterator
             yield event
 
 
-def _show(event: dict[str, Any], write: Callable[[str], None], place: dict[str, Any]) -> None:
+def _show(event: dict[str, Any], shown: Shown, place: dict[str, Any]) -> None:
+    note = shown.note
     match event["type"]:
         case "output":
-            write(event["text"])
-            place |= {"attempt": event["attemptId"], "offset": event["nextOffset"]}
+            shown.write(event["text"])
+            place["attempt"] = event["attemptId"]
         case "gap":
             note(f"[{event['bytes']} bytes left out]")
         case "note":

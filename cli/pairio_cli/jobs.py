@@ -8,9 +8,10 @@ import click
 import typer
 
 from pairio_cli import complete, insight, results
-from pairio_cli.follow import follow, shown_on_stdout
+from pairio_cli.follow import follow
 from pairio_cli.output import as_json, data, fail, finished, note, short, shorts, table
 from pairio_cli.shared import JobId, Json, ServiceOption, api, new_typer, part
+from pairio_cli.shown import on_stdout, status_words
 from pairio_protocol.printable import PrintableStream
 
 __all__ = ["job_app", "show_jobs"]
@@ -92,7 +93,7 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
         [
             ends[job["jobId"]],
             f"{job['jobDefinition']['appName']}/{job['jobDefinition']['processorName']}",
-            job["status"],
+            status_words(job),
             short(job["computeNodeId"]),
             ",".join(job["tags"]),
         ]
@@ -144,7 +145,7 @@ def job_logs(
     """Print what a job writes. Example: pairio job logs -f ID"""
     if follow_:
         job = _get(job_id, service)
-        end = follow(job["requestId"], service, shown_on_stdout(), offset)
+        end = follow(job["requestId"], service, on_stdout(), offset)
         _say_end(job, end["status"], end["error"])
     chunks = api().stream(_path(job_id, "/console"), _console_query(service, offset))
     if sys.stdout.isatty():

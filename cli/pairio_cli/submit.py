@@ -11,10 +11,11 @@ from typing import Any
 from pairio._http import Api, part
 from pairio.errors import PairioError
 from pairio_cli.content import add_input
-from pairio_cli.follow import TimeOver, follow, shown_on_stderr, time_limit
+from pairio_cli.follow import TimeOver, follow, time_limit
 from pairio_cli.insight import show_plan
 from pairio_cli.output import INTERRUPTED, as_json, data, elapsed_s, finished, note, short
 from pairio_cli.secret import read_secrets
+from pairio_cli.shown import on_stderr, status_words
 
 __all__ = [
     "Waiting",
@@ -123,7 +124,7 @@ def _end_of(
     ends_s = None if left_s is None else time.monotonic() + left_s
     if follows and not job["cached"]:
         with suppress(TimeOver), time_limit(left_s):
-            follow(job["requestId"], job["serviceName"], shown_on_stderr())
+            follow(job["requestId"], job["serviceName"], on_stderr())
     return wait_for(api, job, ends_s)
 
 
@@ -256,7 +257,7 @@ def show_job(job: dict[str, Any]) -> None:
         ("job", job["jobId"]),
         ("processor", f"{definition['appName']}/{definition['processorName']}"),
         ("service", job["serviceName"]),
-        ("status", job["status"] + (" (cached)" if job["cached"] else "")),
+        ("status", status_words(job) + (" (cached)" if job["cached"] else "")),
         ("error", job["error"]),
         ("lost", job.get("lost")),
         ("node", job["computeNodeId"]),

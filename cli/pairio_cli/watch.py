@@ -13,6 +13,7 @@ import typer
 from pairio_cli.nodes import HEADERS, node_rows
 from pairio_cli.output import as_lines, data, note, short, shorts
 from pairio_cli.shared import ServiceOption, part
+from pairio_cli.shown import status_words
 
 __all__ = ["watch"]
 
@@ -21,6 +22,8 @@ _DRAW_S = 0.5
 #: Nodes come and go without a job that changes: they are looked at so often.
 _LOOK_S = 3.0
 _JOBS = 15
+#: Jobs of which the last line is remembered, so that none comes twice.
+_SAID_MAX = 10_000
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -44,16 +47,21 @@ def watch(
 
 
 def _print_lines(api: Any, streamed: Any, service: str | None) -> None:
+    said: dict[str, str] = {}
     for event in streamed.events("/api/v1/events", {"serviceName": service}):
+        if event.kind != "job":
+            continue
         job = event.data
-        if event.kind == "job":
-            where = f" on {short(job['computeNodeId'])}" if job["computeNodeId"] else ""
-            error = f": {job['error']}" if job["error"] else ""
+        where = f" on {short(job['computeNodeId'])}" if job["computeNodeId"] else ""
+        error = f": {job['error']}" if job["error"] else ""
+        how = f"{job['status']}{' (cached)' if job['cached'] else ''}{where}{error}"
+        if said.pop(job["requestId"], "") != how:  # else how far it is, or how safe its result
             when = time.strftime("%H:%M:%S")
-            name = _processor(api, job)
-            cached = " (cached)" if job["cached"] else ""
-            data(f"{when}  {short(job['jobId'])}  {name}  {job['status']}{cached}{where}{error}")
+            data(f"{when}  {short(job['jobId'])}  {_processor(api, job)}  {how}")
             sys.stdout.flush()
+        said[job["requestId"]] = how
+        if len(said) > _SAID_MAX:
+            del said[next(iter(said))]
 
 
 def _processor(api: Any, event: Any) -> str:
@@ -113,7 +121,7 @@ def _screen(api: Any, service: str | None) -> Iterator[str]:
         [
             ends[job["jobId"]],
             f"{job['jobDefinition']['appName']}/{job['jobDefinition']['processorName']}",
-            job["status"] + (" (cached)" if job["cached"] else ""),
+            status_words(job) + (" (cached)" if job["cached"] else ""),
             short(job["computeNodeId"]),
             _age(job["timestampCreatedSec"]),
             job["error"] or "",

@@ -433,6 +433,39 @@ def test_the_bar_says_how_far_it_is(
     assert BatchProgress().done == 0
 
 
+def test_what_running_jobs_say_of_themselves_moves_the_bar(client: Client, node: FakeNode) -> None:
+    far = [_told(0, "running", progress=0.5), _told(1, "running"), ("ready", {})]
+    node.on("GET", "/events", events(*far))
+    batch = _batch(client)
+    progress = batch.progress()
+    assert [job.progress for job in batch] == [0.5, None, None]
+    assert (progress.share, str(progress)) == (0.5 / 3, "0/3 done (17%), 2 running")
+    assert bar(progress, 1).startswith(f"[{'#' * 5}{'-' * 25}] ")
+    assert "running</b> 50%" in batch[0]._repr_html_()
+    assert "width:16.67%" in progress._repr_html_()
+    node.on("GET", "/events", events(_told(0, "completed"), ("ready", {})))
+    assert batch.progress().partly == 0
+    assert batch[0].progress is None
+
+
+def test_a_job_shows_a_bar_while_it_is_waited_for(
+    client: Client,
+    node: FakeNode,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    node.on("GET", "/events", events(_told(0, "completed")))
+    node.on("GET", f"/jobs/{_id(0)}", job(requestId=_id(0)))
+    done = PairioJob(client, _pending(0)).wait(5, progress=True)
+    assert "1/1 done" in capsys.readouterr().err
+    assert done.outputs["output"].cid is not None
+    node.on("GET", "/events", events(("alive", {}), ("alive", {})))
+    node.on("GET", f"/jobs/{_id(0)}", _pending(0))
+    with pytest.raises(WaitTimeout, match=r"pending after 0\.1 s"):
+        PairioJob(client, _pending(0)).wait(0.1, progress=True)
+
+
 def test_a_batch_shows_a_bar_while_it_is_waited_for(
     client: Client,
     node: FakeNode,

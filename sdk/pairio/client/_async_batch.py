@@ -154,11 +154,13 @@ class AsyncBatch:
         await self._client._look_at(self.jobs)
         return int(answer["canceled"])
 
-    async def wait_until_done(self, *, wait_sec: float | None = None) -> None:
+    async def wait_until_done(
+        self, *, wait_sec: float | None = None, progress: bool = False
+    ) -> None:
         """Wait until all jobs have ended, or for `wait_sec` seconds; nothing raises."""
         began = time.monotonic()
         try:
-            await self.wait(wait_sec)
+            await self.wait(wait_sec, progress=progress)
         except WaitTimeout:
             if wait_sec is None or time.monotonic() - began < wait_sec:
                 raise

@@ -264,12 +264,19 @@ class AsyncPairioJob(JobBase):
         if raise_on_failure:
             self.raise_on_failure()
 
-    async def wait(self, timeout: float | None = None, *, raise_on_failure: bool = False) -> Self:
+    async def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        raise_on_failure: bool = False,
+        progress: bool = False,
+    ) -> Self:
         """Wait until the job has ended and its result is safe; return the job.
 
         Args:
             timeout: seconds to wait at most; None: as long as it takes.
             raise_on_failure: raise if it did not complete.
+            progress: show a bar meanwhile, in a notebook or on a terminal.
 
         Example:
             >>> (await job.wait(60)).status
@@ -279,7 +286,11 @@ class AsyncPairioJob(JobBase):
             WaitTimeout: the time is over; the job goes on.
             JobFailed: it did not complete, and `raise_on_failure`.
         """
-        await self.wait_until_done(wait_sec=timeout)
+        if progress:
+            await self._client._batch("", [self]).wait_until_done(wait_sec=timeout, progress=True)
+            await self.refresh()
+        else:
+            await self.wait_until_done(wait_sec=timeout)
         if not self._data["isSettled"]:
             raise WaitTimeout(
                 f"job {self._data['jobId'][-8:]} is {self._data['status']} after {timeout} s",

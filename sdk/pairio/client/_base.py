@@ -75,6 +75,13 @@ class JobBase:
         return [str(r["url"]) for r in self._data["outputFileResults"] if r["url"]]
 
     @property
+    def progress(self) -> float | None:
+        """How far the run is, 0 to 1, by its own word (`report_progress` of apps); None where it
+        says nothing, or does not run. As of the last answer or event."""
+        found: float | None = self._data.get("progress")
+        return found
+
+    @property
     def is_settled(self) -> bool:
         """Whether the job has ended and its result, if it has one, is safe."""
         return bool(self._data["isSettled"])
@@ -104,6 +111,7 @@ class JobBase:
         self._data.update(
             {key: event[key] for key in ("status", "error", "isSettled", "safe", "cached")}
         )
+        self._data["progress"] = event.get("progress")  # an older node does not tell it
 
 
 def failure_of(job: JobBase) -> JobFailed | None:
@@ -123,7 +131,8 @@ def failure_of(job: JobBase) -> JobFailed | None:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """How many jobs of a batch are in which state. `refused` were never taken by the node."""
+    """How many jobs of a batch are in which state. `refused` were never taken by the node;
+    `partly` is what the running ones have done by their own word, in jobs."""
 
     total: int = 0
     pending: int = 0
@@ -135,6 +144,7 @@ class BatchProgress:
     blocked: int = 0
     refused: int = 0
     cached: int = 0
+    partly: float = 0.0
 
     @classmethod
     def of(cls, jobs: Iterable[JobBase], refused: int) -> "BatchProgress":
@@ -142,17 +152,26 @@ class BatchProgress:
         known = [job._data for job in jobs]
         states = Counter(data["status"] for data in known)
         cached = sum(bool(data["cached"]) for data in known)
-        return cls(total=len(known) + refused, refused=refused, cached=cached, **states)
+        partly = sum(data.get("progress") or 0.0 for data in known if data["status"] == "running")
+        return cls(
+            total=len(known) + refused, refused=refused, cached=cached, partly=partly, **states
+        )
 
     @property
     def done(self) -> int:
         """How many are over: completed, failed, canceled, blocked, refused."""
         return self.completed + self.failed + self.canceled + self.blocked + self.refused
 
+    @property
+    def share(self) -> float:
+        """How much of the batch is done, 0 to 1, with what running jobs say of themselves."""
+        return (self.done + self.partly) / self.total if self.total else 1.0
+
     def __str__(self) -> str:
         states = ("running", "failed", "canceled", "blocked", "refused", "cached")
         more = [f"{count} {name}" for name in states if (count := getattr(self, name))]
-        return ", ".join([f"{self.done}/{self.total} done", *more])
+        share = f" ({self.share:.0%})" if self.partly else ""
+        return ", ".join([f"{self.done}/{self.total} done{share}", *more])
 
     def _repr_html_(self) -> str:
         return _html.progress_html(self)

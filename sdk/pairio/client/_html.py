@@ -13,6 +13,7 @@ _COLORS = {
     "canceled": "#757575",
     "running": "#1565c0",
     "starting": "#1565c0",
+    "begun": "#1565c055",
 }
 _ROWS_MAX = 20
 
@@ -40,7 +41,9 @@ def _link(url: Any, text: str) -> str:
 def _status(data: dict[str, Any]) -> str:
     color = _COLORS.get(data["status"], "inherit")
     cached = " (from the cache)" if data.get("cached") else ""
-    return f"<b style='color:{color}'>{escape(str(data['status']))}</b>{cached}"
+    progress = data.get("progress")
+    far = f" {100 * progress:.0f}%" if isinstance(progress, int | float) else ""
+    return f"<b style='color:{color}'>{escape(str(data['status']))}</b>{far}{cached}"
 
 
 def _size(size: Any) -> str:
@@ -83,7 +86,8 @@ def progress_html(progress: Any) -> str:
         ("failed", progress.failed + progress.refused),
         ("blocked", progress.blocked),
         ("canceled", progress.canceled),
-        ("running", progress.running + progress.starting),
+        ("running", progress.partly),
+        ("begun", progress.running + progress.starting - progress.partly),
     ]
     bars = "".join(
         f"<div style='width:{100 * count / total:.2f}%;background:{_COLORS[name]}'></div>"

@@ -48,7 +48,7 @@ class ProgressBar:
 
 def bar(progress: BatchProgress, seconds: float) -> str:
     """Return the bar as a line of text."""
-    filled = _WIDTH * progress.done // max(progress.total, 1)
+    filled = int(_WIDTH * progress.share) if progress.total else 0
     return f"[{'#' * filled}{'-' * (_WIDTH - filled)}] {progress}, {seconds:.0f} s"
 
 

@@ -154,11 +154,11 @@ class Batch:
         self._client._look_at(self.jobs)
         return int(answer["canceled"])
 
-    def wait_until_done(self, *, wait_sec: float | None = None) -> None:
+    def wait_until_done(self, *, wait_sec: float | None = None, progress: bool = False) -> None:
         """Wait until all jobs have ended, or for `wait_sec` seconds; nothing raises."""
         began = time.monotonic()
         try:
-            self.wait(wait_sec)
+            self.wait(wait_sec, progress=progress)
         except WaitTimeout:
             if wait_sec is None or time.monotonic() - began < wait_sec:
                 raise

@@ -266,12 +266,19 @@ class PairioJob(JobBase):
         if raise_on_failure:
             self.raise_on_failure()
 
-    def wait(self, timeout: float | None = None, *, raise_on_failure: bool = False) -> Self:
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        raise_on_failure: bool = False,
+        progress: bool = False,
+    ) -> Self:
         """Wait until the job has ended and its result is safe; return the job.
 
         Args:
             timeout: seconds to wait at most; None: as long as it takes.
             raise_on_failure: raise if it did not complete.
+            progress: show a bar meanwhile, in a notebook or on a terminal.
 
         Example:
             >>> (job.wait(60)).status
@@ -281,7 +288,11 @@ class PairioJob(JobBase):
             WaitTimeout: the time is over; the job goes on.
             JobFailed: it did not complete, and `raise_on_failure`.
         """
-        self.wait_until_done(wait_sec=timeout)
+        if progress:
+            self._client._batch("", [self]).wait_until_done(wait_sec=timeout, progress=True)
+            self.refresh()
+        else:
+            self.wait_until_done(wait_sec=timeout)
         if not self._data["isSettled"]:
             raise WaitTimeout(
                 f"job {self._data['jobId'][-8:]} is {self._data['status']} after {timeout} s",
