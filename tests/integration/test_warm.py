@@ -19,10 +19,12 @@ import trio
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.zygote.host import _Sandbox
+from pairio_node.runner.zygote.link import _MAIN
 from pairio_node.runner.zygote.pool import Warmed, WarmLimits
 from tests.integration.warm_lab import PATIENCE_S, Lab, RunInput, RunOutput, lab, until
 
 pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
 KINDS = ("zygote", "single")
 
 
@@ -518,6 +520,76 @@ async def test_the_death_of_a_host_takes_its_workers_with_it(warm: Lab) -> None:
     assert outcome.status == "infra"
     await until(lambda: not any(p.is_running() and p.status() != "zombie" for p in below))
     assert await warm.told("print(4)") == 4  # cold, or warm again
+
+
+ENDLESS = "import time\nif 'PAIRIO_JOB_FILE' not in os.environ: time.sleep(3600)"
+
+
+@pytest.mark.parametrize("mode", ["on", "single"])
+async def test_an_import_that_never_ends_does_not_hold_up_a_node_that_stops(
+    tmp_path: Path, mode: str
+) -> None:
+    async with lab(tmp_path, WarmLimits(mode=mode, import_s=3600)) as made:
+        hosts = await _importing(made)
+        below = [p for host in hosts for p in (host, *host.children(recursive=True))]
+        with trio.fail_after(PATIENCE_S):  # of an hour, or two
+            made.stop()
+            await made.stopped.wait()
+    await until(lambda: not any(_lives(p) for p in below))
+    assert list((tmp_path / "warm").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["on", "single"])
+async def test_an_import_that_never_ends_ends_with_a_node_that_is_killed(
+    tmp_path: Path, mode: str
+) -> None:
+    """Its end of the channel is all that a host has of a node."""
+    ours, host = _started_host()
+    async with lab(tmp_path) as made:
+        made.app(ENDLESS)
+        config = made.runner.config(made.spec("pass")) | {
+            "folder": str(tmp_path / "worker"),
+            "single_because": "" if mode == "on" else "it is tried",
+            "import_s": 3600,
+            "workers": 1,
+        }
+        ours.sendall(json.dumps(config).encode() + b"\n")
+        process = psutil.Process(host.pid)
+        await until(lambda: any(p.name().startswith("python") for p in _below(process)))
+        below = _below(process)
+        ours.close()
+        await until(lambda: host.poll() is not None)
+        await until(lambda: not any(_lives(p) for p in below))
+    assert not (tmp_path / "worker").exists()
+
+
+def _started_host() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+    ours, theirs = socket.socketpair()
+    with theirs:
+        argv = [sys.executable, "-I", "-S", "-c", _MAIN, str(ROOT / "pairio_node")]
+        return ours, subprocess.Popen(argv, stdin=theirs.fileno())
+
+
+async def _importing(made: Lab) -> list[psutil.Process]:
+    """Have an app that is never imported to its end; return its host once it is at it."""
+    made.app(ENDLESS)
+    await made.run("pass")
+    found: list[psutil.Process] = []
+
+    def begun() -> bool:
+        found[:] = [p for p in psutil.Process().children() if _MAIN in _command(p)]
+        return any(p.name().startswith("python") for host in found for p in _below(host))
+
+    await until(begun)
+    return found
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    return list(process.children(recursive=True))
+
+
+def _lives(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 def test_a_sandbox_has_no_death_signal_before_it_sets_its_own() -> None:

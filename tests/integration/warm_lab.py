@@ -44,6 +44,9 @@ class Lab:
     runner: WarmRunner
     count: int = 0
     specs: dict[str, Any] = field(default_factory=dict)
+    #: Has the pool let go, as by a node that stops; and when it has.
+    stop: Callable[[], None] = lambda: None
+    stopped: trio.Event = field(default_factory=trio.Event)
 
     def app(self, imports: str = "", before: str = "", attributes: str = "{}") -> None:
         """Write the app: what it does when it is imported, and just before it waits for jobs."""
@@ -126,8 +129,15 @@ async def lab(
         pool = WarmPool(top / "warm", limits or WarmLimits())
         made = Lab(top, WarmRunner(launcher, pool))
         made.app()
+
+        async def serve() -> None:
+            with trio.CancelScope() as scope:
+                made.stop = scope.cancel
+                await pool.serve()
+            made.stopped.set()
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pool.serve)
+            nursery.start_soon(serve)
             yield made
             nursery.cancel_scope.cancel()
     shutil.rmtree(top / "jobs")

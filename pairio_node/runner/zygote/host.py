@@ -41,6 +41,10 @@ class _Refused(Exception):
     """This kind of worker does not work here, or not for this app; says why."""
 
 
+class _NodeGone(Exception):
+    """The node has let go while the app was still being imported."""
+
+
 def main() -> None:
     """Keep workers until the channel ends."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -52,15 +56,17 @@ def main() -> None:
     if config is None:
         return
     host = _Host(config)
-    channel.answer(host.begin())
-    gc.collect()
-    gc.freeze()
     try:
+        channel.answer(host.begin())
+        gc.collect()
+        gc.freeze()
         while (plan := host.wait_for(channel)) is not None:
             try:
                 channel.answer({"pid": host.run(plan)})
             except (OSError, _Refused, KeeperGone) as error:
                 channel.answer({"error": str(error)})
+    except _NodeGone:
+        pass  # whatever the import is at
     finally:
         host.end()
 
@@ -303,8 +309,7 @@ class _Host:
         worker = self._start_worker()
         ends_s = time.monotonic() + self.config["import_s"]
         while not worker.ready:
-            left_s = ends_s - time.monotonic()
-            if not select.select([worker.link], [], [], max(0.0, left_s))[0]:
+            if not _readable([worker.link.fileno()], ends_s):
                 worker.sandbox.kill()
                 raise _Refused("its import did not end in time")
             if not worker.look():
@@ -412,17 +417,26 @@ def _hear(link: socket.socket, errors_fd: int, within_s: float) -> tuple[dict[st
     what the app wrote meanwhile."""
     ends_s = time.monotonic() + within_s
     said, fds = b"", [link.fileno(), errors_fd]
-    while (left_s := ends_s - time.monotonic()) > 0:
-        readable = select.select(fds, [], [], left_s)[0]
+    while readable := _readable(fds, ends_s):
         if errors_fd in readable:
             data = os.read(errors_fd, 65536)
             said = (said + data)[-_ERRORS_BYTES:]
             if not data:
                 fds.remove(errors_fd)
-        elif readable:
+        else:
             data = link.recv(65536)
             return (json.loads(data) if data else {}), _line_of(said) or "it has ended"
     return {}, "its import did not end in time"
+
+
+def _readable(fds: list[int], ends_s: float) -> list[int]:
+    """Return which of `fds` can be read, none when the time is up. The node says nothing meanwhile,
+    so that its channel is readable means its end (_NodeGone)."""
+    left_s = max(0.0, ends_s - time.monotonic())
+    found = select.select([*fds, _CHANNEL_FD], [], [], left_s)[0]
+    if _CHANNEL_FD in found:
+        raise _NodeGone
+    return found
 
 
 def _last_line(fd: int) -> str:

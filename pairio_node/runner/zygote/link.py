@@ -37,13 +37,18 @@ class HostLink:
         self._lock = trio.Lock()
 
     async def begin(self, config: dict[str, Any], within_s: float) -> dict[str, Any]:
-        """Start it; returns what it keeps.
+        """Start it; returns what it keeps. That takes as long as an import, so whoever is
+        cancelled meanwhile does not wait for it: the host is let go.
 
         Raises:
             HostGone: it does not work here.
         """
         self._channel = self._started()
-        return await self._asked(config, within_s)
+        try:
+            return await self._asked(config, within_s, shield=False)
+        except trio.Cancelled:
+            self.close()
+            raise
 
     def _started(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -72,12 +77,14 @@ class HostLink:
         answer = await self._asked(plan, _ANSWER_S)
         return int(answer["pid"])
 
-    async def _asked(self, message: dict[str, Any], within_s: float) -> dict[str, Any]:
+    async def _asked(
+        self, message: dict[str, Any], within_s: float, *, shield: bool = True
+    ) -> dict[str, Any]:
         async with self._lock:
             if self._channel is None:
                 raise HostGone("it was let go")
             try:
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=shield):
                     found = dict(await ask_in_lines(self._channel, message, within_s))
             except (OSError, trio.TooSlowError) as error:
                 self.close()

@@ -204,6 +204,9 @@ class WarmPool:
         except (HostGone, OSError) as error:
             self._leave(host)
             entry.why, entry.try_at_s = str(error), now_s + _TRY_AGAIN_S
+        except trio.Cancelled:
+            self._leave(host)
+            raise
         else:
             if self._entries.get(entry.app) is not entry:
                 self._leave(host)
