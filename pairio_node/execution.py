@@ -247,8 +247,7 @@ class Executions:
         """Fetch code and inputs."""
         may_bind = runner.isolation != "none"
         needs = Needs.of(effect.processor)
-        # A container may hold no interpreter, which the forwarder needs.
-        streamed = set() if runner.runs_images else _streamed(effect.processor)
+        streamed = _streamed(effect.processor)
         own_network = may_bind and not needs.network
         bundle = await self._bundle(effect)
         folder = run.folder

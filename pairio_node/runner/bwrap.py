@@ -17,6 +17,7 @@ from pairio_node.runner.base import FORWARD_PORT, SOCKET, ProbeResult, RunSpec, 
 from pairio_node.runner.bounds import rlimits
 from pairio_node.runner.mounts import (
     SECRETS_INSIDE,
+    STREAMS_INSIDE,
     Mounts,
     job_user,
     let_read,
@@ -32,8 +33,6 @@ from pairio_node.runner.supervisor.sandbox import FILTER
 
 __all__ = ["BwrapRunner", "probe_spec"]
 
-#: Where a job's streams come from (`pairio_node.streams`).
-_STREAMS_INSIDE = "/run/pairio"
 _FORWARDER = "/opt/pairio/sdk/pairio/sdk/_forward.py"
 
 
@@ -79,7 +78,7 @@ class BwrapRunner(ProcessRunner):
         inside = f"/app/{executable.relative_to(spec.bundle).as_posix()}"
         program = interpreted(executable, inside, python_inside())
         if spec.stream_folder is not None:
-            forward = [python_inside(), "-I", "-S", _FORWARDER, f"{_STREAMS_INSIDE}/{SOCKET}"]
+            forward = [python_inside(), "-I", "-S", _FORWARDER, f"{STREAMS_INSIDE}/{SOCKET}"]
             program = [*forward, str(FORWARD_PORT), *program]
         return self._limited(spec, program)
 
@@ -130,7 +129,7 @@ class BwrapRunner(ProcessRunner):
             if file.is_here:
                 argv += mounts.read_only(file.path, self._input_path(spec, number))
         if spec.stream_folder is not None:
-            argv += mounts.read_only(spec.stream_folder, _STREAMS_INSIDE)
+            argv += mounts.read_only(spec.stream_folder, STREAMS_INSIDE)
         argv += mounts.writable(spec.work_dir / "tmp", "/tmp")
         argv += secret_mounts(spec.secrets)
         return [*argv, "--chdir", "/tmp/working", "--remount-ro", "/"]

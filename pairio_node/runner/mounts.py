@@ -20,6 +20,7 @@ from pairio_node.runner.supervisor.secret import secret_word
 __all__ = [
     "JOB_ID",
     "SECRETS_INSIDE",
+    "STREAMS_INSIDE",
     "Mounts",
     "job_user",
     "let_read",
@@ -36,6 +37,8 @@ _ETC: Final = Path(__file__).parent / "etc"
 _SHM_SIZE_BYTES: Final = 64 * 2**20
 #: Where a job finds its secrets, a file each.
 SECRETS_INSIDE: Final = "/run/secrets"
+#: Where a sandbox has the socket that a job's streams come from (`pairio_node.streams`).
+STREAMS_INSIDE: Final = "/run/pairio"
 _SECRETS_SIZE_BYTES: Final = 2**20
 #: What a job with this machine's network needs of its /etc; other files there are pairio's own.
 _NETWORK_FILES: Final = ("/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/pki")

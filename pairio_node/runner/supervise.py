@@ -23,6 +23,7 @@ from pairio_node.runner.supervisor.job import (
     OUTCOME_FILE,
     SAMPLES_FILE,
 )
+from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.supervisor.watch import Bounds, Passed
 
 __all__ = [
@@ -64,7 +65,8 @@ class Plan:
     filter: bytes = b""
     user: int = 0
     files: tuple[str, ...] = ()
-    #: By name; `supervisor.secret.secret_word` stands for each in `argv`. In memory only.
+    #: By name; `supervisor.secret.secret_word` stands for each in `argv`. In memory only, and no
+    #: part of the request: they lie ready for the supervisor (`supervisor.secret.handed`).
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     cpu_millicores: int = 0
     bounds: JobBounds = field(default_factory=JobBounds)
@@ -109,7 +111,7 @@ def request_of(plan: Plan) -> dict[str, Any]:
         "filter": plan.filter.hex(),
         "user": plan.user,
         "files": list(plan.files),
-        "secrets": plan.secrets,
+        "has_secrets": bool(plan.secrets),
         "container": plan.container,
     }
 
@@ -121,8 +123,9 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
         OSError: no supervisor can be started.
         SupervisorLost: it was killed.
     """
-    pid = await launcher.start(request_of(plan))
-    return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)
+    with handed(plan.work_dir, plan.secrets):
+        pid = await launcher.start(request_of(plan))
+        return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)
 
 
 async def attach(work_dir: Path, cancel: trio.Event, *, leave: bool, pid: int = 0) -> Ended:

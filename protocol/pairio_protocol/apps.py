@@ -150,12 +150,6 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
     container = raw.get("container")
     # Set only where there is one: what was installed before keeps its bytes.
     runs_in = {} if container is None else {"container": _container(container, where)}
-    needs = _needs(raw, where)
-    if runs_in and needs:
-        raise DefinitionError(
-            f"{where} runs in a container, which gets neither the network nor secrets",
-            "leave one of them out",
-        )
     return runs_in | {
         "name": _text(raw, "name", where, NAME_LENGTH_MAX),
         "description": _text(raw, "description", where, TEXT_LENGTH_MAX, ""),
@@ -166,7 +160,7 @@ def _processor(raw: Any, where: str) -> dict[str, Any]:
         "outputs": outputs,
         "parameters": parameters,
         "attributes": list(_list(raw, "attributes", where, [])),
-        **needs,
+        **_needs(raw, where),
     }
 
 

@@ -204,3 +204,29 @@ def test_what_is_no_image_is_said(start: StartWith, app: Path, tmp_path: Path) -
     done = node.cli("app", "install", "lab", str(app), "--image", "me/app:1")
     assert done.returncode == 0
     assert "recorded and not used" in done.stderr
+
+
+_NEEDY = """#!/bin/sh
+url=$(/bin/busybox sed -n 's/.*"url": "\\([^"]*\\)".*/\\1/p' $PAIRIO_JOB_FILE)
+echo the token is $(cat $PAIRIO_SECRETS_DIR/TOKEN)
+/bin/busybox wget -q -O ../out/0 $url
+"""
+
+
+def test_an_app_in_an_image_gets_secrets_and_streams(
+    start: StartWith, podman: RunningEngine, app: Path, tmp_path: Path
+) -> None:
+    needy = {**_PROCESSOR, "inputs": [{"name": "data", "stream": True}], "secrets": ["TOKEN"]}
+    spec = {"name": "teller", "description": "", "processors": [needy]}
+    (app / "spec.json").write_text(json.dumps(spec))
+    (app / "main.sh").write_text(_NEEDY)
+    node = _with_service(start("a", podman))
+    busybox_archive(tmp_path / "image.tar")
+    _install(node, app, str(tmp_path / "image.tar"))
+    (tmp_path / "data").write_text("what is streamed\n")
+    (tmp_path / "token").write_text("correct horse battery\n")
+    given = ("-i", f"data={tmp_path}/data", "--secret", f"TOKEN=@{tmp_path}/token")
+    job = _completed(node, _submit(node, *given))
+    assert node.cli("get", job["jobId"], "output").stdout == "what is streamed\n"
+    assert node.cli("job", "logs", job["jobId"]).stdout == "the token is [secret TOKEN]\n"
+    until("nothing is left", lambda: podman.containers() == [], LONG_S)

@@ -10,6 +10,7 @@ import pytest
 
 from pairio_node.errors import UserError
 from pairio_node.runner.base import RunInput, RunSpec
+from pairio_node.runner.container.beside import beside_body
 from pairio_node.runner.container.body import (
     Facts,
     Mount,
@@ -66,6 +67,31 @@ def test_a_container_is_closed_in_every_way_that_engines_offer() -> None:
     assert host["LogConfig"] == {"Type": "none"}  # logs of the engine have no bound
     assert all("size=" in options for options in host["Tmpfs"].values())
     assert {"CapAdd", "Privileged", "Devices", "DeviceRequests", "Binds"} & {*host} == set()
+
+
+def test_only_a_run_that_may_gets_a_network_and_streams_get_that_of_another_container() -> None:
+    spec = _spec(Path("/w"))
+    body = container_body(spec, DOCKER, "h", ["x"], {}, [], "i", "{}")
+    assert body["NetworkDisabled"] is True
+    assert _host(network="full")["NetworkMode"] == "host"
+    shared = container_body(spec, DOCKER, "h", ["x"], {}, [], "i", "{}", "beside")
+    assert shared["HostConfig"]["NetworkMode"] == "container:beside"
+    assert "Hostname" not in shared  # engines refuse a name of its own beside another's network
+
+
+def test_what_stands_beside_a_job_is_as_closed_as_a_job_and_has_nothing_of_it() -> None:
+    streams = Path("/runs/one/streams/socket")
+    spec = _spec(Path("/runs/one"), stream_folder=streams, secrets={"T": "secret"})
+    body = beside_body(spec, DOCKER, "h", "skeleton", "{}")
+    host = body["HostConfig"]
+    assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"]) == ("none", True, ["ALL"])
+    assert host["SecurityOpt"] == ["no-new-privileges", "seccomp={}"]
+    assert body["User"] == "65534:65534"
+    assert host["Memory"] < 2**28
+    of_the_job = [m["Source"] for m in host["Mounts"] if m["Source"].startswith("/runs/")]
+    assert of_the_job == [str(streams)]
+    assert all(mount["ReadOnly"] for mount in host["Mounts"])
+    assert "secret" not in json.dumps(body).replace("secrets", "")
 
 
 def test_gpus_are_those_of_the_run_by_uuid_and_else_none() -> None:

@@ -20,6 +20,7 @@ def processor(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "executable": "main.py", "outputs": [{"name": "output"}], **more}
 
 
+IMAGE = {"archive": BUNDLE, "id": "sha256:" + "ab" * 32}
 NEEDY = {
     "name": "needy",
     "bundle": BUNDLE,
@@ -27,6 +28,7 @@ NEEDY = {
         processor("plain"),
         processor("online", network="full"),
         processor("secret", secrets=["TOKEN"]),
+        processor("boxed", secrets=["TOKEN"], network="full", container=IMAGE),
     ],
 }
 
@@ -123,7 +125,6 @@ def test_what_a_processor_needs_changes_its_code_and_nothing_else_does() -> None
         {"secrets": ["A", "A"]},
         {"secrets": "TOKEN"},
         {"secrets": [7]},
-        {"secrets": ["A"], "container": {"archive": BUNDLE, "id": "sha256:" + "ab" * 32}},
         {"secrets": [f"A{i}" for i in range(SECRETS_PER_JOB_MAX + 1)]},
     ],
 )
@@ -197,6 +198,15 @@ def test_without_a_sandbox_no_run_with_secrets_is_taken() -> None:
     assert errand is not None
     [(_, decline)] = errand.declined.values()
     assert (decline.reason, decline.needs) == ("secrets", "a sandbox")
+
+
+def test_a_container_is_sandbox_enough_where_there_is_no_other() -> None:
+    lab = Lab(workers=1, isolation="none", executors=("container",))
+    request = lab.submit("boxed", secrets=("TOKEN",))
+    [(worker, effect)] = lab.started
+    assert effect.processor["container"] == IMAGE
+    lab.end(worker, effect)
+    assert lab.is_done(request)
 
 
 # -- secrets ------------------------------------------------------------------------------------

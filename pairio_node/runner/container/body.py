@@ -1,7 +1,8 @@
 """What an engine is told to make for a job: pure, so that every word of it can be read and tested.
 
 Podman makes command lines of what it is told, so no name that a submitter or an app chose stands
-in a mount: paths are this node's, and are refused when they hold what could end an option.
+in a mount, but for those of secrets (letters, digits and _): paths are this node's, and are refused
+when they hold what could end an option.
 """
 
 import os
@@ -56,6 +57,11 @@ class Facts:
     has_selinux: bool
     user: str
 
+    @property
+    def is_nodes_user(self) -> bool:
+        """Whether jobs run as the node's own user."""
+        return int(self.user.partition(":")[0]) == os.geteuid()
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -95,9 +101,11 @@ def container_body(
     mounts: Sequence[Mount],
     image: str,
     seccomp: str,
+    network_of: str = "",
 ) -> dict[str, Any]:
     """Return the body of `POST /containers/create` for a job. `home` names the node's home in
-    labels; `seccomp` is a filter, or the path of one."""
+    labels; `seccomp` is a filter, or the path of one; `network_of` the container whose network it
+    has, where streams come from."""
     labels = {
         HOME_LABEL: home,
         FOLDER_LABEL: str(spec.work_dir),
@@ -110,16 +118,17 @@ def container_body(
         "Env": [f"{name}={value}" for name, value in environment.items()],
         "User": facts.user,
         "WorkingDir": "/tmp/working",
-        "Hostname": "job",
+        # One that has another's network has its name, too.
+        **({} if network_of else {"Hostname": "job"}),
         "Labels": labels,
-        "NetworkDisabled": True,
+        "NetworkDisabled": spec.network == "none" and not network_of,
         "Healthcheck": {"Test": ["NONE"]},
         "AttachStdout": True,
         "AttachStderr": True,
         "HostConfig": {
             "OomScoreAdj": _OOM_SCORE,
-            "NetworkMode": "none",
-            **({"UsernsMode": "keep-id"} if facts.is_rootless and facts.is_podman else {}),
+            "NetworkMode": _network(spec, network_of),
+            **_user_namespace(facts, network_of),
             "IpcMode": "private",
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
@@ -139,6 +148,19 @@ def container_body(
             "Mounts": [mount.body for mount in mounts],
         },
     }
+
+
+def _network(spec: RunSpec, network_of: str) -> str:
+    if spec.network == "full":
+        return "host"
+    return f"container:{network_of}" if network_of else "none"
+
+
+def _user_namespace(facts: Facts, network_of: str) -> dict[str, str]:
+    """Return whose user namespace it has: a network belongs to one, and can be shared in that."""
+    if not (facts.is_rootless and facts.is_podman):
+        return {}
+    return {"UsernsMode": f"container:{network_of}" if network_of else "keep-id"}
 
 
 def _gpus(spec: RunSpec) -> dict[str, Any]:

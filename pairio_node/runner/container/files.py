@@ -28,7 +28,7 @@ def job_mounts(spec: RunSpec, user_ids: str) -> list[Mount]:
     mounts = [Mount(spec.work_dir / "tmp", "/tmp", is_writable=True)]
     for number, file in enumerate(spec.inputs):
         place = folder / str(number) / file.base_name
-        if file.path == place:
+        if file.path == place or not file.is_here:
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         if is_safe_path(file.path) and not (is_other and not _is_open(file.path)):
@@ -47,7 +47,7 @@ def job_mounts(spec: RunSpec, user_ids: str) -> list[Mount]:
     return mounts
 
 
-def system_mounts() -> list[Mount]:
+def system_mounts(*, with_packages: bool = True) -> list[Mount]:
     """Return this machine's own system, for what runs without an image."""
     mounts = [Mount(Path("/usr"), "/usr")]
     folders = (Path("/", name) for name in ("bin", "lib", "lib64", "sbin"))
@@ -58,7 +58,9 @@ def system_mounts() -> list[Mount]:
     mounts += [Mount(path, str(path)) for path in shown]
     if not sys.base_prefix.startswith("/usr"):
         mounts.append(Mount(Path(sys.base_prefix), "/opt/pairio/python"))
-    return [*mounts, Mount(Path(sysconfig.get_paths()["purelib"]), "/opt/pairio/site")]
+    if with_packages:
+        mounts.append(Mount(Path(sysconfig.get_paths()["purelib"]), "/opt/pairio/site"))
+    return mounts
 
 
 def _is_open(path: Path) -> bool:

@@ -3,6 +3,9 @@
 What the job sees: its image read-only, the app at /app, its inputs at /in, its /tmp; no network,
 no capabilities, the node's filter of system calls. A `.py` is run by the image's own `python3`,
 with the SDK's pure Python part on its path. A run without an image is given this machine's /usr.
+
+Streamed inputs come by a container beside it (`beside`), since an image may hold nothing that could
+forward: both have one network, which has nothing but a loopback.
 """
 
 import contextlib
@@ -24,6 +27,7 @@ from pairio_node.runner.base import ProbeResult, RunOutcome, RunSpec, bare_spec
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.container import inside
 from pairio_node.runner.container.archive import ImageError
+from pairio_node.runner.container.beside import beside_body, beside_name
 from pairio_node.runner.container.body import (
     FOLDER_LABEL,
     HOME_LABEL,
@@ -39,7 +43,7 @@ from pairio_node.runner.container.images import Images
 from pairio_node.runner.container.settings import ContainerSettings
 from pairio_node.runner.container.skeleton import write_skeleton
 from pairio_node.runner.launch import Launcher
-from pairio_node.runner.mounts import python_inside
+from pairio_node.runner.mounts import SECRETS_INSIDE, python_inside
 from pairio_node.runner.process import ProcessRunner, common_environment
 from pairio_node.runner.seccomp import docker_profile
 from pairio_node.runner.selftest import judge, targets
@@ -51,6 +55,7 @@ from pairio_node.runner.supervise import (
     supervise,
 )
 from pairio_node.runner.supervisor.engine import Engine, EngineError
+from pairio_node.runner.supervisor.memory import remove_memory_files
 
 __all__ = ["ContainerRunner"]
 
@@ -154,6 +159,8 @@ class ContainerRunner(ProcessRunner):
         """Remove containers of this home whose supervisor is gone; others are adopted with it."""
         filters = json.dumps({"label": [f"{HOME_LABEL}={self._home_id}"]})
         query = {"all": "1", "filters": filters}
+        # Jobs with secrets do not outlive their node.
+        remove_memory_files(f"pairio-{self._home_id}-")
         for found in self._engine().ask("GET", "/containers/json", query) or ():
             labels = found.get("Labels") or {}
             if labels.get(HOME_LABEL) != self._home_id:
@@ -215,19 +222,25 @@ class ContainerRunner(ProcessRunner):
         tmp = spec.work_dir / "tmp"
         for name in ("working/tmp", "out", "other"):
             (tmp / name).mkdir(parents=True, exist_ok=True)
-        if spec.secrets or spec.network != "none":
-            return _infra("containers get neither secrets nor the network")
         if spec.gpu_devices and self._facts is not None and self._facts.is_podman:
             return _infra("Podman is not asked for GPUs yet: use Docker on this node")
         self._write_job(spec, tmp)
         prepare = partial(self._prepare, spec, arguments)
         try:
+            if spec.stream_folder is not None:  # somebody may have removed what it stands on
+                await self._in_thread(self._make_skeleton)
             container = await trio.to_thread.run_sync(prepare)
         except FileNotFoundError as error:
             return RunOutcome("failed", str(error), {}, f"{error}\n".encode(), {})
-        except (EngineError, OSError) as error:
+        except (EngineError, ImageError, OSError) as error:
             return _infra(f"cannot prepare the container: {error}")
-        plan = replace(self._plan(spec, []), environment={}, cwd=None, container=container)
+        plan = replace(
+            self._plan(spec, []),
+            environment={},
+            cwd=None,
+            container=container,
+            secrets=spec.secrets,
+        )
         try:
             ended = await supervise(self._launcher, plan, cancel)
         except (OSError, SupervisorLost) as error:
@@ -248,16 +261,26 @@ class ContainerRunner(ProcessRunner):
         return self._outcome(spec, ended, cancel)
 
     async def _remove_left(self, work_dir: Path) -> None:
-        """Remove the container of a supervisor that was killed."""
+        """Remove what a supervisor that was killed has left."""
+        name = self._container_name(work_dir)
+
+        def remove() -> None:
+            remove_memory_files(self._memory_prefix(work_dir))
+            for one in (name, beside_name(name)):
+                self._engine().remove(one)
+
         with trio.CancelScope(shield=True):
             try:
-                name = self._container_name(work_dir)
-                await trio.to_thread.run_sync(lambda: self._engine().remove(name))
+                await trio.to_thread.run_sync(remove)
             except (EngineError, OSError):
                 return  # the next start of the node removes it
 
     def _container_name(self, work_dir: Path) -> str:
         return "pairio-" + hashlib.sha256(os.fsencode(work_dir.resolve())).hexdigest()[:32]
+
+    def _memory_prefix(self, work_dir: Path) -> str:
+        """Return how the names of a job's files in memory begin."""
+        return f"pairio-{self._home_id}-{self._container_name(work_dir)[-16:]}-"
 
     def _inside(self, spec: RunSpec, path: Path) -> str:
         return "/tmp/" + path.relative_to(spec.work_dir / "tmp").as_posix()
@@ -278,10 +301,20 @@ class ContainerRunner(ProcessRunner):
             mounts += system_mounts()
         image = spec.image or self._skeleton
         argv = with_init([*argv, *arguments], not spec.image or self._has_shell(image))
+        seccomp = _seccomp(spec, facts)
+        name = self._container_name(spec.work_dir)
+        beside = None
+        if spec.stream_folder is not None:
+            body = beside_body(spec, facts, self._home_id, self._skeleton, seccomp)
+            beside = {"name": beside_name(name), "body": body}
         return {
             "socket": facts.socket,
-            "name": self._container_name(spec.work_dir),
+            "name": name,
             "bounded": facts.bounds_memory,
+            "memory": self._memory_prefix(spec.work_dir),
+            "owner": 0 if facts.is_nodes_user else int(facts.user.partition(":")[0]),
+            "secrets": SECRETS_INSIDE,
+            "beside": beside,
             "body": container_body(
                 spec,
                 facts,
@@ -290,7 +323,8 @@ class ContainerRunner(ProcessRunner):
                 self._variables(spec, argv),
                 mounts,
                 image,
-                _seccomp(spec, facts),
+                seccomp,
+                "" if beside is None else str(beside["name"]),
             ),
         }
 
@@ -312,6 +346,8 @@ class ContainerRunner(ProcessRunner):
         shown = ",".join(gpu.uuid for gpu in spec.gpu_devices) or "void"
         # An engine whose usual runtime is NVIDIA's gives all GPUs to images that ask for them.
         variables = {**common, "HOME": "/tmp", "NVIDIA_VISIBLE_DEVICES": shown}
+        if spec.secrets:
+            variables["PAIRIO_SECRETS_DIR"] = SECRETS_INSIDE
         if not spec.image:
             variables["PATH"] = "/usr/local/bin:/usr/bin:/bin"
             variables["PYTHONPATH"] = "/opt/pairio/sdk:/opt/pairio/site"

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from .cgroups import JobCgroup, groups_of
 from .engine import Engine, EngineError
 from .job import Supervisor
+from .memory import MemoryFiles
 from .processes import descendants, send, tree_use
 from .watch import Bounds, Passed, Watch
 
@@ -31,6 +32,9 @@ _NOT_THERE = re.compile(
 )
 _KILLED = 128 + signal.SIGKILL
 _HEADER_BYTES = 8
+#: What the container beside a job says when it listens, and how long that may take.
+_READY = b"ready"
+_READY_S = 30.0
 
 
 class Frames:
@@ -59,7 +63,9 @@ class Frames:
 
 class ContainerSupervisor(Supervisor):
     """One job in a container. The plan has in addition `container`: socket, name, body (what the
-    engine is to make), and `bounded`: whether the engine bounds the memory."""
+    engine is to make), `bounded`: whether the engine bounds the memory, `memory`: how files in
+    memory begin, `owner`: whose they are, `secrets`: the folder inside for them; and `beside`, if
+    the job needs another container that passes on its streams: name, body."""
 
     def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
         super().__init__(plan, die_with_parent)
@@ -74,13 +80,16 @@ class ContainerSupervisor(Supervisor):
         self._cpu_ms = 0
         self._was_killed = False
         self._started = False
+        self._secret_files: MemoryFiles | None = None
 
     # -- the engine -----------------------------------------------------------------------
 
     def _start(self) -> None:
         self._watch_with(None)
         try:
-            self._create()
+            self._start_beside()
+            self._mount_secrets()
+            self._create(self._container)
             connection, came = self._engine.attach(self._container["name"])
             connection.setblocking(True)
             self._console_fd = connection.detach()
@@ -93,16 +102,54 @@ class ContainerSupervisor(Supervisor):
                 raise OSError(str(error)) from None
             self._console.add(f"{error}\n".encode())  # the app's own fault, as in any sandbox
             self._status = 127 << 8
+        finally:
+            if self._secret_files is not None:
+                self._secret_files.remove()
 
-    def _create(self) -> None:
-        body, query = self._container["body"], {"name": self._container["name"]}
+    def _create(self, container: dict[str, Any]) -> None:
+        body, query = container["body"], {"name": container["name"]}
         try:
             self._engine.ask("POST", "/containers/create", query, body)
         except EngineError as error:
             if error.status != 409:
                 raise
-            self._engine.remove(self._container["name"])  # of a node that crashed
+            self._engine.remove(container["name"])  # of a node that crashed
             self._engine.ask("POST", "/containers/create", query, body)
+
+    def _mount_secrets(self) -> None:
+        """Put the job's secrets where the engine finds them."""
+        secrets = self._secrets()
+        if not secrets:
+            return
+        container = self._container
+        self._secret_files = MemoryFiles(container["memory"], secrets, container["owner"])
+        container["body"]["HostConfig"]["Mounts"] += [
+            {
+                "Type": "bind",
+                "Source": str(path),
+                "Target": f"{container['secrets']}/{name}",
+                "ReadOnly": True,
+            }
+            for name, path in self._secret_files.paths.items()
+        ]
+
+    def _start_beside(self) -> None:
+        """Start the container whose network the job is to have, and wait until it listens."""
+        beside = self._container["beside"]
+        if beside is None:
+            return
+        self._create(beside)
+        connection, came = self._engine.attach(beside["name"])
+        with connection:
+            self._engine.ask("POST", f"/containers/{quote(beside['name'], safe='')}/start")
+            connection.settimeout(_READY_S)
+            frames = Frames()
+            said = frames.feed(came)
+            while _READY not in said:
+                data = connection.recv(4096)
+                said += frames.feed(data)
+                if not data:
+                    raise OSError(f"what passes on the job's streams has ended: {said[-500:]!r}")
 
     def _inspect(self) -> dict[str, Any]:
         answer = self._engine.ask("GET", f"/containers/{self._name}/json", timeout_s=_ANSWER_S)
@@ -186,6 +233,7 @@ class ContainerSupervisor(Supervisor):
         while True:
             try:
                 self._engine.remove(self._container["name"], _ANSWER_S)
+                self._remove_beside()
                 return
             except EngineError as error:
                 if not self._tree() and (self._status is not None or not self._started):
@@ -195,20 +243,27 @@ class ContainerSupervisor(Supervisor):
             send(self._tree()[:1], signal.SIGKILL)
             time.sleep(0.1)
 
+    def _remove_beside(self) -> None:
+        beside = self._container["beside"]
+        if beside is not None:
+            with contextlib.suppress(EngineError):  # the node's next start removes it
+                self._engine.remove(beside["name"], _ANSWER_S)
+
     # -- what it writes and uses ----------------------------------------------------------
 
     def _read_console(self) -> bool:
         try:
             data = os.read(self._console_fd, 65536)
         except ConnectionResetError:
-            return False
+            data = b""
         self._add(data)
         return data != b""
 
     def _add(self, data: bytes) -> None:
-        said = self._frames.feed(data)
+        """Keep what came; nothing is the end."""
+        said = self._mask.add(self._frames.feed(data)) if data else self._mask.end()
         if said:
-            self._console.add(said)  # no mask: containers are given no secrets
+            self._console.add(said)
 
     def _count_cpu(self) -> None:
         """Keep what was used so far: when the container has ended, nothing can be asked."""

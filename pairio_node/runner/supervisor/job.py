@@ -21,7 +21,7 @@ from .console import ConsoleWriter
 from .disk import remove_tree
 from .processes import descendants, sandboxes_below, send, stop_all
 from .sandbox import FILTER, become, filter_fd
-from .secret import Mask, secret_fds
+from .secret import Mask, secret_fds, taken
 from .watch import Bounds, Passed, Watch, as_plain
 
 __all__ = [
@@ -64,7 +64,7 @@ class Supervisor:
     sandboxed (the job's first process is the sandbox's own), grace_s, nice (how far behind others
     it comes), alive (the node's sign of life); of the sandbox: filter (of system calls,
     hexadecimal), user (0: that of the node), files (for that user, see `sandbox.become`);
-    secrets (by name, see `secret`)."""
+    has_secrets: whether they lie ready (see `secret`)."""
 
     def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
         self._plan = plan
@@ -74,7 +74,7 @@ class Supervisor:
         self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
         self._console_fd = -1
         self._console_bytes = 0
-        self._mask = Mask(plan.get("secrets") or {})
+        self._mask = Mask({})
         self._wake_fd = _woken_by_signals()
         #: More descriptors that are readable when the end of the job is to be looked for.
         self._end_fds: tuple[int, ...] = ()
@@ -131,12 +131,18 @@ class Supervisor:
             processes_max=bounds.processes,
         )
 
+    def _secrets(self) -> dict[str, str]:
+        """Take the job's secrets, by name; from now on they are masked in what it writes."""
+        secrets = taken(self._folder) if self._plan["has_secrets"] else {}
+        self._mask = Mask(secrets)
+        return secrets
+
     def _start(self) -> None:
         self._bound()
+        secrets = self._secrets()
         self._console_fd, write_fd = os.pipe()
         filter_ = filter_fd(self._plan)
-        passed = ({} if filter_ is None else {FILTER: filter_}) | secret_fds(self._plan)
-        self._plan.pop("secrets", None)  # the mask has them
+        passed = ({} if filter_ is None else {FILTER: filter_}) | secret_fds(secrets)
         try:
             # Kept: a Popen that is collected takes the process' end for itself.
             self._process = subprocess.Popen(

@@ -230,7 +230,8 @@ class Worker:
         submitter = self._submitter(award.service, state)
         refused = self._refuses_guest(chain.now) if submitter == GUESTS else None
         needs = Needs.of(found[0])
-        refused = refused or self._refuses_needs(needs, award.service, state)
+        has_image = "container" in found[0]  # which runs in a sandbox, or not at all
+        refused = refused or self._refuses_needs(needs, award.service, state, has_image)
         if refused is not None:
             return refused
         busy = sum(task.submitter == submitter for task in self.tasks.values())
@@ -244,13 +245,15 @@ class Worker:
             task.lease = Lease()
         return task
 
-    def _refuses_needs(self, needs: Needs, service: str, state: RequestState) -> _Refusal | None:
+    def _refuses_needs(
+        self, needs: Needs, service: str, state: RequestState, has_image: bool
+    ) -> _Refusal | None:
         """Say why a run that needs the network or secrets is not taken."""
         app = state.document["app"]
         if needs.network and not self.owner.allows_network(service, app):
             allowed = ", ".join(self.owner.networks(service)) or "none"
             return _Refusal("network", "full", f"owner allows {allowed}")
-        if needs.secrets and self.ctx.config.isolation == "none":
+        if needs.secrets and self.ctx.config.isolation == "none" and not has_image:
             return _Refusal("secrets", "a sandbox", "none")
         return None
 

@@ -1,7 +1,8 @@
 """Passes a job's connections on to its node: from a port of its own loopback to a Unix socket.
 
 `python -I -S _forward.py SOCKET PORT PROGRAM...` listens, leaves a process behind that forwards,
-and becomes PROGRAM: for apps in any language. Standard library only, one file.
+and becomes PROGRAM: for apps in any language. Without PROGRAM it says `ready` and forwards itself.
+Standard library only, one file.
 """
 
 import os
@@ -182,9 +183,18 @@ def start(path: str, port: int) -> None:
         os._exit(1)
 
 
+def serve(path: str, port: int) -> None:
+    """Listen on `port` of this loopback and forward to `path`, for ever."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=_CONNECTIONS_MAX)
+    os.write(1, b"ready\n")
+    Forwarder(listener, path).run()
+
+
 def main() -> None:
-    """Start the forwarder and become the program."""
+    """Start the forwarder and become the program, or forward if there is none."""
     path, port, *program = sys.argv[1:]
+    if not program:
+        serve(path, int(port))
     start(path, int(port))
     os.execv(program[0], program)
 
