@@ -8,6 +8,7 @@ A block that does not fit is collected for at once, wherever it is put (`make_ro
 """
 
 import json
+import math
 import shutil
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from pairio_node.blocks import StoreUnavailable
+from pairio_node.blocks import StoreUnavailable, in_use
 from pairio_node.blocks.collection import Collection, Looked, Needs, Report
 from pairio_node.blocks.collector import Stopped
 from pairio_node.cache_needs import (
@@ -96,6 +97,7 @@ class Cache:
         self.counters = {"hits": 0, "reads": 0, "holds_refused": 0, "looks_failed": 0}
         self._roots = Roots()
         self._touched: set[str] = set()
+        self._made: dict[tuple[str, str], float] = {}  # (service, CID) -> when, oldest first
         self._let_go: OrderedDict[str, None] = OrderedDict()
         self._token: trio.lowlevel.TrioToken | None = None
         self._kick = trio.Event()
@@ -279,6 +281,25 @@ class Cache:
         except (ValueError, LookupError, UserError, OSError):
             return False  # no content at all, or a store that fails: a fetch says so
         return True
+
+    def on_made(self, service: str, cids: Iterable[str]) -> None:
+        """A run here has stored this for a service."""
+        now_s = trio.current_time()
+        while self._made and next(iter(self._made.values())) <= now_s - in_use.LINGER_S:
+            del self._made[next(iter(self._made))]
+        for cid in cids:
+            self._made.pop((service, cid), None)  # the newest last
+            self._made[service, cid] = now_s
+
+    def has_just_made(self, ticket: str, service: str, cids: Iterable[str]) -> bool:
+        """Say whether this node's own result, whose copies it sees to, was stored so short ago that
+        it need not be looked for: what a run made stays while its end lingers."""
+        since_s = trio.current_time() - in_use.LINGER_S
+        asked, _ = key_of(ticket)
+        if asked or any(self._made.get((service, cid), -math.inf) < since_s for cid in cids):
+            return False
+        with self._store.in_use.lock:
+            return all(map(self._store.in_use.covers, cids))
 
     def room_for_copy(self, ticket: str) -> int:
         """Return how many bytes may be fetched to hold a copy: for others no more than their share.

@@ -43,6 +43,10 @@ _LIMIT_BYTES = 2**42
 _DISK_PERCENT_MAX = 90
 #: What strangers ask for takes the CPU that nothing else on the machine wants.
 _GUESTS_NICE = 19
+#: What a job may use is looked at anew after this time.
+_BOUNDS_S = 1.0
+#: Stands for the console among what a run made: no output has an empty name.
+_CONSOLE = ""
 #: What a run reads by streams, in its folder.
 _STREAMS = "streams"
 
@@ -83,6 +87,7 @@ class Executions:
         secrets_of: Callable[[Execute, tuple[str, ...]], Awaitable[dict[str, str]]] | None = None,
         bounds: Callable[[], JobBounds] = JobBounds,
         progressed: Callable[[str, int], None] = lambda _, __: None,
+        made: Callable[[str, list[str]], None] = lambda _, __: None,
     ) -> None:
         self._contents = contents
         self._exchange = exchange
@@ -101,6 +106,8 @@ class Executions:
         self._bindable = bindable
         self._secrets_of = secrets_of
         self._bounds = bounds
+        self._bounded: tuple[float, JobBounds] | None = None
+        self._made = made
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
         self._images = RunImages(contents)
@@ -201,11 +208,19 @@ class Executions:
         if runner is None:
             reason = f"it was begun by {card.runner!r}, which this version does not know"
             return _no_result(card.attempt, "infra", reason)
-        bounds = await trio.to_thread.run_sync(self._bounds)
+        bounds = await self._bounds_now()
         spec = _resumed_spec(run.folder, card, self._grace_s, bounds)
         streams = JobStreams.found(run.folder / _STREAMS, self._url_rules)
         outcome = await _served(streams, lambda: runner.resume(spec, run.cancel))
         return await self._executed(card, outcome, streams)
+
+    async def _bounds_now(self) -> JobBounds:
+        """Return what one job may use: the disk may be slow to say what is free, and is not asked
+        for each of many jobs."""
+        now_s = trio.current_time()
+        if self._bounded is None or now_s - self._bounded[0] > _BOUNDS_S:
+            self._bounded = (now_s, await trio.to_thread.run_sync(self._bounds))
+        return self._bounded[1]
 
     # -- one run --------------------------------------------------------------------------
 
@@ -299,7 +314,7 @@ class Executions:
             work_dir=folder,
             restart_grace_s=0 if needs.exclusive else self._grace_s,
             nice=_GUESTS_NICE if effect.for_guest else 0,
-            bounds=await trio.to_thread.run_sync(self._bounds),
+            bounds=await self._bounds_now(),
             network="full" if needs.network else "none",
             secrets=await self._secrets(effect, needs),  # last: they are asked for at once
         )
@@ -360,20 +375,19 @@ class Executions:
                 return _no_result(card.attempt, "infra", reason)
         base_names = dict(card.outputs)
         content = self._contents.of(card.service)
-        outputs: dict[str, tuple[str, int, str]] = {}
+        texts = {_CONSOLE: outcome.console}
+        if outcome.samples and SAMPLES_OUTPUT not in outcome.outputs:
+            texts[SAMPLES_OUTPUT] = outcome.samples
         try:
-            for name, path in outcome.outputs.items():
-                add = content.add_directory if path.is_dir() else content.add_file
-                added = await add(path, settle=False)
-                base = base_names.get(name, name.rpartition("/")[2])
-                outputs[name] = (added.cid, added.size_bytes, base)
-            if outcome.samples and SAMPLES_OUTPUT not in outputs:
-                added = await content.add_bytes(outcome.samples, settle=False)
-                base = SAMPLES_OUTPUT.rpartition("/")[2]
-                outputs[SAMPLES_OUTPUT] = (added.cid, added.size_bytes, base)
-            console = await content.add_bytes(outcome.console)  # last: it settles the others, too
+            added = await content.add_all(outcome.outputs, texts)
         except StorageFullError as error:
             return _no_result(card.attempt, "infra", error.message)
+        self._made(card.service, [one.cid for one in added.values()])
+        console = added.pop(_CONSOLE)
+        outputs = {
+            name: (one.cid, one.size_bytes, base_names.get(name, name.rpartition("/")[2]))
+            for name, one in added.items()
+        }
         kind: str = outcome.status if outcome.status in ("infra", "canceled", "yield") else ""
         reason = outcome.error
         if kind == "canceled":

@@ -191,6 +191,7 @@ class Node:
             self.secrets.fetch,
             lambda: self.config.bounds_for_job(self.home.path / "jobs", self.blocks.quota_bytes),
             self._progressed,
+            self.cache.on_made,
         )
 
     def _progressed(self, attempt: str, permille: int) -> None:
@@ -423,7 +424,8 @@ class Node:
     async def _fetch(self, effect: ef.FetchBlocks) -> None:
         try:
             with self.blocks.in_use.working():
-                if not await self.cache.is_here(effect.service, effect.cids):
+                made = self.cache.has_just_made(effect.ticket, effect.service, effect.cids)
+                if not made and not await self.cache.is_here(effect.service, effect.cids):
                     await self._fetch_copy(effect)
                     await self.contents.settle(effect.service)
         except FetchFailed as error:

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import trio
@@ -37,27 +37,43 @@ class Content:
 
     # -- adding -------------------------------------------------------------------------
 
-    async def add_bytes(self, data: bytes, *, settle: bool = True) -> Added:
-        """Add a small file from memory; `settle` as for a file."""
+    async def add_bytes(self, data: bytes) -> Added:
+        """Add a small file from memory."""
         return await trio.to_thread.run_sync(
-            self._add_chunks, _split(data), settle, limiter=self.store.limiter
+            self._add_chunks, _split(data), limiter=self.store.limiter
         )
 
-    async def add_file(self, path: Path, *, settle: bool = True) -> Added:
-        """Add a regular file; refused in words when it is anything else. Without `settle` it is
-        kept for good only with the next thing that is added."""
-        return await trio.to_thread.run_sync(
-            self._add_file, path, settle, limiter=self.store.limiter
-        )
+    async def add_file(self, path: Path) -> Added:
+        """Add a regular file; refused in words when it is anything else."""
+        return await trio.to_thread.run_sync(self._add_file, path, limiter=self.store.limiter)
 
     async def add_directory(
-        self, path: Path, skip: Callable[[str], bool] = lambda _: False, *, settle: bool = True
+        self, path: Path, skip: Callable[[str], bool] = lambda _: False
     ) -> Added:
-        """Add a folder; `skip` is asked with the path relative to it, in posix form. `settle` as
-        for a file."""
+        """Add a folder; `skip` is asked with the path relative to it, in posix form."""
         return await trio.to_thread.run_sync(
-            self._add_directory, path, skip, settle, limiter=self.store.limiter
+            self._add_directory, path, skip, limiter=self.store.limiter
         )
+
+    async def add_all(
+        self, paths: Mapping[str, Path], texts: Mapping[str, bytes]
+    ) -> dict[str, Added]:
+        """Add files and folders, and small files from memory, by name, in one thread; all are kept
+        for good together."""
+
+        def add() -> dict[str, Added]:
+            added = {name: self._add_path(path) for name, path in paths.items()}
+            for name, data in texts.items():
+                added[name] = self._add_chunks(_split(data), settle=False)
+            self.store.settle_sync()
+            return added
+
+        return await trio.to_thread.run_sync(add, limiter=self.store.limiter)
+
+    def _add_path(self, path: Path) -> Added:
+        if path.is_dir():
+            return self._add_directory(path, lambda _: False, settle=False)
+        return self._add_file(path, settle=False)
 
     async def add_stream(self, chunks: AsyncIterator[bytes]) -> Added:
         """Add what a stream brings, with one chunk in memory."""
@@ -82,7 +98,7 @@ class Content:
             self.store.settle_sync()
         return Added(root.cid, root.size_bytes)
 
-    def _add_chunks(self, chunks: Iterator[bytes], settle: bool) -> Added:
+    def _add_chunks(self, chunks: Iterator[bytes], settle: bool = True) -> Added:
         builder = FileBuilder(self.store.put_sync)
         for chunk in chunks:
             builder.add_chunk(chunk)
@@ -102,10 +118,10 @@ class Content:
                     builder.add_chunk(chunk)
                 return builder.finish()
 
-    def _add_file(self, path: Path, settle: bool) -> Added:
+    def _add_file(self, path: Path, settle: bool = True) -> Added:
         return self._added(self._file_entry(path), settle)
 
-    def _add_directory(self, top: Path, skip: Callable[[str], bool], settle: bool) -> Added:
+    def _add_directory(self, top: Path, skip: Callable[[str], bool], settle: bool = True) -> Added:
         return self._added(self._directory_entry(top, top, skip, 0, [0]), settle)
 
     def _directory_entry(

@@ -183,6 +183,8 @@ class ProcessRunner:
 
     async def _told(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
         """Return the outcome; the loop does not wait for a look through many files."""
+        if not spec.outputs and not _has_any(spec.work_dir / "tmp" / "other"):
+            return self._outcome(spec, ended, cancel)
         return await trio.to_thread.run_sync(self._outcome, spec, ended, cancel)
 
     def _outcome(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
@@ -265,6 +267,15 @@ def _last_words(console: bytes) -> str:
     lines = console[-8192:].decode(errors="replace").strip().splitlines()
     said = (line for line in reversed(lines) if not line.startswith("[progress] "))
     return next(said, lines[-1] if lines else "")[-500:]
+
+
+def _has_any(folder: Path) -> bool:
+    """Say whether something lies in a folder, as far as it is one."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _is_folder(path: Path) -> bool:

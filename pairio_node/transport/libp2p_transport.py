@@ -632,8 +632,11 @@ class Libp2pTransport:
             if not queue:
                 self._topic_wakes[topic] = trio.Event()
                 await self._topic_wakes[topic].wait()
+            data = queue.popleft()
+            if not self._pubsub.peers:  # signing for nobody costs as much as for many
+                continue
             try:
-                await self._pubsub.publish(topic, queue.popleft())
+                await self._pubsub.publish(topic, data)
                 self._counters["gossip_sent"] += 1
             except Exception:  # gossip may lose anything; sync makes it good
                 self._counters["gossip_lost"] += 1

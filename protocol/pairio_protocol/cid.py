@@ -57,6 +57,7 @@ def cid_text(raw: bytes) -> str:
     return "b" + base64.b32encode(raw).decode().lower().rstrip("=")
 
 
+@lru_cache(maxsize=8192)
 def cid_bytes(text: str) -> bytes:
     """Return the 36 bytes of a CID, or raise CidError."""
     if len(text) != 59 or not text.startswith("b") or text != text.lower():

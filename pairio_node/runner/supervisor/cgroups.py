@@ -265,9 +265,10 @@ class JobCgroup:
     def usage(self) -> CgroupUsage:
         """Return what the job uses. Memory is what cannot be had back by writing it to files: not
         the cache of files, but files in memory."""
-        return CgroupUsage(self._cpu_ms(), self._memory_bytes(), self._processes())
+        return CgroupUsage(self.cpu_ms(), self._memory_bytes(), self._processes())
 
-    def _cpu_ms(self) -> int | None:
+    def cpu_ms(self) -> int | None:
+        """Return what CPU time all that was ever in the group has used."""
         if self._version == 2:
             used_us = _field(_read(self.folders["memory"] / "cpu.stat"), "usage_usec")
             return None if used_us is None else used_us // 1000

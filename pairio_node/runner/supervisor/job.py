@@ -47,6 +47,8 @@ OUTCOME_FILE = "outcome.json"
 #: From the job's SIGTERM to its SIGKILL: a run that nobody wants is gone within a second.
 _GRACE_S = 0.7
 _WATCH_S = 0.2
+#: Nothing can be seen of a job that has just begun, and many have ended by then.
+_FIRST_LOOK_S = 0.01
 #: What cannot be killed (it waits for a device) is not waited for longer than this.
 _KILL_S = 5.0
 #: A process outside the job's tree that holds the console open is not waited for longer.
@@ -187,7 +189,7 @@ class Supervisor:
         poll.register(self._console_fd, select.POLLIN)
         for fd in (self._wake_fd, *self._end_fds):
             poll.register(fd, select.POLLIN)
-        look_at_s = 0.0
+        look_at_s = self._began_s + _FIRST_LOOK_S
         while self._status is None:
             now_s = time.monotonic()
             if now_s >= look_at_s:

@@ -34,11 +34,15 @@ class Samples:
         self.taken: list[dict[str, Any]] = []
         self._every_s = _EVERY_S
         self._next_s = _EVERY_S
-        self._cpu = _cpu_times()
-        self._began = {"disk_io_counters": _disk(), "net_io_counters": _net()}
+        self._cpu = (0, 0)
+        self._began: dict[str, dict[str, int]] = {}
 
     def is_due(self, age_s: float) -> bool:
-        """Say whether it is time for one, so many seconds after the start of the job."""
+        """Say whether it is time for one, so many seconds after the start of the job. What the
+        machine moves is counted from the first time on: a job that has ended by then needs none."""
+        if not self._began:
+            self._cpu = _cpu_times()
+            self._began = {"disk_io_counters": _disk(), "net_io_counters": _net()}
         return age_s >= self._next_s
 
     def take(self, age_s: float, job: dict[str, int]) -> None:

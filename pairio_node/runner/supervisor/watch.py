@@ -111,14 +111,14 @@ class Watch:
     def usage(self, cpu_ms: int, largest_bytes: int) -> dict[str, int]:
         """Return the figures of the whole run; `cpu_ms` and the largest process as the system
         counted them."""
-        by_group = self._group.usage().cpu_ms if self._group is not None else None
+        by_group = self._group.cpu_ms() if self._group is not None else None
         return {
             "wall_ms": int((time.monotonic() - self._began_s) * 1000),
             "cpu_ms": max(cpu_ms, by_group or 0),
             "memory_peak_bytes": max(self._memory_peak_bytes, largest_bytes),
             "read_bytes": self._moved[0],
             "written_bytes": self._moved[1],
-            "processes_peak": self._processes_peak,
+            "processes_peak": max(1, self._processes_peak),
             "disk_peak_bytes": self._disk_peak_bytes,
         }
 
