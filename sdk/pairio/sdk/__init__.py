@@ -1,9 +1,11 @@
 """For authors of apps: `App`, `ProcessorBase`, and the files of a context.
 
-`BaseModel` and `Field` are pydantic's; they are imported when first asked for, so that an app in
-another style does not pay for them.
+`BaseModel` and `Field` are pydantic's. Inside a job that starts cold pydantic is imported when it
+is needed, which declaring a context is not (`_declared`).
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pairio.sdk._app import App, ProcessorBase
@@ -29,6 +31,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("BaseModel", "Field"):
+        in_job = "PAIRIO_JOB_FILE" in os.environ and "SPEC_OUTPUT_FILE" not in os.environ
+        if in_job and "pydantic" not in sys.modules:
+            from pairio.sdk import _declared
+
+            return getattr(_declared, name)
         import pydantic
 
         return getattr(pydantic, name)
