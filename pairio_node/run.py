@@ -20,6 +20,7 @@ from pairio_node.ipfs import open_kubo
 from pairio_node.node import Node
 from pairio_node.nodelog import node_log
 from pairio_node.runner import Launcher, ProcessRunner, Runners, probe_all
+from pairio_node.runner.compiled import compile_sdk
 from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.runner.gpus import GpuPool, find_gpus
 from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
@@ -40,6 +41,7 @@ async def _open_runners(
     home: Home, config: NodeConfig, launcher: Launcher, warm: WarmPool
 ) -> tuple[Runners, str]:
     """Return what runs jobs here, the first choice first, and a line when no sandbox holds."""
+    await trio.to_thread.run_sync(compile_sdk)
     containers = ContainerRunner(launcher, config.container, home.path)
     runners = [WarmRunner(launcher, warm), containers, ProcessRunner(launcher)]
     opened = await probe_all(runners, config.allow_process)

@@ -4,7 +4,11 @@
 asked for: what runs inside jobs does not pay for them.
 """
 
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False  # as typing's, whose import every job would pay for
+if TYPE_CHECKING:
+    from typing import Any
 
 _OF_CLIENT = frozenset(
     (

@@ -4,16 +4,20 @@
 is needed, which declaring a context is not (`_declared`).
 """
 
+from __future__ import annotations
+
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from pairio.sdk._app import App, ProcessorBase
 from pairio.sdk._files import InputFile, OutputFile, upload_additional_job_output
 from pairio.sdk._progress import report_progress
 from pairio.sdk._secrets import get_secret
 
+TYPE_CHECKING = False  # as typing's, whose import every job would pay for
 if TYPE_CHECKING:
+    from typing import Any
+
     from pydantic import BaseModel, Field
 
 __all__ = [

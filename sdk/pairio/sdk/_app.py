@@ -4,21 +4,25 @@
 PAIRIO_JOB_FILE runs a job. Standard library only at top level: this runs inside jobs.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
 import sys
-import types
-import typing
-from collections.abc import Callable
-from typing import Any
 
 from pairio.sdk._files import InputFile, OutputFile
+
+TYPE_CHECKING = False  # as typing's, whose import every job would pay for
+if TYPE_CHECKING:
+    import typing
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["App", "ProcessorBase"]
 
 _SCALARS = {str: "str", int: "int", float: "float", bool: "bool"}
-_LIST_INDEX = re.compile(r"^(.*)\[(0|[1-9][0-9]{0,3})\]$")
+_LIST_INDEX = r"^(.*)\[(0|[1-9][0-9]{0,3})\]$"
 
 
 class ProcessorBase:
@@ -52,7 +56,7 @@ class App:
         self._warm_up: Callable[[], object] | None = None
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> "App":
+    def from_spec(cls, spec: dict[str, Any]) -> App:
         """Return the app that a specification describes: `get_spec()` gives it again. It has no
         code, so jobs of these processors cannot be run by it.
 
@@ -67,7 +71,7 @@ class App:
         return app
 
     @classmethod
-    def from_spec_uri(cls, uri: str) -> "App":
+    def from_spec_uri(cls, uri: str) -> App:
         """Return the app whose specification lies at a URI: http(s), `file://`, a page of a file on
         GitHub, or a path.
 
@@ -169,7 +173,7 @@ def _context(job: dict[str, Any]) -> tuple[_Node, list[OutputFile]]:
     lists: dict[str, dict[int, InputFile]] = {name: {} for name in job["list_inputs"]}
     for entry in job["inputs"]:
         file = InputFile(entry["name"], entry.get("path"), entry["base_name"], entry.get("url", ""))
-        match = _LIST_INDEX.match(entry["name"])
+        match = re.match(_LIST_INDEX, entry["name"])
         if match and match[1] in lists:
             lists[match[1]][int(match[2])] = file
         else:
@@ -201,6 +205,8 @@ def _processor_spec(processor: type[ProcessorBase]) -> dict[str, Any]:
         spec["network"] = processor.network
     if processor.secrets:
         spec["secrets"] = list(processor.secrets)
+    import typing
+
     hints = typing.get_type_hints(processor.run)
     hints.pop("return", None)
     if len(hints) != 1:
@@ -211,6 +217,8 @@ def _processor_spec(processor: type[ProcessorBase]) -> dict[str, Any]:
 
 def _collect(model: Any, prefix: str, spec: dict[str, Any]) -> None:
     """Add the fields of a pydantic model to a spec, nested ones under dotted names."""
+    import typing
+
     for key, field in model.model_fields.items():
         name, kind = f"{prefix}{key}", field.annotation
         entry: dict[str, Any] = {"name": name, "description": field.description or ""}
@@ -270,6 +278,9 @@ def _is_a(value: Any, kind: str) -> bool:
 
 
 def _type_name(kind: Any, name: str) -> str:
+    import types
+    import typing
+
     if kind in _SCALARS:
         return _SCALARS[kind]
     origin, args = typing.get_origin(kind), typing.get_args(kind)

@@ -7,9 +7,14 @@ class, `BaseModel` and `Field` replaced by the real ones wherever modules have t
 which they were written. What refers to a class from elsewhere is led to the real one.
 """
 
+from __future__ import annotations
+
 import sys
 from abc import ABCMeta
-from typing import Any
+
+TYPE_CHECKING = False  # as typing's, whose import every job would pay for
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["BaseModel", "Field"]
 

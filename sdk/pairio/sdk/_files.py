@@ -3,14 +3,19 @@
 What costs milliseconds (shutil, tempfile) is imported when it is used.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
-from typing import Any
+
+TYPE_CHECKING = False  # as typing's, whose import every job would pay for
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["InputFile", "OutputFile", "upload_additional_job_output"]
 
-_PART = re.compile(r"^[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?$")
+_PART = r"^[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?$"
 _ADDITIONAL_SIZE_BYTES_MAX = 1024**3
 
 
@@ -177,7 +182,7 @@ def upload_additional_job_output(local_file_name: str, remote_fname: str) -> str
     import shutil
 
     parts = remote_fname.split("/")
-    if not 1 <= len(parts) <= 6 or not all(_PART.match(part) for part in parts):
+    if not 1 <= len(parts) <= 6 or not all(re.match(_PART, part) for part in parts):
         raise ValueError(f"{remote_fname!r} is no name for an output; use parts such as a-b/c.txt")
     if os.path.getsize(local_file_name) > _ADDITIONAL_SIZE_BYTES_MAX:
         raise ValueError(f"{local_file_name} is larger than {_ADDITIONAL_SIZE_BYTES_MAX} bytes")
