@@ -6,7 +6,6 @@ each with its place in all that the job wrote, until the job has ended there, th
 loses its role. A reader that does not read is waited for, within bounds: nothing is queued for it.
 """
 
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import trio
 
 from pairio_node.errors import UnavailableError
+from pairio_node.places import Memberships, Places, each_its_own
 from pairio_node.runner.supervisor.console import ConsoleReader
 from pairio_node.transport.base import LOGS, ByteStream, StreamEnded, Transport, TransportError
 from pairio_protocol.cid import CidError, parse_cid
@@ -23,6 +23,7 @@ from pairio_protocol.limits import (
     LOG_PIECE_SIZE_BYTES_MAX,
     LOG_REQUEST_SIZE_BYTES_MAX,
     LOG_STREAMS_MAX,
+    LOG_STREAMS_PER_MEMBER_MAX,
     LOG_STREAMS_PER_PEER_MAX,
 )
 
@@ -46,28 +47,32 @@ class NoConsole(UnavailableError):
 
 class ConsoleStreams:
     """Serves consoles to those who `may_read(peer, service)`, and reads those of other nodes.
-    `console_of(service, attempt)` says where a run that goes on here writes its console. Who is in
-    no service with this node (`is_known`) takes no place of those who are."""
+    `console_of(service, attempt)` says where a run that goes on here writes its console. Places go
+    by `memberships`: who is in no service with this node has none."""
 
     def __init__(
         self,
         transport: Transport,
         console_of: Callable[[str, str], Path | None],
         may_read: Callable[[str, str], bool],
-        is_known: Callable[[str], bool] = lambda _: True,
+        memberships: Memberships = each_its_own,
     ) -> None:
-        self._is_known = is_known
         self._open_stream = transport.open_stream
         self._console_of = console_of
         self._may_read = may_read
-        self._streams: Counter[str] = Counter()
+        self._places = Places(
+            memberships,
+            peer=LOG_STREAMS_PER_PEER_MAX,
+            member=LOG_STREAMS_PER_MEMBER_MAX,
+            everybody=LOG_STREAMS_MAX,
+        )
         self.counters = dict.fromkeys(_COUNTED, 0)
         transport.set_stream_handler(LOGS, self._serve)
 
     @property
     def streams_served(self) -> int:
         """How many streams of others are open."""
-        return self._streams.total()
+        return self._places.taken
 
     # -- here -----------------------------------------------------------------------------------
 
@@ -110,29 +115,20 @@ class ConsoleStreams:
     # -- served to members ----------------------------------------------------------------------
 
     async def _serve(self, stream: ByteStream) -> None:
-        peer = stream.peer
-        if not self._is_known(peer):
-            self.counters["logs_refused"] += 1
-            await stream.abort()
-            return
-        is_full = self._streams.total() >= LOG_STREAMS_MAX
-        if is_full or self._streams[peer] >= LOG_STREAMS_PER_PEER_MAX:
-            self.counters["log_streams_refused"] += 1
-            await stream.abort()
-            return
-        self._streams[peer] += 1
-        try:
-            await self._serve_one(stream, *await _asked(stream))
-            await stream.close()
-        except (StreamEnded, TransportError):
-            await stream.close()
-        except (DecodeError, CidError, trio.TooSlowError):
-            self.counters["logs_refused"] += 1
-            await stream.abort()
-        finally:
-            self._streams[peer] -= 1
-            if not self._streams[peer]:
-                del self._streams[peer]
+        with self._places.place(stream.peer) as is_free:
+            if not is_free:
+                is_stranger = self._places.is_stranger(stream.peer)
+                self.counters["logs_refused" if is_stranger else "log_streams_refused"] += 1
+                await stream.abort()
+                return
+            try:
+                await self._serve_one(stream, *await _asked(stream))
+                await stream.close()
+            except (StreamEnded, TransportError):
+                await stream.close()
+            except (DecodeError, CidError, trio.TooSlowError):
+                self.counters["logs_refused"] += 1
+                await stream.abort()
 
     async def _serve_one(
         self, stream: ByteStream, service: str, attempt: str, offset: int, follow: bool

@@ -45,7 +45,7 @@ class Consoles:
             node.transport,
             lambda service, attempt: node.executions.console_of(service, attempt),
             may_read,
-            lambda peer: bool(node.core.membership.shared_with(peer)),
+            node.memberships,
         )
         self.followed = 0
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,6 +102,8 @@ class Executions:
         self._used = used
         #: How far they are, by their own word; `run` it.
         self.progress = ProgressReader(self._consoles, progressed)
+        #: What jobs tried in vain.
+        self.counters: Counter[str] = Counter()
         #: The GPUs of this machine that jobs may have.
         self.gpus = GpuPool()
         self._bindable = bindable
@@ -210,7 +213,7 @@ class Executions:
             return _no_result(card.attempt, "infra", reason)
         bounds = await self._bounds_now()
         spec = _resumed_spec(run.folder, card, self._grace_s, bounds)
-        streams = JobStreams.found(run.folder / _STREAMS, self._url_rules)
+        streams = JobStreams.found(run.folder / _STREAMS, self._url_rules, self.counters)
         outcome = await _served(streams, lambda: runner.resume(spec, run.cancel))
         return await self._executed(card, outcome, streams)
 
@@ -278,7 +281,9 @@ class Executions:
             path = input_folder / entry["base_name"]
             streams = entry["name"].partition("[")[0] in streamed
             if streams and run.streams is None:
-                run.streams = JobStreams(folder / _STREAMS, rules, own_network=own_network)
+                run.streams = JobStreams(
+                    folder / _STREAMS, rules, own_network=own_network, refused=self.counters
+                )
             if "url" in source:
                 try:
                     if streams and run.streams is not None:

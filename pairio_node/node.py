@@ -328,6 +328,12 @@ class Node:
         public service have those of their results (`GuestBlocks`)."""
         return service in self.core.membership.shared_with(peer)
 
+    def memberships(self, peer: str) -> Sequence[tuple[str, str]]:
+        """Return (service, member) of a peer for each service here in which it has a role."""
+        membership = self.core.membership
+        found = [(s, membership.folded(s).member_of(peer)) for s in membership.shared_with(peer)]
+        return [(service, member) for service, member in found if member is not None]
+
     def _runner_for(self, effect: ef.Execute) -> Runner:
         """Return the runner of a run that the core took; raises NoRunner."""
         app, service = effect.document["app"], effect.service

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from pairio_node.errors import UnavailableError
+from pairio_node.places import Places
 from pairio_node.secret_vault import Vault, check_values
 from pairio_node.transport.base import SECRETS, ByteStream, StreamEnded, TransportError
 from pairio_protocol import events as ev
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.effects import Execute
 from pairio_protocol.errors import DecodeError, DefinitionError
-from pairio_protocol.limits import SECRETS_PER_JOB_MAX, SECRETS_SIZE_BYTES_MAX
+from pairio_protocol.limits import (
+    SECRET_STREAMS_MAX,
+    SECRET_STREAMS_PER_MEMBER_MAX,
+    SECRET_STREAMS_PER_PEER_MAX,
+    SECRETS_PER_JOB_MAX,
+    SECRETS_SIZE_BYTES_MAX,
+)
 from pairio_protocol.normalise import job_id_of, normalise
 
 if TYPE_CHECKING:
@@ -28,8 +35,6 @@ _ASK_SIZE_BYTES_MAX: Final = 4 * 1024
 #: Names and values with what packs them.
 _ANSWER_SIZE_BYTES_MAX: Final = SECRETS_SIZE_BYTES_MAX + 4 * 1024
 _STREAM_S: Final = 10.0
-_STREAMS_MAX: Final = 16
-_STREAMS_PER_PEER_MAX: Final = 4
 #: Requests expire without anybody being told.
 _LOOK_S: Final = 60.0
 
@@ -41,7 +46,12 @@ class Secrets:
         self._node = node
         self._vault = Vault(node.home.path / "secrets")
         self._submitting: Counter[tuple[str, str]] = Counter()
-        self._streams: Counter[str] = Counter()
+        self._places = Places(
+            node.memberships,
+            peer=SECRET_STREAMS_PER_PEER_MAX,
+            member=SECRET_STREAMS_PER_MEMBER_MAX,
+            everybody=SECRET_STREAMS_MAX,
+        )
         self._kept = trio.Event()
         node.transport.set_stream_handler(SECRETS, self._serve)
 
@@ -124,16 +134,20 @@ class Secrets:
 
     async def _serve(self, stream: ByteStream) -> None:
         """Answer a worker, or break the stream off: why is nobody's business."""
-        peer = stream.peer
-        if self._streams.total() >= _STREAMS_MAX or self._streams[peer] >= _STREAMS_PER_PEER_MAX:
-            await stream.abort()
-            return
-        self._streams[peer] += 1
+        with self._places.place(stream.peer) as is_free:
+            if is_free:
+                await self._answer(stream)
+                return
+        is_stranger = self._places.is_stranger(stream.peer)
+        self._refused("a stranger" if is_stranger else "one who has too many")
+        await stream.abort()
+
+    async def _answer(self, stream: ByteStream) -> None:
         try:
             with trio.fail_after(_STREAM_S):
                 match unpack(await _frame(stream, _ASK_SIZE_BYTES_MAX)):
                     case [str(service), str(request), str(attempt)]:
-                        values = self._given(peer, service, request, attempt)
+                        values = self._given(stream.peer, service, request, attempt)
                     case _:
                         raise DecodeError("no such question")
                 if values is None:
@@ -144,10 +158,9 @@ class Secrets:
         except (StreamEnded, TransportError, DecodeError, trio.TooSlowError):
             self._node.core.ctx.counters["refused: a stream for secrets that is none"] += 1
             await stream.abort()
-        finally:
-            self._streams[peer] -= 1
-            if not self._streams[peer]:
-                del self._streams[peer]
+
+    def _refused(self, whose: str) -> None:
+        self._node.core.ctx.counters[f"refused: a stream for secrets, of {whose}"] += 1
 
     def _given(self, peer: str, service: str, request: str, attempt: str) -> dict[str, str] | None:
         job = self._node.core.gives_secrets(peer, service, request, attempt)

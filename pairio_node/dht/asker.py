@@ -49,7 +49,10 @@ class Asker:
     async def ask(self, contact: Contact, question: Any, kind: type[T]) -> T | None:
         """Return a peer's answer; None when there is none in time, or another one."""
         answer = await self._within_bound(contact, question)
-        return answer if isinstance(answer, kind) else None
+        if answer is None or isinstance(answer, kind):
+            return answer
+        self._counters["answers_refused"] += 1
+        return None
 
     async def give(self, contact: Contact, question: Give) -> Given | None:
         """Return what a holder has of a job; None when it gives nothing in time, or too much."""
@@ -65,8 +68,10 @@ class Asker:
                     await write_frame(stream, question)
                     reads = self._read_all if isinstance(question, Give) else self._read_one
                     answer = await reads(stream)
-            except (TransportError, StreamEnded, DecodeError):
-                self._counters["answers_bad"] += 1
+            except (TransportError, StreamEnded):
+                self._counters["answers_broken"] += 1
+            except DecodeError:
+                self._counters["answers_refused"] += 1
         if answer is None:
             self._counters["asked_in_vain"] += 1
             self._contacts.failed(contact.peer, trio.current_time())

@@ -38,11 +38,16 @@ __all__ = ["Dht", "Giver", "has_result"]
 #: What nobody said again is looked for this often.
 _EXPIRE_S = 600.0
 _REFUSALS = {
+    "strangers_refused": "a DHT stream of a stranger",
     "questions_refused": "a DHT question of no member",
     "provides_refused": "a DHT provide of no member",
     "provides_beyond": "a DHT provide beyond the bound",
     "messages_refused": "a DHT message that is none, or too large",
+    "questions_late": "a DHT question that did not come in time",
     "streams_refused": "a DHT stream beyond the bound",
+    "answers_refused": "a DHT answer that is none, or too large",
+    "contacts_refused": "a DHT contact that is no member",
+    "given_in_vain": "what a DHT holder gave and is no result that counts",
 }
 
 
@@ -64,7 +69,7 @@ class Dht:
         self._records = Records()
         self._contacts = Contacts(node.transport.peer_id)
         self._asker = Asker(node.transport, self._contacts, self.counters)
-        knows = Knowledge(self.is_member, self.nearest, self._holds, self._give)
+        knows = Knowledge(self.is_member, self.nearest, self._holds, self._give, node.memberships)
         self._server = Server(node.transport, self._records, self._contacts, knows, self.counters)
         self._providing = Providing(node, self, self._asker, self.counters)
         node.transport.set_stream_handler(KAD_PROTOCOL, self._serve)
@@ -102,32 +107,51 @@ class Dht:
     def known(self, service: str) -> dict[str, tuple[str, ...]]:
         """Return the members that may be asked, with their addresses: none are needed of those
         that are connected. This node is not among them, nor who failed a moment ago."""
-        core, now_s = self._node.core, trio.current_time()
-        heard, connected = core.book.heard.get(service, {}), core.ctx.connected
-        found: dict[str, tuple[str, ...]] = {}
-        for peer in core.membership.members(service):
+        found, connected = dict[str, tuple[str, ...]](), self._node.core.ctx.connected
+        for peer in self._node.core.membership.members(service):
             if peer == self._transport.peer_id:
                 continue
-            said = heard[peer].entry.addresses if peer in heard else ()
-            addresses = _merged(said, connected.get(peer, ()), self._contacts.addresses_of(peer))
-            if peer in connected or (addresses and not self._contacts.has_failed(peer, now_s)):
+            addresses = self._addresses_of(service, peer)
+            if peer in connected or addresses:
                 found[peer] = addresses
         return found
 
+    def _addresses_of(self, service: str, peer: str) -> tuple[str, ...]:
+        """Return where a member is; nowhere, if it failed a moment ago and is not connected."""
+        core = self._node.core
+        heard, connected = core.book.heard.get(service, {}), core.ctx.connected
+        if peer not in connected and self._contacts.has_failed(peer, trio.current_time()):
+            return ()
+        said = heard[peer].entry.addresses if peer in heard else ()
+        return _merged(said, connected.get(peer, ()), self._contacts.addresses_of(peer))
+
     def nearest(self, service: str, job: str, count: int) -> Sequence[Contact]:
-        """Return those of them that are nearest to a job's id."""
+        """Return those of them that are nearest to a job's id; of each member one before any has
+        two, so that nobody gets all places by keys that he made until they were near."""
         known = self.known(service)
-        peers = heapq.nsmallest(count, known, key=lambda peer: distance(job, peer))
-        return [Contact(peer, known[peer]) for peer in peers]
+        keys: Counter[str] = Counter()
+        rows: list[tuple[int, str]] = []
+        for peer in sorted(known, key=lambda peer: distance(job, peer)):
+            member = self._member_of(service, peer)
+            rows.append((keys[member], peer))
+            keys[member] += 1
+        nearest = heapq.nsmallest(count, rows, key=lambda row: row[0])  # it keeps their order
+        return [Contact(peer, known[peer]) for _, peer in nearest]
+
+    def _member_of(self, service: str, peer: str) -> str:
+        chain = self._node.core.membership.active(service)
+        return (chain.now.member_of(peer) if chain is not None else None) or peer
 
     def _locate(self, service: str, contact: Contact) -> Contact | None:
         """Return a member that somebody named, with what is known here of where it is first; None
         for whoever is no member, and for this node."""
         peer = contact.peer
-        if peer == self._transport.peer_id or not self.is_member(service, peer):
+        if peer == self._transport.peer_id:
             return None
-        known = self.known(service).get(peer, ())
-        addresses = _merged(known, contact.addresses)
+        if not self.is_member(service, peer):
+            self.counters["contacts_refused"] += 1
+            return None
+        addresses = _merged(self._addresses_of(service, peer), contact.addresses)
         is_up = peer in self._node.core.ctx.connected
         return Contact(peer, addresses) if addresses or is_up else None
 
@@ -182,12 +206,22 @@ class Dht:
         gave: list[Giver] = []
 
         async def take(holder: Contact, given: Given) -> bool:
-            if (given.is_whole or not whole) and await self._import(service, job, given):
+            if whole and not given.is_whole:
+                return bool(gave)
+            if await self._import(service, job, given):
                 gave.append(Giver(holder, given.is_whole))
+            else:
+                self.counters["given_in_vain"] += 1
             return bool(gave)
 
         question = Give(service, job, chain.epoch, chain.head)
-        search = Search(self._asker, question, lambda c: self._locate(service, c), take)
+        search = Search(
+            self._asker,
+            question,
+            partial(self._locate, service),
+            take,
+            partial(self._member_of, service),
+        )
         search.add_holders("", holders)
         if ask_members:
             is_member, now_s = partial(self.is_member, service), trio.current_time()

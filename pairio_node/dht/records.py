@@ -1,12 +1,13 @@
 """Who said to hold results of which jobs: what a node of the DHT notes of others, in memory."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from pairio_protocol.kad import Contact
 from pairio_protocol.limits import (
     KAD_JOBS_PER_PROVIDER_MAX,
     KAD_PROVIDERS_PER_JOB_MAX,
+    KAD_PROVIDERS_PER_MEMBER_MAX,
     KAD_RECORD_MS,
     KAD_RECORDS_MAX,
 )
@@ -15,46 +16,59 @@ __all__ = ["Records"]
 
 #: (service, job)
 Key = tuple[str, str]
+#: (service, member): whose key a holder is
+Owner = tuple[str, str]
 
 
 class Records:
-    """Holders by (service, job). Times are seconds of any clock that does not go back."""
+    """Holders by (service, job). Times are seconds of any clock that does not go back. Places are
+    shared out among members, however many keys one has."""
 
     def __init__(self, records_max: int = KAD_RECORDS_MAX) -> None:
         self._records_max = records_max
-        self._of: dict[str, OrderedDict[Key, float]] = {}  # by holder: until when, oldest first
-        self._holders: dict[Key, dict[str, None]] = {}
+        #: by member: (holder, job) until when, oldest first
+        self._of: dict[Owner, OrderedDict[tuple[str, str], float]] = {}
+        self._holders: dict[Key, dict[str, Owner]] = {}
+        self._jobs: Counter[str] = Counter()  # by holder
         self._addresses: dict[str, tuple[str, ...]] = {}
-        self.count = 0
 
-    def note(self, service: str, job: str, holder: Contact, now_s: float) -> bool:
-        """Note that a peer holds a result; False when there is no room for it."""
-        key, peer = (service, job), holder.peer
-        mine = self._of.setdefault(peer, OrderedDict())
+    @property
+    def count(self) -> int:
+        """How many are noted."""
+        return self._jobs.total()
+
+    def note(self, service: str, job: str, holder: Contact, member: str, now_s: float) -> bool:
+        """Note that a peer, a key of a member, holds a result; False when there is no room."""
+        key, peer, owner = (service, job), holder.peer, (service, member)
+        known = self._holders.get(key, {})
+        if peer in known and known[peer] != owner:  # it is another member's now
+            self._drop(peer, key)
+        if peer not in known:
+            if not self._has_room(key, peer, owner, now_s):
+                return False
+            self._jobs[peer] += 1
+            self._holders.setdefault(key, {})[peer] = owner
         self._addresses[peer] = holder.addresses
-        if key not in mine and not self._has_room(key, peer, now_s):
-            if not mine:
-                self._forget_peer(peer)
-            return False
-        if key not in mine:
-            self.count += 1
-            self._holders.setdefault(key, {})[peer] = None
-        mine[key] = now_s + KAD_RECORD_MS / 1000
-        mine.move_to_end(key)
+        mine = self._of.setdefault(owner, OrderedDict())
+        mine[peer, job] = now_s + KAD_RECORD_MS / 1000
+        mine.move_to_end((peer, job))
         return True
 
-    def _has_room(self, key: Key, peer: str, now_s: float) -> bool:
-        if len(self._of[peer]) >= KAD_JOBS_PER_PROVIDER_MAX:
+    def _has_room(self, key: Key, peer: str, owner: Owner, now_s: float) -> bool:
+        owners = self._holders.get(key, {}).values()
+        if sum(other == owner for other in owners) >= KAD_PROVIDERS_PER_MEMBER_MAX:
             return False
-        if len(self._holders.get(key, ())) >= KAD_PROVIDERS_PER_JOB_MAX:
+        if len(owners) >= KAD_PROVIDERS_PER_JOB_MAX:
+            return False
+        if self._jobs[peer] >= KAD_JOBS_PER_PROVIDER_MAX:
             return False
         if self.count >= self._records_max:
             self.expire(now_s)
         if self.count >= self._records_max:
-            greedy = max(self._of, key=lambda p: len(self._of[p]))
-            if len(self._of[greedy]) <= len(self._of[peer]) + 1:
+            greedy = max(self._of, key=lambda other: len(self._of[other]))
+            if len(self._of[greedy]) <= len(self._of.get(owner, ())) + 1:
                 return False
-            self._drop(greedy, next(iter(self._of[greedy])))
+            self._drop_oldest(greedy)
         return True
 
     def holders(
@@ -62,27 +76,28 @@ class Records:
     ) -> list[Contact]:
         """Return who said to hold a result and still may: who lost his role meanwhile does not."""
         key = (service, job)
-        for peer in list(self._holders.get(key, ())):
-            if self._of[peer][key] <= now_s or not may_hold(peer):
+        for peer, owner in list(self._holders.get(key, {}).items()):
+            if self._of[owner][peer, job] <= now_s or not may_hold(peer):
                 self._drop(peer, key)
         return [Contact(p, self._addresses[p]) for p in self._holders.get(key, ())]
 
     def expire(self, now_s: float) -> None:
         """Forget what was not said again in time."""
-        for peer in list(self._of):
-            mine = self._of[peer]
-            while mine and next(iter(mine.values())) <= now_s:
-                self._drop(peer, next(iter(mine)))
+        for owner in list(self._of):
+            while owner in self._of and next(iter(self._of[owner].values())) <= now_s:
+                self._drop_oldest(owner)
+
+    def _drop_oldest(self, owner: Owner) -> None:
+        peer, job = next(iter(self._of[owner]))
+        self._drop(peer, (owner[0], job))
 
     def _drop(self, peer: str, key: Key) -> None:
-        del self._of[peer][key]
-        del self._holders[key][peer]
-        self.count -= 1
+        owner = self._holders[key].pop(peer)
         if not self._holders[key]:
             del self._holders[key]
-        if not self._of[peer]:
-            self._forget_peer(peer)
-
-    def _forget_peer(self, peer: str) -> None:
-        self._of.pop(peer, None)
-        self._addresses.pop(peer, None)
+        del self._of[owner][peer, key[1]]
+        if not self._of[owner]:
+            del self._of[owner]
+        self._jobs[peer] -= 1
+        if not self._jobs[peer]:
+            del self._jobs[peer], self._addresses[peer]

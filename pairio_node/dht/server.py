@@ -10,6 +10,7 @@ import trio
 from pairio_node.dht.asker import read_frame, write_frame
 from pairio_node.dht.contacts import Contacts
 from pairio_node.dht.records import Records
+from pairio_node.places import Memberships, Places, each_its_own
 from pairio_node.strangers import Pace
 from pairio_node.transport.base import ByteStream, StreamEnded, Transport, TransportError
 from pairio_protocol.errors import DecodeError
@@ -21,6 +22,7 @@ from pairio_protocol.limits import (
     KAD_GIVEN_SIZE_BYTES_MAX,
     KAD_QUESTION_SIZE_BYTES_MAX,
     KAD_STREAMS_MAX,
+    KAD_STREAMS_PER_MEMBER_MAX,
     KAD_STREAMS_PER_PEER_MAX,
 )
 
@@ -37,12 +39,14 @@ _PART_SIZE_BYTES = 48 * 1024
 @dataclass(frozen=True)
 class Knowledge:
     """What the node knows, as functions: whether a peer is a member of a service, members near a
-    job's id, whether a job's result is held here, and what there is to give of one."""
+    job's id, whether a job's result is held here, what there is to give of one, and of which
+    services a peer is which member."""
 
     is_member: Callable[[str, str], bool]
     near: Callable[[str, str, int], Sequence[Contact]]
     holds: Callable[[str, str], bool]
     give: Callable[[Give], Awaitable[Given]]
+    memberships: Memberships = each_its_own
 
 
 class Server:
@@ -61,34 +65,35 @@ class Server:
         self._contacts = contacts
         self._knows = knowledge
         self._counters = counters
-        self._streams: Counter[str] = Counter()
+        self._places = Places(
+            knowledge.memberships,
+            peer=KAD_STREAMS_PER_PEER_MAX,
+            member=KAD_STREAMS_PER_MEMBER_MAX,
+            everybody=KAD_STREAMS_MAX,
+        )
         self._pace = Pace(_BURST, _PER_S)
         self._giving = trio.Semaphore(KAD_GIVEN_AT_ONCE)
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer the questions of one stream, until it ends."""
-        peer = stream.peer
-        mine, everybody = self._streams.get(peer, 0), self._streams.total()
-        if mine >= KAD_STREAMS_PER_PEER_MAX or everybody >= KAD_STREAMS_MAX:
-            self._counters["streams_refused"] += 1
-            await stream.abort()
-            return
-        self._streams[peer] += 1
-        try:
-            await self._serve_until_end(stream)
-        except (StreamEnded, TransportError):
-            await stream.close()
-        except (DecodeError, trio.TooSlowError) as error:
-            self._counters["messages_refused"] += isinstance(error, DecodeError)
-            await stream.abort()
-        finally:
-            self._streams[peer] -= 1
-            if not self._streams[peer]:
-                del self._streams[peer]
+        with self._places.place(stream.peer) as is_free:
+            if not is_free:
+                is_stranger = self._places.is_stranger(stream.peer)
+                self._counters["strangers_refused" if is_stranger else "streams_refused"] += 1
+                await stream.abort()
+                return
+            try:
+                await self._serve_until_end(stream)
+            except (StreamEnded, TransportError):
+                await stream.close()
+            except (DecodeError, trio.TooSlowError) as error:
+                name = "messages_refused" if isinstance(error, DecodeError) else "questions_late"
+                self._counters[name] += 1
+                await stream.abort()
 
     def forget(self, peer: str) -> None:
         """A connection is gone."""
-        if peer not in self._streams:
+        if not self._places.of(peer):
             self._pace.forget(peer)
 
     async def _serve_until_end(self, stream: ByteStream) -> None:
@@ -136,8 +141,10 @@ class Server:
     def _note(self, peer: str, question: Provide) -> Provided:
         holder, now_s = Contact(peer, question.addresses), trio.current_time()
         self._contacts.note(peer, question.addresses)
+        service = question.service
+        member = dict(self._knows.memberships(peer)).get(service, peer)
         noted = sum(
-            self._records.note(question.service, job, holder, now_s) for job in question.jobs
+            self._records.note(service, job, holder, member, now_s) for job in question.jobs
         )
         self._counters["provides_beyond"] += len(question.jobs) - noted
         return Provided(noted)

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -40,9 +41,17 @@ _BACKLOG: Final = 256
 
 
 class JobStreams:
-    """The streams of a run, kept in `folder`. `own_network`: the job has one of its own."""
+    """The streams of a run, kept in `folder`. `own_network`: the job has one of its own. What it
+    asks for in vain is counted in `refused`."""
 
-    def __init__(self, folder: Path, rules: UrlRules, *, own_network: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rules: UrlRules,
+        *,
+        own_network: bool,
+        refused: Counter[str] | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         #: Shown to the job; nothing else is.
@@ -59,6 +68,7 @@ class JobStreams:
         free_bytes = psutil.disk_usage(str(folder)).free
         self._room = Room(min(_CACHE_BYTES_MAX, free_bytes * _DISK_PERCENT_MAX // 100))
         self._resumed = False
+        self._refused = refused
 
     # -- before the run -------------------------------------------------------------------
 
@@ -95,7 +105,9 @@ class JobStreams:
             return
         try:
             async with listener, trio.open_nursery() as nursery:
-                nursery.start_soon(serve_connections, listener, self._sources, self._token)
+                nursery.start_soon(
+                    serve_connections, listener, self._sources, self._token, self._refused
+                )
                 self._write_card()
                 yield
                 nursery.cancel_scope.cancel()
@@ -187,19 +199,25 @@ class JobStreams:
         part.rename(self.folder / _CARD)
 
     @staticmethod
-    def found(folder: Path, rules: UrlRules) -> "JobStreams | None":
+    def found(
+        folder: Path, rules: UrlRules, refused: Counter[str] | None = None
+    ) -> "JobStreams | None":
         """Return the streams of a run that an earlier start began, None if it had none. Of its
         hosts those are allowed that the owner still allows."""
         try:
-            return JobStreams._taken_up(json.loads((folder / _CARD).read_text()), folder, rules)
+            card = json.loads((folder / _CARD).read_text())
+            return JobStreams._taken_up(card, folder, rules, refused)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     @staticmethod
-    def _taken_up(card: dict[str, Any], folder: Path, rules: UrlRules) -> "JobStreams":
+    def _taken_up(
+        card: dict[str, Any], folder: Path, rules: UrlRules, refused: Counter[str] | None
+    ) -> "JobStreams":
         still = tuple(host for host in rules.allow_hosts if host in card["allow_hosts"])
         rules = replace(rules, allow_hosts=still)
-        streams = JobStreams(folder, rules, own_network=card["own_network"])
+        own_network = card["own_network"]
+        streams = JobStreams(folder, rules, own_network=own_network, refused=refused)
         streams._token, streams._port = card["token"], card["port"]
         streams._resumed = True
         for number, path in card["files"].items():

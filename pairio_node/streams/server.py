@@ -6,6 +6,7 @@ inputs' or not found.
 
 import hmac
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Final
@@ -31,22 +32,29 @@ _SEND_S: Final = 60.0
 _CHUNK_BYTES: Final = 64 * 1024
 _PATH = re.compile(rb"/([0-9a-f]{32})/([0-9]{1,4})/[^/?#\\]{1,1000}")
 _ACCEPT_AGAIN_S: Final = 0.1
+#: What a job asked for in vain, as it is counted.
+NO_INPUT: Final = "refused: a job's read of what is no input of it"
+NO_REQUEST: Final = "refused: a job's read that is no GET or HEAD"
 
 
 async def serve_connections(
-    listener: trio.SocketListener, sources: Mapping[int, Source], token: str
+    listener: trio.SocketListener,
+    sources: Mapping[int, Source],
+    token: str,
+    refused: Counter[str] | None = None,
 ) -> None:
-    """Serve a job until cancelled."""
+    """Serve a job until cancelled; what it asked for in vain is counted in `refused`."""
+    counts = refused if refused is not None else Counter()
     free = trio.CapacityLimiter(CONNECTIONS_MAX)
 
     async def serve(stream: trio.SocketStream, place: object) -> None:
         try:
             async with stream:
-                await _Connection(stream, sources, token, free).run()
+                await _Connection(stream, sources, token, free, counts).run()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             return  # the job has left, or does not read
         except h11.ProtocolError:
-            return  # what it said leaves nothing to be answered
+            counts[NO_REQUEST] += 1  # what it said leaves nothing to be answered
         finally:
             free.release_on_behalf_of(place)
 
@@ -72,11 +80,13 @@ class _Connection:
         sources: Mapping[int, Source],
         token: str,
         free: trio.CapacityLimiter,
+        refused: Counter[str],
     ) -> None:
         self._stream = stream
         self._sources = sources
         self._token = token.encode()
         self._free = free
+        self._refused = refused
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_SIZE_BYTES_MAX)
         self._is_head = False
 
@@ -90,9 +100,11 @@ class _Connection:
                         return
                     has_body = not isinstance(await self._next(), h11.EndOfMessage)
             except h11.RemoteProtocolError:
+                self._refused[NO_REQUEST] += 1
                 await self._refuse(400, "this is no request of HTTP/1.1")
                 return
             if has_body:
+                self._refused[NO_REQUEST] += 1
                 await self._refuse(400, "a request without a body is expected")
                 return
             await self._answer(request)
@@ -108,10 +120,12 @@ class _Connection:
     async def _answer(self, request: h11.Request) -> None:
         self._is_head = request.method == b"HEAD"
         if request.method not in (b"GET", b"HEAD"):
+            self._refused[NO_REQUEST] += 1
             await self._refuse(405, "only GET and HEAD are answered", [("Allow", "GET, HEAD")])
             return
         source = self._source(request.target)
         if source is None:
+            self._refused[NO_INPUT] += 1
             await self._refuse(404, "no input of this job has this path")
             return
         about = source.about

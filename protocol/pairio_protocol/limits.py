@@ -137,9 +137,14 @@ BLOCKS_SERVED_AT_ONCE_MAX: Final = 2
 #: A request on /pairio/logs/1, and the bytes of a console in one piece of the answer.
 LOG_REQUEST_SIZE_BYTES_MAX: Final = 1024
 LOG_PIECE_SIZE_BYTES_MAX: Final = 32 * 1024
-#: Streams on /pairio/logs/1 that a node serves to one peer, and in all.
+#: Streams on /pairio/logs/1 that a node serves to one peer, to all keys of one member, and in all.
 LOG_STREAMS_PER_PEER_MAX: Final = 8
+LOG_STREAMS_PER_MEMBER_MAX: Final = 16
 LOG_STREAMS_MAX: Final = 128
+#: Streams on /pairio/secrets/1 that a node serves to one peer, to all keys of one member, in all.
+SECRET_STREAMS_PER_PEER_MAX: Final = 4
+SECRET_STREAMS_PER_MEMBER_MAX: Final = 24
+SECRET_STREAMS_MAX: Final = 64
 #: Consoles that clients of a node follow at once.
 CONSOLES_FOLLOWED_MAX: Final = 64
 #: Open requests of one author that a node sees to.
@@ -358,18 +363,21 @@ KAD_SUBMITS_WAITING_MAX: Final = 64
 #: Segments, and bytes, that one holder may give for one job.
 KAD_GIVEN_SEGMENTS_MAX: Final = 128
 KAD_GIVEN_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
-#: Streams on /pairio/kad/1 that one peer may have open at a node, and all peers together.
+#: Streams on /pairio/kad/1 that one peer may have open at a node, all keys of one member, and all
+#: peers together.
 KAD_STREAMS_PER_PEER_MAX: Final = 4
+KAD_STREAMS_PER_MEMBER_MAX: Final = 16
 KAD_STREAMS_MAX: Final = 64
 #: Holders' answers that are made at once.
 KAD_GIVEN_AT_ONCE: Final = 4
 #: Members, nearest to the job's id, whom a holder tells that it has a result.
 KAD_TOLD: Final = 4
-#: Holders noted of one job.
+#: Holders noted of one job, and those of them that are keys of one member.
 KAD_PROVIDERS_PER_JOB_MAX: Final = 16
+KAD_PROVIDERS_PER_MEMBER_MAX: Final = 4
 #: Jobs noted of one holder.
 KAD_JOBS_PER_PROVIDER_MAX: Final = 10_000
-#: What is noted of all holders; beyond it, who has most gives up his oldest.
+#: What is noted of all holders; beyond it, the member who has most gives up his oldest.
 KAD_RECORDS_MAX: Final = 50_000
 #: What a holder said is forgotten after this time; it says it again after half of it.
 KAD_RECORD_MS: Final = 24 * 3600 * 1000

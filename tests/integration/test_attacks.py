@@ -35,6 +35,13 @@ _QUICK = (
     "frames that are no messages",
     "wrong bytes for a CID",
     "a stranger who knows an attempt",
+    "one member's flood of streams for consoles",
+    "a reader who knows the attempt",
+    "another URL than the job's inputs",
+    "find of a stranger",
+    "give of another service's member",
+    "one job's holders, all of one member",
+    "a forged result, given by a holder",
     "API from another origin",
 )
 

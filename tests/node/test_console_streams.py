@@ -44,8 +44,11 @@ class Worker:
         self.members = True
         self.strangers = False
         self.streams = ConsoleStreams(
-            transport, self._console_of, lambda *_: self.members, lambda _: not self.strangers
+            transport, self._console_of, lambda *_: self.members, self._memberships
         )
+
+    def _memberships(self, peer: str) -> list[tuple[str, str]]:
+        return [] if self.strangers else [(SERVICE, peer)]
 
     def _console_of(self, service: str, attempt: str) -> Path | None:
         return self.path if self.runs and (service, attempt) == (SERVICE, ATTEMPT) else None

@@ -33,17 +33,19 @@ from pairio_protocol.kad import (
 from pairio_protocol.limits import (
     KAD_ASKED_MAX,
     KAD_BUCKET_MAX,
+    KAD_CONTACTS_MAX,
     KAD_FAILED_MS,
     KAD_GIVEN_SEGMENTS_MAX,
     KAD_JOBS_PER_PROVIDER_MAX,
     KAD_LOOK_MS,
     KAD_PROVIDERS_PER_JOB_MAX,
+    KAD_PROVIDERS_PER_MEMBER_MAX,
     KAD_QUESTION_SIZE_BYTES_MAX,
     KAD_RECORD_MS,
     KAD_STREAMS_PER_PEER_MAX,
 )
 from tests.node.node_lab import SERVICE as LAB
-from tests.node.node_lab import three
+from tests.node.node_lab import three, until
 
 SERVICE = "bafyreia-a-service"
 JOB = cid_of(RAW, b"a job")
@@ -62,6 +64,14 @@ def _everybody(peer: str) -> bool:
 # -- what is noted ------------------------------------------------------------------------------
 
 
+def _note(
+    records: Records, job: str, peer: str, member: str = "", now_s: float = 0.0, **where: Any
+) -> bool:
+    """Note a holder, a member of its own if none is named."""
+    holder = Contact(peer, where.get("addresses", ADDRESSES))
+    return records.note(where.get("service", SERVICE), job, holder, member or peer, now_s)
+
+
 def _holders(records: Records, job: str, now_s: float = 0.0) -> list[str]:
     return [c.peer for c in records.holders(SERVICE, job, _everybody, now_s)]
 
@@ -69,12 +79,11 @@ def _holders(records: Records, job: str, now_s: float = 0.0) -> list[str]:
 def test_what_a_holder_says_is_forgotten_unless_he_says_it_again() -> None:
     records, a_day_s = Records(), KAD_RECORD_MS / 1000
     for peer in ("a", "b"):
-        assert records.note(SERVICE, JOB, Contact(peer, ADDRESSES), 0.0)
-    assert records.note(SERVICE, JOB, Contact("b", ("/ip4/127.0.0.1/tcp/1",)), a_day_s / 2)
+        assert _note(records, JOB, peer)
+    moved = ("/ip4/127.0.0.1/tcp/1",)
+    assert _note(records, JOB, "b", now_s=a_day_s / 2, addresses=moved)
     assert _holders(records, JOB, a_day_s - 1) == ["a", "b"]
-    assert records.holders(SERVICE, JOB, _everybody, a_day_s) == [
-        Contact("b", ("/ip4/127.0.0.1/tcp/1",))
-    ]
+    assert records.holders(SERVICE, JOB, _everybody, a_day_s) == [Contact("b", moved)]
     records.expire(a_day_s * 2)
     assert (records.count, _holders(records, JOB)) == (0, [])
 
@@ -82,7 +91,7 @@ def test_what_a_holder_says_is_forgotten_unless_he_says_it_again() -> None:
 def test_whoever_lost_his_role_is_no_holder_any_more() -> None:
     records = Records()
     for peer in ("gone", "here"):
-        records.note(SERVICE, JOB, Contact(peer, ADDRESSES), 0.0)
+        _note(records, JOB, peer)
     found = records.holders(SERVICE, JOB, lambda peer: peer != "gone", 0.0)
     assert [contact.peer for contact in found] == ["here"]
     assert records.count == 1
@@ -90,34 +99,50 @@ def test_whoever_lost_his_role_is_no_holder_any_more() -> None:
 
 def test_records_of_one_service_say_nothing_of_another() -> None:
     records = Records()
-    records.note("another service", JOB, Contact("a", ADDRESSES), 0.0)
+    _note(records, JOB, "a", service="another service")
     assert _holders(records, JOB) == []
 
 
 def test_a_flood_of_one_member_is_bounded_and_leaves_room_for_others() -> None:
     records = Records(records_max=100)
     for number in range(500):
-        records.note(SERVICE, _job(number), Contact("flood", ADDRESSES), 0.0)
+        _note(records, _job(number), f"key {number % 64}", "flood")
     assert records.count == 100
-    assert all(
-        records.note(SERVICE, _job(number), Contact("honest", ADDRESSES), 0.0)
-        for number in range(500, 540)
-    )
+    assert all(_note(records, _job(number), "honest") for number in range(500, 540))
     assert records.count == 100
+    assert all(_holders(records, _job(number)) == ["honest"] for number in range(500, 540))
+    for number in range(64):  # many keys are no more than one
+        _note(records, _job(600 + number), f"key {number}", "flood")
     assert all(_holders(records, _job(number)) == ["honest"] for number in range(500, 540))
 
 
 def test_one_holder_has_a_bound_of_his_own_and_so_has_one_job() -> None:
     records = Records()
     taken = sum(
-        records.note(SERVICE, f"job {number}", Contact("flood", ()), 0.0)
-        for number in range(KAD_JOBS_PER_PROVIDER_MAX + 10)
+        _note(records, f"job {number}", "flood") for number in range(KAD_JOBS_PER_PROVIDER_MAX + 10)
     )
     assert taken == KAD_JOBS_PER_PROVIDER_MAX
     peers = [f"peer {number}" for number in range(KAD_PROVIDERS_PER_JOB_MAX + 5)]
-    noted = [records.note(SERVICE, JOB, Contact(peer, ()), 0.0) for peer in peers]
+    noted = [_note(records, JOB, peer) for peer in peers]
     assert sum(noted) == KAD_PROVIDERS_PER_JOB_MAX
     assert _holders(records, JOB) == peers[:KAD_PROVIDERS_PER_JOB_MAX]
+
+
+def test_the_keys_of_one_member_do_not_take_all_places_of_a_job() -> None:
+    records = Records()
+    noted = [_note(records, JOB, f"key {n}", "flood") for n in range(KAD_PROVIDERS_PER_JOB_MAX)]
+    assert sum(noted) == KAD_PROVIDERS_PER_MEMBER_MAX < KAD_PROVIDERS_PER_JOB_MAX
+    assert _note(records, JOB, "honest")
+    assert "honest" in _holders(records, JOB)
+
+
+def test_a_key_that_is_another_members_now_is_his() -> None:
+    records = Records()
+    assert _note(records, JOB, "key", "one")
+    assert _note(records, JOB, "key", "two")
+    assert (records.count, _holders(records, JOB)) == (1, ["key"])
+    records.expire(KAD_RECORD_MS / 1000)
+    assert (records.count, _holders(records, JOB)) == (0, [])
 
 
 def test_a_bucket_keeps_whom_it_knows_and_gives_the_places_of_those_that_failed() -> None:
@@ -186,7 +211,8 @@ class Lab:
     def names(self, end: End, *holders: End) -> None:
         """Let a member have been told of holders."""
         for holder in holders:
-            end.records.note(SERVICE, JOB, holder.contact, trio.current_time())
+            peer = holder.contact.peer
+            end.records.note(SERVICE, JOB, holder.contact, peer, trio.current_time())
 
 
 async def _nothing(event: TransportEvent) -> None:
@@ -205,7 +231,9 @@ async def _lab(*names: str, liars: Sequence[Handler] = ()) -> AsyncIterator[tupl
         yield lab, ends
 
 
-async def _search(lab: Lab, asker: End, *members: End) -> tuple[bool, list[str]]:
+async def _search(
+    lab: Lab, asker: End, *members: End, member_of: Callable[[str], str] = str
+) -> tuple[bool, list[str]]:
     """Look for the job, beginning at these members; return whether it was found, and who gave what
     was taken for a try."""
     tried: list[str] = []
@@ -215,7 +243,7 @@ async def _search(lab: Lab, asker: End, *members: End) -> tuple[bool, list[str]]
         return RESULT in given.segments
 
     ask = Asker(asker.transport, Contacts(asker.transport.peer_id), asker.counters)
-    search = Search(ask, Give(SERVICE, JOB, 0, ""), lab.locate, take)
+    search = Search(ask, Give(SERVICE, JOB, 0, ""), lab.locate, take, member_of)
     search.add_members(end.contact for end in members)
     return await search.run(), tried
 
@@ -346,6 +374,45 @@ async def test_one_who_names_many_false_holders_does_not_crowd_out_the_true_one(
         assert asker.counters["asked"] <= 2 * KAD_ASKED_MAX
 
 
+async def test_one_with_many_keys_near_to_the_job_is_not_asked_before_everybody_else(
+    autojump_clock: MockClock,
+) -> None:
+    many = [f"key {n}" for n in range(40)]
+    async with _lab("asker", "told", "holder", *many) as (lab, ends):
+        asker, told, holder, *keys = ends
+        holder.is_holder = True
+        lab.names(told, holder)
+        keys.sort(key=lambda end: distance(JOB, end.transport.peer_id))
+        nearest = keys[: 2 * KAD_ASKED_MAX]
+        for key in nearest:  # they name each other
+            key.near = [end.contact for end in nearest[:8]]
+        mine = {end.transport.peer_id for end in keys}
+
+        def member_of(peer: str) -> str:
+            return "many keys" if peer in mine else peer
+
+        assert (await _search(lab, asker, *nearest, told, member_of=member_of))[0]
+        assert asker.counters["asked"] <= KAD_ASKED_MAX + 1
+
+
+async def test_false_holders_of_one_member_do_not_crowd_out_the_true_one(
+    autojump_clock: MockClock,
+) -> None:
+    """Whom honest members name, too: he has told them all."""
+    empty = [f"key {n}" for n in range(2 * KAD_CONTACTS_MAX)]
+    async with _lab("asker", "told", "also told", "holder", *empty) as (lab, ends):
+        asker, told, also_told, holder, *nothing = ends
+        holder.is_holder = True
+        lab.names(told, *nothing[: KAD_CONTACTS_MAX - 1], holder)
+        lab.names(also_told, *nothing[KAD_CONTACTS_MAX:])
+        mine = {end.transport.peer_id for end in nothing}
+
+        def member_of(peer: str) -> str:
+            return "many keys" if peer in mine else peer
+
+        assert (await _search(lab, asker, told, also_told, member_of=member_of))[0]
+
+
 async def test_false_addresses_of_the_holder_do_not_hide_the_true_ones(
     autojump_clock: MockClock,
 ) -> None:
@@ -353,7 +420,7 @@ async def test_false_addresses_of_the_holder_do_not_hide_the_true_ones(
         asker, poisoner, told, holder = ends
         holder.is_holder = True
         wrong = Contact(holder.transport.peer_id, ("/memory/nobody",))
-        poisoner.records.note(SERVICE, JOB, wrong, trio.current_time())
+        poisoner.records.note(SERVICE, JOB, wrong, "holder", trio.current_time())
         lab.names(told, holder)
         assert (await _search(lab, asker, poisoner, told))[0]
 
@@ -367,7 +434,7 @@ async def test_who_is_no_member_is_never_asked(autojump_clock: MockClock) -> Non
     async with _lab("asker", "poisoner", liars=[listens]) as (lab, (asker, poisoner, stranger)):
         lab.strangers.add(stranger.transport.peer_id)
         poisoner.near = [stranger.contact]
-        poisoner.records.note(SERVICE, JOB, stranger.contact, trio.current_time())
+        lab.names(poisoner, stranger)
         assert await _search(lab, asker, poisoner) == (False, [])
         assert heard == []
         assert asker.counters["asked"] == 1
@@ -480,8 +547,11 @@ async def test_a_node_that_was_told_of_a_holder_asks_him_though_nobody_else_was(
     async with three(MemoryNetwork(), tmp_path) as (_, worker, guest):
         assert guest.dht is not None
         service = guest.services.id_of(LAB)
+        dht = guest.dht
+        await until(lambda: worker.peer_id in dht.known(service), "it knows where the worker is")
         now_s = trio.current_time()
-        assert guest.dht._records.note(service, JOB, Contact(worker.peer_id, ()), now_s)
+        holder = Contact(worker.peer_id, ())
+        assert guest.dht._records.note(service, JOB, holder, "worker", now_s)
         monkeypatch.setattr(guest.dht._asker, "give", give)
         assert await guest.dht.look(service, JOB) is None
     assert asked == [worker.peer_id]

@@ -16,12 +16,12 @@ def main() -> int:
     parser.add_argument(
         "--write", action="store_true", help="write the table into docs/security.md"
     )
-    parser.add_argument("--only", default="", help="only rows whose names hold this")
+    parser.add_argument("--only", default="", help="only rows whose names or parts hold this")
     parser.add_argument("--row", action="append", default=[], help="this row only; repeat it")
     parser.add_argument("--plant", action="append", default=[], help="a fault (planted.py)")
     options = parser.parse_args()
     named = [row for row in ROWS if row.name in options.row] if options.row else ROWS
-    rows = [row for row in named if options.only in row.name]
+    rows = [row for row in named if options.only in f"{row.part}: {row.name}"]
     patience_s = 1.0 if options.plant else 20.0
     outcomes = trio.run(play, rows, True, tuple(options.plant), patience_s)
     refused = sum(not outcome.wrong for outcome in outcomes)

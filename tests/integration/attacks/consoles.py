@@ -6,6 +6,8 @@ import trio
 
 from pairio_node.transport.base import LOGS, ByteStream, StreamEnded, TransportError
 from pairio_protocol.codec import pack
+from pairio_protocol.limits import LOG_STREAMS_PER_PEER_MAX
+from tests.integration.attacks.crowd import KEYS, crowd, opened
 from tests.integration.attacks.lab import Lab
 from tests.integration.attacks.peers import Peer
 from tests.integration.attacks.table import attack
@@ -44,6 +46,21 @@ async def _stranger(lab: Lab) -> None:
         answer = b""
     # Ended unread, or `refused` where some other service knows the peer.
     assert answer in (b"", b"\x02"), f"answered {answer!r}"
+
+
+@attack(CONSOLES, "another service's member who knows an attempt", has="a role in another one",
+        does="asks for its console", counted="logs_refused")  # fmt: skip
+async def _other(lab: Lab) -> None:
+    answer = await _answer(await _ask(lab.guest, lab.service, _attempt(lab), 0, True))
+    assert answer == b"\x02", f"answered {answer!r}"
+
+
+@attack(CONSOLES, "a console of one service, asked for under another", has="a role in another one",
+        does="asks for an attempt of this one in the other's name",
+        refused_by="answered `unknown`: attempts of one service are none of another")  # fmt: skip
+async def _under_another(lab: Lab) -> bool:
+    answer = await _answer(await _ask(lab.guest, lab.other.service, _attempt(lab), 0, True))
+    return answer == b"\x03"
 
 
 @attack(CONSOLES, "a path for an attempt", has="role submit",
@@ -86,3 +103,13 @@ async def _streams(lab: Lab) -> None:
     assert answer == b"\x03", "a member is not answered meanwhile"
     for stream in opened:
         await stream.abort()
+
+
+@attack(CONSOLES, "one member's flood of streams for consoles", has=f"role submit, {KEYS} keys",
+        does="opens eight with each, and says nothing on them",
+        counted="log_streams_refused")  # fmt: skip
+async def _members_streams(lab: Lab) -> None:
+    async with crowd(lab) as (_, keys):
+        await opened(keys, LOGS, LOG_STREAMS_PER_PEER_MAX)
+        answer = await _answer(await _ask(lab.honest, lab.service, _attempt(lab), 0, True))
+        assert answer == b"\x03", "a member is not answered meanwhile"

@@ -117,6 +117,18 @@ class Lab:
 
         return str(json.loads(await trio.to_thread.run_sync(send))["cid"])
 
+    async def output(self, cid: str) -> Any:
+        """Return what the JSON file with this CID says."""
+        found = json.loads((self.node.home / "api.json").read_text())
+        headers = {"Authorization": f"Bearer {found['token']}"}
+        request = urllib.request.Request(f"{found['url']}/api/v1/content/{cid}", headers=headers)
+
+        def read() -> bytes:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return bytes(answer.read())
+
+        return json.loads(await trio.to_thread.run_sync(read))
+
     def counters(self) -> dict[str, int]:
         """Return what the node has counted, blocks included."""
         status = self.get("status")

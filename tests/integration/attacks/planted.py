@@ -6,10 +6,20 @@ So that it is seen that the table would find out.
 import sys
 from typing import Any
 
+from pairio_node import urls
 from pairio_node.blocks import exchange
 from pairio_node.blocks.guests import GuestBlocks
+from pairio_node.dht import asker as kad_asker
+from pairio_node.dht import server as kad_server
+from pairio_node.dht.node import Dht
+from pairio_node.dht.records import Records
+from pairio_node.node import Node
+from pairio_node.places import Places
+from pairio_node.streams.server import _Connection
+from pairio_node.transport.base import ByteStream
 from pairio_protocol import joining, sponsors
 from pairio_protocol.changes import Weighed
+from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import ServiceFold
 from pairio_protocol.intake import Intake
 from pairio_protocol.machines.membership import Membership
@@ -57,6 +67,32 @@ def _members(weighed: Weighed) -> tuple[str, ...]:
     return (*weighed.before.admins, *weighed.before.peers())
 
 
+def _place(places: Places, peer: str) -> tuple[str, str]:
+    """There is always a place, for strangers too."""
+    return "", peer
+
+
+def _secrets(core: NodeCore, peer: str, service: str, request: str, attempt: str) -> str | None:
+    """Whoever knows a request is given its secrets."""
+    state = core.fold(service).requests.get(request)
+    return state.job if state is not None else None
+
+
+def _first(connection: _Connection, target: bytes) -> Any:
+    """Whatever is asked for, the first input is meant."""
+    return next(iter(connection._sources.values()))
+
+
+async def _believed(*_: Any) -> bool:
+    """Whatever a holder gives is a result."""
+    return True
+
+
+async def _any_frame(stream: ByteStream, size_bytes_max: int) -> bytes:
+    """Frames have no bound."""
+    return await stream.receive_exactly(int.from_bytes(await stream.receive_exactly(4), "big"))
+
+
 #: By name: class or module, method, what is put in its place, and a row that must fail.
 FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "signatures": (Segment, "is_signed", _signatures, "a segment with a forged signature"),
@@ -74,6 +110,17 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     ),
     "guests": (GuestBlocks, "may_read", _yes, "a member's result, asked for by a guest"),
     "outputs": (ServiceFold, "lacks_outputs", _no, "a result without its outputs, for a guest"),
+    "logs": (Node, "_may_read", _yes, "another service's member who knows an attempt"),
+    "peers": (Places, "_free", _place, "one member's flood of streams for consoles"),
+    "secrets": (NodeCore, "gives_secrets", _secrets, "a reader who knows the attempt"),
+    "inputs": (_Connection, "_source", _first, "another job's input"),
+    "loopback": (urls, "_objection", _nothing, "an input of the machine's own network"),
+    "askers": (Dht, "is_member", _yes, "give of another service's member"),
+    "holders": (Records, "_has_room", _yes, "one job's holders, all of one member"),
+    "givers": (Dht, "_import", _believed, "a forged result, given by a holder"),
+    "waits": (kad_server, "_IDLE_S", 10_000.0, "a question that never ends"),
+    "frames": (kad_asker, "read_frame", _any_frame, "an answer of 4 GiB"),
+    "gifts": (kad_asker, "KAD_GIVEN_SIZE_BYTES_MAX", 2**40, "more than is taken of one holder"),
     "streams": (exchange, "BLOCK_STREAMS_PER_PEER_MAX", 10_000, "flood of streams for blocks"),
 }
 

@@ -5,6 +5,7 @@ from tests.integration.attacks import (
     bitswap,
     blocks,
     consoles,
+    dht,
     doors,
     forged,
     frames,
@@ -14,7 +15,9 @@ from tests.integration.attacks import (
     proposals,
     public,
     restarts,
+    secret_streams,
     sponsors,
+    streams,
 )
 from tests.integration.attacks.table import ROWS as _ROWS
 
@@ -23,7 +26,7 @@ __all__ = ["ROWS"]
 #: Importing a module adds its rows.
 _MODULES = (
     *(doors, members, forged, lists, proposals, joining, public, sponsors),
-    *(frames, blocks, consoles, bitswap, api, restarts),
+    *(frames, blocks, consoles, secret_streams, streams, dht, bitswap, api, restarts),
 )
 _ORDER = [module.__name__ for module in _MODULES]
 ROWS = sorted(_ROWS, key=lambda row: _ORDER.index(row.module))

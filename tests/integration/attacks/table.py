@@ -63,7 +63,8 @@ async def judge(lab: Lab, row: Attack, patience_s: float = 20.0) -> Outcome:
     before, counted_before = lab.last_state or await lab.state(), lab.counters()
     try:
         answer = await row.attempt(lab)
-    except (AssertionError, TransportError) as error:
+    except (AssertionError, TransportError, BaseExceptionGroup) as raised:
+        error = _failure(raised)
         lost = "; ".join(f"{p.name} lost: {p.lost}" for p in lab.peers.values() if p.lost)
         outcome.wrong.append(f"{error or 'an assertion failed'} {lost}".strip())
         answer = True
@@ -85,6 +86,17 @@ async def judge(lab: Lab, row: Attack, patience_s: float = 20.0) -> Outcome:
     if lab.last_state != before:
         outcome.wrong.append("the state has moved")
     return outcome
+
+
+def _failure(raised: BaseException) -> BaseException:
+    """Return what failed, out of its nurseries; what is no failure of an attempt is raised."""
+    if isinstance(raised, BaseExceptionGroup):
+        _, rest = raised.split((AssertionError, TransportError))
+        if rest is not None:
+            raise rest
+        while isinstance(raised, BaseExceptionGroup):
+            raised = raised.exceptions[0]
+    return raised
 
 
 def _count(counters: dict[str, int], name: str) -> int:
