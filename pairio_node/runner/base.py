@@ -86,12 +86,6 @@ class RunSpec:
     #: Where a socket lies by which the job reads streamed inputs (`streams`); None: it has none.
     stream_folder: Path | None = None
 
-    @property
-    def needs_own_start(self) -> bool:
-        """Say whether the job has what a process that was started ahead of it must not have."""
-        streams = any(file.url for file in self.inputs)
-        return streams or bool(self.secrets) or self.network != "none"
-
 
 def bare_spec(what: str, bundle: Path, work_dir: Path, **changes: Any) -> RunSpec:
     """Return a run that is no job's: the node tries a sandbox, or has an app say what it is."""

@@ -736,6 +736,7 @@ def test_a_node_that_is_not_root_has_them_too(tmp_path: Path) -> None:
     for kind in KINDS:
         assert found[kind]["said"] == [["content", 65534, []]] * 2
         assert found[kind]["status"]["workers"] == kind
+        assert found[kind]["needs"] == ["content", len("correct horse"), 1]
     # A worker that was started ahead cannot be shown files of the owner's: such a job is cold.
     assert found["zygote"]["status"]["jobsWarm"] == 2
     assert found["single"]["status"]["jobsWarm"] == 0

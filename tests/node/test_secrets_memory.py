@@ -131,7 +131,6 @@ async def test_the_worker_gets_them_and_afterwards_nobody_has_them(tmp_path: Pat
         spec = teller.given[0]
         assert spec.secrets == {"TOKEN": VALUE}
         assert spec.restart_grace_s == 0
-        assert spec.needs_own_start
         assert VALUE not in repr(spec)
         assert len(_holding(submitter)) == 1
         assert _holding(worker, other) == []

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "NEW_IPC",
@@ -15,6 +15,7 @@ __all__ = [
     "NEW_NS",
     "NEW_PID",
     "NEW_USER",
+    "attach_in",
     "close_except",
     "close_from",
     "die_with_parent",
@@ -23,6 +24,7 @@ __all__ = [
     "load_filter",
     "loopback_up",
     "make_private",
+    "memory_folder",
     "mount",
     "move_mount",
     "open_tree",
@@ -35,6 +37,8 @@ NEW_IPC, NEW_NET = 0x08000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REC, _PRIVATE = 1, 2, 4, 8, 0x4000, 1 << 18
 #: These numbers are the same on all architectures.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 428, 429, 436, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FS_SET_STRING, _FS_CREATE, _FS_CLOEXEC = 1, 6, 1
 _AT_FDCWD, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 4
 _OPEN_TREE_CLONE = 1
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP = 1, 4, 22
@@ -67,17 +71,66 @@ def open_tree(path: str, *, read_only: bool) -> int:
         ),
         f"open_tree {path}",
     )
-    attributes = _NOSUID | _NODEV | (_RDONLY if read_only else 0)
-    asked = struct.pack("=QQQQ", attributes, 0, 0, 0)
     try:
-        _done(
-            _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, asked, len(asked)),
-            "mount_setattr",
-        )
+        _set_attributes(fd, _NOSUID | _NODEV | (_RDONLY if read_only else 0))
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def memory_folder(files: Mapping[str, bytes], owner: int, size_bytes: int) -> int:
+    """Return a descriptor of a detached mount in memory, read-only, that holds `files` and is gone
+    with its last user. They are `owner`'s, who alone may read them; 0: this process' own."""
+    context = _done(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _FS_CLOEXEC), "fsopen")
+    try:
+        options = {b"size": str(size_bytes), b"mode": "0500"}
+        options |= {b"uid": str(owner), b"gid": str(owner)} if owner else {}
+        for key, value in options.items():
+            asked = (context, _FS_SET_STRING, key, value.encode(), 0)
+            _done(_libc.syscall(_SYS_FSCONFIG, *asked), f"fsconfig {key.decode()}")
+        _done(_libc.syscall(_SYS_FSCONFIG, context, _FS_CREATE, None, None, 0), "fsconfig")
+        fd = _done(_libc.syscall(_SYS_FSMOUNT, context, _FS_CLOEXEC, 0), "fsmount")
+    finally:
+        os.close(context)
+    try:
+        for name, data in files.items():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(name, flags, 0o400, dir_fd=fd), "wb") as file:
+                file.write(data)
+                if owner:
+                    os.fchown(file.fileno(), owner, owner)
+        _set_attributes(fd, _RDONLY | _NOSUID | _NODEV | _NOEXEC)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _set_attributes(fd: int, attributes: int) -> None:
+    asked = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _done(
+        _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, asked, len(asked)),
+        "mount_setattr",
+    )
+
+
+def attach_in(process: int, fd: int, target: str) -> None:
+    """Attach a detached mount in the mount namespace of another process. Needs CAP_SYS_ADMIN in
+    that; a child of this process goes there and ends."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            enter_namespace(f"/proc/{process}/ns/mnt", NEW_NS)
+            move_mount(fd, target)
+            os._exit(0)
+        except OSError as error:
+            os._exit(min(error.errno or 1, 255))
+        finally:
+            os._exit(255)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(code, f"cannot attach {target}: {os.strerror(code)}")
 
 
 def move_mount(fd: int, target: str) -> None:

@@ -3,21 +3,29 @@ interpreter and the import. What a job may do and see is the same."""
 
 import os
 import resource
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from pairio_node.runner.base import RunOutcome, RunSpec
+from pairio_node.runner.base import FORWARD_PORT, SOCKET, RunOutcome, RunSpec
 from pairio_node.runner.bwrap import BwrapRunner
 from pairio_node.runner.launch import Launcher
-from pairio_node.runner.mounts import Mounts, job_user, let_read, python_inside, sandbox_head
-from pairio_node.runner.process import common_environment
+from pairio_node.runner.mounts import (
+    SECRETS_INSIDE,
+    Mounts,
+    job_user,
+    let_read,
+    python_inside,
+    sandbox_head,
+)
+from pairio_node.runner.process import common_environment, sdk_root
 from pairio_node.runner.seccomp import middle, native, strict
 from pairio_node.runner.supervise import Ended, SupervisorLost, attach, request_of
 from pairio_node.runner.supervisor.job import OUTCOME_FILE
 from pairio_node.runner.supervisor.sandbox import FILTER
+from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.zygote.link import HostGone
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
 
@@ -76,18 +84,19 @@ class WarmRunner(BwrapRunner):
             (tmp / name).mkdir(parents=True, exist_ok=True)
         self._write_job(spec, tmp)
         _hand_over(spec, tmp)
-        plan = self._bare_plan(spec, [])
-        pid = await warmed.host.start(
-            request_of(plan)
-            | {
-                "alive": str(self._launcher.alive),
-                "groups": self._groups(),
-                "targets": _targets(spec),
-                "cwd": "/tmp/working",
-                "limits": _limits(spec, warmed.kind, self._groups()),
-            }
-        )
-        return await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0, pid=pid)
+        plan = replace(self._bare_plan(spec, []), user=job_user(), secrets=spec.secrets)
+        request = request_of(plan) | {
+            "alive": str(self._launcher.alive),
+            "groups": self._groups(),
+            "targets": _targets(spec),
+            "cwd": "/tmp/working",
+            "limits": _limits(spec, warmed.kind, self._groups()),
+            "secrets": SECRETS_INSIDE,
+            "streams": _streams(spec),
+        }
+        with handed(spec.work_dir, spec.secrets):
+            pid = await warmed.host.start(request)
+            return await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0, pid=pid)
 
     # -- what a host is told ----------------------------------------------------------------
 
@@ -118,6 +127,7 @@ class WarmRunner(BwrapRunner):
         argv += mounts.devices(masked=False)
         argv += self._program(spec, mounts)
         argv += ["--size", str(_TMP_SIZE_BYTES), "--tmpfs", "/tmp", "--dir", "/in"]
+        argv += ["--dir", SECRETS_INSIDE]
         argv += ["--dir", "/tmp/working", "--chdir", "/tmp/working", "--remount-ro", "/"]
         return self._part(spec, mounts, argv, b"")
 
@@ -127,6 +137,7 @@ class WarmRunner(BwrapRunner):
         argv += mounts.devices()
         argv += self._program(spec, mounts)
         argv += mounts.writable(Path("{tmp}"), "/tmp") + mounts.read_only(Path("{in}"), "/in")
+        argv += ["--dir", SECRETS_INSIDE]
         argv += ["--chdir", "/tmp/working", "--remount-ro", "/"]
         return self._part(spec, mounts, argv, filter_)
 
@@ -152,12 +163,26 @@ class WarmRunner(BwrapRunner):
 
 
 def app_of(spec: RunSpec) -> App | None:
-    """Return what jobs that may share a warm worker have in common; None: it runs cold."""
-    special = spec.gpus or spec.environment or spec.needs_own_start
+    """Return what jobs that may share a warm worker have in common; None: it runs cold. So does
+    what asks for a GPU, whose driver does not survive a fork, or for the machine's network, which
+    no process is to have without a lease."""
+    special = spec.gpus or spec.environment or spec.network != "none"
     if special or not spec.executable.endswith(".py"):
         return None
     cpus = max(1, spec.cpu_millicores // 1000)  # libraries make threads for so many at import
     return App(spec.service, spec.bundle.name, spec.executable, cpus, spec.app)
+
+
+def _streams(spec: RunSpec) -> dict[str, Any] | None:
+    """Return what is to forward to the job's streams (see `forwarding.Forwarding`)."""
+    if spec.stream_folder is None:
+        return None
+    return {
+        "program": str(sdk_root() / "pairio" / "sdk" / "_forward.py"),
+        "folder": str(spec.stream_folder),
+        "socket": SOCKET,
+        "port": FORWARD_PORT,
+    }
 
 
 def _fits(spec: RunSpec, kind: str) -> bool:

@@ -18,6 +18,7 @@ from pairio_node.runner.supervisor.processes import descendants
 from pairio_node.runner.supervisor.watch import Bounds
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces, not_shut_in
+from pairio_node.runner.zygote.forwarding import Forwarding
 
 __all__ = ["Warm", "WarmSupervisor", "end_init", "pid_of"]
 
@@ -27,6 +28,7 @@ _PREPARE_S = 20.0
 #: What cannot be killed (it waits for a device) is not waited for longer than this.
 _KILL_S = 5.0
 _COUNTED = ("cpu_ms", "memory_peak_bytes")
+_SECRETS_SIZE_BYTES = 2**20
 
 
 @dataclass
@@ -46,8 +48,9 @@ class Warm:
 
 class WarmSupervisor(Supervisor):
     """Has the job's processes elsewhere than below itself, in `group`. `plan` has besides:
-    `targets` ([path, where the job sees it, whether it is read-only]), `limits` (RLIMIT by name).
-    """
+    `targets` ([path, where the job sees it, whether it is read-only]), `limits` (RLIMIT by name),
+    `user` (whom the job runs as, 0: as the node), `secrets` (where it finds them), `streams` (see
+    `Forwarding`; None: it has none)."""
 
     def __init__(self, plan: dict[str, Any], warm: Warm, group: JobCgroup | None) -> None:
         super().__init__(plan, None)
@@ -58,6 +61,7 @@ class WarmSupervisor(Supervisor):
         self._end_fds = (self._link.fileno(), self._init_fd)
         self._used = dict.fromkeys(_COUNTED, 0)
         self._heard: set[str] = set()
+        self._forwarding: Forwarding | None = None
 
     def _start(self) -> None:
         self._bound()
@@ -65,10 +69,17 @@ class WarmSupervisor(Supervisor):
         if self._group is None or not self._group.bounds_cpu:
             for pid in (self._root, job):
                 self._keep_to_processors(pid)
-        if self._warm.namespaces is not None:
-            self._send_folders()
-        else:
-            self._take_folders()
+        secrets_fd = self._secrets_fd()
+        try:
+            if self._warm.namespaces is not None:
+                self._send_folders(secrets_fd)
+            else:
+                self._take_folders(job, secrets_fd)
+        finally:
+            if secrets_fd >= 0:
+                os.close(secrets_fd)
+        if self._plan["streams"] is not None:
+            self._forward(job)
         found = not_shut_in(job, self._warm.outside, self._warm.namespaces)
         if found:
             raise OSError(f"the warm worker is not shut in: {found}")
@@ -81,9 +92,28 @@ class WarmSupervisor(Supervisor):
             self._group.bound(bounds.memory_bytes, cpu_millicores, bounds.processes)
         return self._group
 
+    # -- what not every job has -----------------------------------------------------------
+
+    def _secrets_fd(self) -> int:
+        """Return a mount with the job's secrets; -1 when it has none. No process that serves
+        another job ever sees one: they come from the node to this process, and go to this mount."""
+        secrets = self._secrets()
+        if not secrets:
+            return -1
+        files = {name: value.encode() for name, value in secrets.items()}
+        return kernel.memory_folder(files, self._plan["user"], _SECRETS_SIZE_BYTES)
+
+    def _forward(self, job: int) -> None:
+        """Let the job read its streams on its own loopback."""
+        if self._warm.namespaces is None:  # its keeper is not there yet
+            kernel.enter_namespace(f"/proc/{job}/ns/net", kernel.NEW_NET)
+        self._forwarding = Forwarding(self._plan["streams"], self._plan["user"])
+        if self._group is not None:
+            self._group.enter(self._forwarding.pid)
+
     # -- the two kinds --------------------------------------------------------------------
 
-    def _send_folders(self) -> None:
+    def _send_folders(self, secrets_fd: int) -> None:
         """Send the job with its folders to a zygote's child."""
         self._console_fd, write_fd = os.pipe()
         passed = [write_fd]
@@ -91,15 +121,17 @@ class WarmSupervisor(Supervisor):
         try:
             for path, _, read_only in targets:
                 passed.append(kernel.open_tree(path, read_only=read_only))
-            job = self._job() | {"targets": [target for _, target, _ in targets]}
+            names = [target for _, target, _ in targets]
+            more = [] if secrets_fd < 0 else [secrets_fd]
+            job = self._job() | {"targets": names + [self._plan["secrets"]] * len(more)}
             self._link.settimeout(_PREPARE_S)
-            socket.send_fds(self._link, [json.dumps(job).encode()], passed)
+            socket.send_fds(self._link, [json.dumps(job).encode()], passed + more)
         finally:
             for fd in passed:
                 os.close(fd)
         self._hear("held", "prepared")
 
-    def _take_folders(self) -> None:
+    def _take_folders(self, job: int, secrets_fd: int) -> None:
         """Make a worker's folders those of the job."""
         worker = self._warm.folder
         self._console_fd = self._warm.console_fd
@@ -112,6 +144,8 @@ class WarmSupervisor(Supervisor):
             os.rename(own, os.path.join(worker, f"unused-{name}"))
             os.rename(theirs, own)
         remove_tree(Path(worker))
+        if secrets_fd >= 0:
+            kernel.attach_in(job, secrets_fd, self._plan["secrets"])
         self._link.send(json.dumps(self._job()).encode())
         self._hear("prepared")
 
@@ -143,6 +177,8 @@ class WarmSupervisor(Supervisor):
     def _end_all(self) -> None:
         """Kill the job's init: the system ends all that is below it."""
         end_init(self._init_fd)
+        if self._forwarding is not None:
+            self._forwarding.end()
         self._reap()
 
     def _reap(self) -> None:

@@ -2,7 +2,8 @@
 
 `python -I -S _forward.py SOCKET PORT PROGRAM...` listens, leaves a process behind that forwards,
 and becomes PROGRAM: for apps in any language. Without PROGRAM it says `ready` and forwards itself.
-Standard library only, one file.
+`_forward.py SOCKET fd=N USER` forwards what the descriptor N listens for, as USER (0: as it is),
+until its input ends. Standard library only, one file.
 """
 
 import os
@@ -85,19 +86,24 @@ class Pair:
 class Forwarder:
     """All connections of a job."""
 
-    def __init__(self, listener: socket.socket, path: str) -> None:
+    def __init__(self, listener: socket.socket, path: str, lives_fd: int = -1) -> None:
+        """`lives_fd`: what to end with, when it can be read from."""
         self.listener, self.path = listener, path
         self.selector = selectors.DefaultSelector()
         self.pairs: set[Pair] = set()
         self.waiting: set[Pair] = set()
         self.listens = False
         listener.setblocking(False)
+        if lives_fd >= 0:
+            self.selector.register(lives_fd, selectors.EVENT_READ, self)
 
     def run(self) -> None:
-        """Forward for ever; the end of the sandbox is the end of this."""
+        """Forward for ever; the end of the sandbox, or of `lives_fd`, is the end of this."""
         while True:
             self._listen(len(self.pairs) < _CONNECTIONS_MAX)
             for key, _ in self.selector.select(_AGAIN_S if self.waiting else None):
+                if key.data is self:
+                    return
                 if key.data is None:
                     self._accept()
                 elif key.data in self.pairs:
@@ -190,9 +196,21 @@ def serve(path: str, port: int) -> None:
     Forwarder(listener, path).run()
 
 
+def serve_outside(path: str, listener_fd: int, user: int) -> None:
+    """Forward from outside of a job's sandbox, without the rights of who started this."""
+    if user:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    Forwarder(socket.socket(fileno=listener_fd), path, lives_fd=0).run()
+
+
 def main() -> None:
     """Start the forwarder and become the program, or forward if there is none."""
     path, port, *program = sys.argv[1:]
+    if port.startswith("fd="):
+        serve_outside(path, int(port.removeprefix("fd=")), int(program[0]))
+        return
     if not program:
         serve(path, int(port))
     start(path, int(port))
