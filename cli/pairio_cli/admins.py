@@ -8,6 +8,7 @@ import typer
 from pairio_cli.output import as_json, data, fail, finished, note, short, table
 from pairio_cli.shared import Image, Json, Service, api, part, people, service_path
 from pairio_cli.times import ago_or_iso, clock
+from pairio_protocol.figures import counted
 
 __all__ = ["add_admin_commands", "done"]
 
@@ -166,7 +167,8 @@ def delete(
     if not yes:
         if not sys.stdin.isatty():
             fail(f"deleting {name!r} cannot be undone", "add --yes if that is what you want", 1)
-        note(f"{found['serviceName']!r} has {len(found['members'])} members; this ends it for all.")
+        members = counted(len(found["members"]), "member")
+        note(f"{found['serviceName']!r} has {members}; this ends it for all.")
         if typer.prompt("Its name again", err=True) != found["serviceName"]:
             fail("that is not its name; nothing was done", f"pairio service delete {name}", 1)
     made = api().call("DELETE", f"/api/v1/services/{part(name)}")
@@ -176,7 +178,8 @@ def delete(
 def sign_over(name: Service, json: Json = False) -> None:
     """Give back what branches that lost took away. Example: pairio service sign-over lab"""
     made = api().call("POST", service_path(name, "sign-over"))
-    done(made, json, f"Signed over {len(made['over'])} branches; see pairio service log {name}")
+    branches = counted(len(made["over"]), "branch", "branches")
+    done(made, json, f"Signed over {branches}; see pairio service log {name}")
 
 
 def app_update(

@@ -9,7 +9,8 @@ import typer
 from pairio_cli import complete
 from pairio_cli.output import as_json, data, finished, note, table
 from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
-from pairio_cli.times import clock
+from pairio_cli.times import clock_s
+from pairio_protocol.figures import counted
 
 __all__ = ["batch_app"]
 
@@ -61,7 +62,7 @@ def batch_ls(
             batch["serviceName"],
             str(batch["jobs"]),
             _counts(batch),
-            clock(int(batch["timestampCreatedSec"] * 1000)),
+            clock_s(batch["timestampCreatedSec"]),
         ]
         for batch in found
     ]
@@ -108,7 +109,7 @@ def batch_wait(
         note(f"error: not every job of batch {batch!r} completed: {_counts(found)}")
         note(f"\nhint: pairio batch retry {batch}, or pairio batch show {batch}")
         sys.exit(_EXIT_FAILED)
-    finished(f"Completed {found['jobs']} jobs of batch {batch!r}")
+    finished(f"Completed {counted(found['jobs'], 'job')} of batch {batch!r}")
 
 
 def _waited(node: Any, batch: dict[str, Any], ends_s: float | None) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def batch_cancel(batch: BatchId, service: ServiceOption = None, json: Json = Fal
     found = api().call("DELETE", _path(batch), None, {"serviceName": service})
     if json:
         as_json(found)
-    finished(f"Canceled {found['canceled']} jobs of batch {batch!r}")
+    finished(f"Canceled {counted(found['canceled'], 'job')} of batch {batch!r}")
 
 
 @batch_app.command("retry")

@@ -1,26 +1,19 @@
 """Commands: what content lies on the node, why, and what is to stay."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from pairio_cli.output import as_json, data, finished, note, table
 from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
+from pairio_cli.times import minute
+from pairio_protocol.figures import counted, size_text
 
 __all__ = ["cache_app"]
 
 cache_app = new_typer("What content lies on the node, and what is to stay.")
 
 _Name = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, or a CID.")]
-
-
-def _size(count: int) -> str:
-    """Return bytes as people read them."""
-    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
 
 
 @cache_app.command("stats")
@@ -31,15 +24,15 @@ def cache_stats(json: Json = False) -> None:
         as_json(found)
         return
     data(
-        f"{_size(found['usedBytes'])} of {_size(found['quotaBytes'])} used,"
-        f" {_size(found['roomBytes'])} free; {found['blocks']} blocks"
+        f"{size_text(found['usedBytes'])} of {size_text(found['quotaBytes'])} used,"
+        f" {size_text(found['roomBytes'])} free; {counted(found['blocks'], 'block')}"
     )
     if found["full"]:
         data("full: no job begins here until there is room")
-    table(["WHY", "SIZE"], [[why, _size(size)] for why, size in found["byReason"].items()])
+    table(["WHY", "SIZE"], [[why, size_text(size)] for why, size in found["byReason"].items()])
     data(f"pins: {found['pins']}, promised copies: {found['promises']}")
-    counted = ", ".join(f"{name} {count}" for name, count in sorted(found["counters"].items()))
-    data(counted.replace("_", " "))
+    counters = ", ".join(f"{name} {count}" for name, count in sorted(found["counters"].items()))
+    data(counters.replace("_", " "))
 
 
 @cache_app.command("ls")
@@ -55,8 +48,8 @@ def cache_ls(
     rows = [
         [
             root["cid"],
-            _size(root["sizeBytes"]),
-            f"{datetime.fromtimestamp(root['timestampUsedSec']):%Y-%m-%d %H:%M}",
+            size_text(root["sizeBytes"]),
+            minute(root["timestampUsedSec"]),
             ", ".join(root["keptBecause"]) or "-",
             root["what"],
         ]
@@ -76,7 +69,8 @@ def cache_pin(name: _Name, service: ServiceOption = None, json: Json = False) ->
         as_json(made)
         return
     data(made["name"])
-    finished(f"kept until `pairio cache unpin`: {len(made['cids'])} files or folders")
+    kept = counted(len(made["cids"]), "file or folder", "files or folders")
+    finished(f"kept until `pairio cache unpin`: {kept}")
 
 
 @cache_app.command("unpin")
@@ -102,7 +96,7 @@ def cache_pins(json: Json = False) -> None:
             pin["name"],
             pin["kind"],
             pin["serviceName"] or "-",
-            f"{datetime.fromtimestamp(pin['timestampPinnedSec']):%Y-%m-%d %H:%M}",
+            minute(pin["timestampPinnedSec"]),
         ]
         for pin in found["pins"]
     ]
@@ -128,6 +122,6 @@ def cache_gc(
     for root in done["roots"]:
         data(f"{root['cid']}  {root['what']}")
     did = "would free" if dry_run else "freed"
-    finished(f"{did} {_size(done['freedBytes'])} of {_size(done['usedBytesBefore'])}")
+    finished(f"{did} {size_text(done['freedBytes'])} of {size_text(done['usedBytesBefore'])}")
     if not done["freedBytes"] and not everything:
         note("it is below 80 % of the quota, or all of it must stay; see --all, pairio cache stats")

@@ -8,6 +8,7 @@ import typer
 
 from pairio_cli.output import as_json, data, finished, note, table
 from pairio_cli.shared import Json, api, new_typer, part
+from pairio_protocol.figures import counted, size_text
 
 __all__ = ["add_input", "content_app"]
 
@@ -23,7 +24,7 @@ def add_input(node: Any, path: Path, nocopy: bool) -> dict[str, Any]:
     added = add_reference(node, path, _say_progress if sys.stderr.isatty() else None)
     if added["before"]:
         jobs = len(added["dependents"])
-        needed = f"; {jobs} jobs known here have it as an input" if jobs else ""
+        needed = f"; known here as an input of {counted(jobs, 'job')}" if jobs else ""
         note(
             f"warning: {added['path']} has changed since it was added last: content"
             f" {added['before']} is gone from this node{needed}"
@@ -57,7 +58,7 @@ def content_add(
     if service is not None:
         node.call("POST", f"/api/v1/services/{part(service)}/content", {"cid": added["cid"]})
     as_json(added) if json else data(added["cid"])
-    finished(f"Added {added['size']} bytes")
+    finished(f"Added {size_text(added['size'])}")
 
 
 @content_app.command("refs")
@@ -78,8 +79,14 @@ def content_refs(json: Json = False) -> None:
 
 
 @content_app.command("forget")
-def content_forget(path: Path) -> None:
+def content_forget(path: Path, json: Json = False) -> None:
     """Serve a file or folder no more; it stays as it is. Example: pairio content forget data/"""
     query = {"path": str(path.absolute())}
-    for cid in api().call("DELETE", "/api/v1/content/references", None, query)["cids"]:
-        data(cid)
+    gone = api().call("DELETE", "/api/v1/content/references", None, query)
+    if json:
+        as_json(gone)
+    else:
+        for cid in gone["cids"]:
+            data(cid)
+    things = counted(len(gone["cids"]), "file or folder", "files or folders")
+    finished(f"Not served any more: {things}")

@@ -12,8 +12,9 @@ from typing import Any
 
 from pairio_cli.output import fail, short
 from pairio_cli.shared import part
+from pairio_protocol.figures import size_text
 
-__all__ = ["Bar", "content_of", "fetch_content", "plain_name", "size_text"]
+__all__ = ["Bar", "content_of", "fetch_content", "plain_name"]
 
 _DEPTH_MAX = 64
 
@@ -49,15 +50,6 @@ class Bar:
         """Empty the line."""
         if self._is_shown:
             print(f"\r{'':<78}\r", end="", file=sys.stderr, flush=True)
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a size as people read it."""
-    size, units = float(size_bytes), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size_bytes} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
 
 
 def plain_name(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pairio_cli.output import short
 from pairio_cli.shown import Shown
+from pairio_protocol.figures import size_text
 
 __all__ = ["TimeOver", "follow", "followed", "time_limit"]
 
@@ -103,7 +104,7 @@ def _show(event: dict[str, Any], shown: Shown, place: dict[str, Any]) -> None:
             shown.write(event["text"])
             place["attempt"] = event["attemptId"]
         case "gap":
-            note(f"[{event['bytes']} bytes left out]")
+            note(f"[{size_text(event['bytes'])} left out]")
         case "note":
             note(f"[{event['text']}]")
         case "attempt":

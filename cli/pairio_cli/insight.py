@@ -9,7 +9,8 @@ import typer
 
 from pairio_cli.output import as_json, data, fail, finished, note, short, shorts
 from pairio_cli.shared import JobId, Json, ServiceOption, api, part
-from pairio_cli.times import clock
+from pairio_cli.times import clock_s
+from pairio_protocol.figures import counted
 
 __all__ = ["job_explain", "job_graph", "job_script", "show_fits", "show_plan"]
 
@@ -46,7 +47,7 @@ def job_explain(
     data(found["why"])
     answer = found["answer"]
     if answer is not None:
-        when = clock(int(answer["timestampFinishedSec"] * 1000))
+        when = clock_s(answer["timestampFinishedSec"])
         data(f"answered by {answer['computeNodeName']}, {answer['status']} {when}")
     if found["nearest"] is not None:
         _show_nearest(found["nearest"], "compared with" if other else "nearest earlier job")
@@ -55,7 +56,7 @@ def job_explain(
 
 
 def _show_nearest(nearest: Job, words: str) -> None:
-    when = clock(int(nearest["timestampCreatedSec"] * 1000))
+    when = clock_s(nearest["timestampCreatedSec"])
     by = f"by {nearest['submittedBy']}, {when}"
     data(f"{words}: {short(nearest['jobId'])} ({nearest['status']}, {by})")
     if not nearest["differences"]:
@@ -188,6 +189,7 @@ def job_script(
     job_id: JobId,
     file: Annotated[Path | None, typer.Option("-o", help="File to write it to.")] = None,
     service: ServiceOption = None,
+    json: Json = False,
 ) -> None:
     """Print a Python program that submits a job. Example: pairio job script ID -o again.py"""
     graph = _get(job_id, "/graph", serviceName=service)
@@ -198,15 +200,16 @@ def job_script(
             1,
         )
     text = program(graph)
+    told = {"jobId": graph["jobId"], "jobs": len(graph["jobs"]), "program": text}
     if file is None:
-        print(text, end="")
+        as_json(told) if json else print(text, end="")
         return
     try:
         file.write_text(text)
     except OSError as error:
         fail(f"cannot write {file}: {error.strerror}", "name a file that you may write", 1)
-    data(str(file))
-    finished(f"Wrote a program that submits {len(graph['jobs'])} jobs")
+    as_json({**told, "file": str(file)}) if json else data(str(file))
+    finished(f"Wrote a program that submits {counted(len(graph['jobs']), 'job')}")
 
 
 def program(graph: Job) -> str:
@@ -247,19 +250,13 @@ def _submits(job: Job, names: dict[str, str]) -> str:
     lines.append("    job_definition=PairioJobDefinition(")
     lines.append(f"        appName={definition['appName']!r},")
     lines.append(f"        processorName={definition['processorName']!r},")
-    lines.append("        inputFiles=[")
-    lines += [f"            {_input(entry, names)}," for entry in definition["inputFiles"]]
-    lines.append("        ],")
-    lines.append("        outputFiles=[")
-    for entry in definition["outputFiles"]:
-        fields = f"name={entry['name']!r}, fileBaseName={entry['fileBaseName']!r}"
-        lines.append(f"            PairioJobOutputFile({fields}),")
-    lines.append("        ],")
-    lines.append("        parameters=[")
-    for entry in definition["parameters"]:
-        fields = f"name={entry['name']!r}, value={entry['value']!r}"
-        lines.append(f"            PairioJobParameter({fields}),")
-    lines.append("        ],")
+    lines += _listed("inputFiles", [_input(entry, names) for entry in definition["inputFiles"]])
+    outputs = [(o["name"], o["fileBaseName"]) for o in definition["outputFiles"]]
+    made = [f"PairioJobOutputFile(name={n!r}, fileBaseName={base!r})" for n, base in outputs]
+    lines += _listed("outputFiles", made)
+    values = [(p["name"], p["value"]) for p in definition["parameters"]]
+    given = [f"PairioJobParameter(name={name!r}, value={value!r})" for name, value in values]
+    lines += _listed("parameters", given)
     if definition.get("cacheBust") is not None:
         lines.append(f"        cacheBust={definition['cacheBust']!r},")
     lines.append("    ),")
@@ -267,6 +264,12 @@ def _submits(job: Job, names: dict[str, str]) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in need.items())
         lines.append(f"    required_resources=PairioJobRequiredResources({fields}),")
     return "\n".join([*lines, ")", ""])
+
+
+def _listed(name: str, entries: list[str]) -> list[str]:
+    """Return the lines of an argument that is a list; none of one that is empty."""
+    rows = [f"            {entry}," for entry in entries]
+    return [f"        {name}=[", *rows, "        ],"] if rows else []
 
 
 def _input(entry: Job, names: dict[str, str]) -> str:

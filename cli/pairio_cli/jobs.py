@@ -8,10 +8,11 @@ import click
 import typer
 
 from pairio_cli import complete, insight, results
-from pairio_cli.follow import follow
+from pairio_cli.follow import follow, followed
 from pairio_cli.output import as_json, data, fail, finished, note, short, shorts, table
 from pairio_cli.shared import JobId, Json, ServiceOption, api, new_typer, part
 from pairio_cli.shown import on_stdout, status_words
+from pairio_protocol.figures import counted
 from pairio_protocol.printable import PrintableStream
 
 __all__ = ["job_app", "show_jobs"]
@@ -141,8 +142,14 @@ def job_logs(
     ] = False,
     offset: Annotated[int, typer.Option(min=0, help="Leave out so many bytes.")] = 0,
     service: ServiceOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with -f a document a line, as it comes.")
+    ] = False,
 ) -> None:
     """Print what a job writes. Example: pairio job logs -f ID"""
+    if json:
+        _logs_as_json(job_id, service, offset, follows=follow_)
+        return
     if follow_:
         job = _get(job_id, service)
         end = follow(job["requestId"], service, on_stdout(), offset)
@@ -157,6 +164,19 @@ def job_logs(
     for chunk in chunks:
         sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
+
+
+def _logs_as_json(job_id: str, service: str | None, offset: int, *, follows: bool) -> None:
+    job = _get(job_id, service)
+    if not follows:
+        chunks = api().stream(_path(job_id, "/console"), _console_query(service, offset))
+        text = b"".join(chunks).decode(errors="replace")
+        as_json({"jobId": job["jobId"], "status": job["status"], "text": text})
+        return
+    for event in followed(job["requestId"], service, offset):
+        if event["type"] != "alive":
+            as_json(event, one_line=True)
+    _say_end(job, event["status"], event["error"])
 
 
 def _console_query(service: str | None, offset: int) -> dict[str, Any]:
@@ -236,7 +256,9 @@ def job_rm(job_id: JobId, service: ServiceOption = None, json: Json = False) -> 
     done = api().call("DELETE", _path(job_id), None, {"serviceName": service})
     if json:
         as_json(done)
-    finished(f"Hidden on this node: {len(done['hidden'])} requests; pairio job ls --hidden")
+    finished(
+        f"Hidden on this node: {counted(len(done['hidden']), 'request')}; pairio job ls --hidden"
+    )
 
 
 job_app.command("explain")(insight.job_explain)

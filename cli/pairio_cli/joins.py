@@ -9,7 +9,7 @@ import typer
 from pairio_cli.output import INTERRUPTED, as_json, data, fail, finished, note, short, table
 from pairio_cli.services import service_app
 from pairio_cli.shared import Json, Service, api, part, seconds
-from pairio_cli.times import clock
+from pairio_cli.times import clock, minute
 
 __all__ = ["join"]
 
@@ -40,7 +40,7 @@ def _note_proposal(made: dict[str, Any], service: str) -> None:
 def _until(made: dict[str, Any]) -> str:
     if made["expiresUnixMs"] is None:
         return ""
-    return time.strftime(", until %Y-%m-%d %H:%M", time.localtime(made["expiresUnixMs"] / 1000))
+    return f", until {minute(made['expiresUnixMs'] / 1000)}"
 
 
 @service_app.command("invite")

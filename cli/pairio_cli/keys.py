@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import as_json, data, note
+from pairio_cli.output import as_json, data, finished, note
 from pairio_cli.shared import new_typer
 
 __all__ = ["keys_app"]
@@ -72,6 +72,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="The file to make; never overwritten.")],
     home: _HomeOption = None,
     passphrase_file: _PassphraseFile = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write the key, encrypted with a passphrase. Example: pairio-node key export lab.key"""
     from pairio_node.errors import UserError
@@ -81,11 +82,12 @@ def export(
     if file.exists():  # said before a passphrase is asked for; write_new decides
         raise UserError(f"{file} is there already", hint="nothing is overwritten: name another one")
     write_new(file, encrypt_seed(opened.seed(), _passphrase(passphrase_file, twice=True)))
-    data(opened.key().peer)
-    note(f"{file} holds the key of this node, encrypted.")
+    peer = opened.key().peer
+    as_json({"peerId": peer, "file": str(file)}) if json else data(peer)
     note("Whoever has the file and its passphrase is this node, in every service: keep them apart.")
     note("Without the key and without this file the node's place in its services is lost: an admin")
     note("has to add a new key and revoke the old one.")
+    finished(f"{file} holds the key of this node, encrypted")
 
 
 @keys_app.command("import")
@@ -96,6 +98,7 @@ def import_(
     replace: Annotated[
         bool, typer.Option("--replace", help="Put another key of this home aside.")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make this home the node of an exported key. Example: pairio-node key import lab.key"""
     from pairio_node.home import Home
@@ -103,13 +106,15 @@ def import_(
 
     seed = decrypt_seed(file, _passphrase(passphrase_file, twice=False))
     opened, aside = Home.install_key(home, seed, replace)
-    data(opened.key().peer)
-    note(f"{opened.path} is this node now.")
+    peer, put = opened.key().peer, str(aside) if aside is not None else None
+    told = {"peerId": peer, "home": str(opened.path), "putAside": put}
+    as_json(told) if json else data(peer)
     if aside is not None:
         note(f"The key that was there lies in {aside}.")
     note("Run a key on one machine at a time: two nodes with one key take each other's messages.")
     note("If somebody else may have the old machine or file, make a new key instead (pairio-node")
     note("init on a new home), let an admin add it, and revoke this one.")
+    finished(f"{opened.path} is this node now")
 
 
 def _passphrase(path: Path | None, twice: bool) -> str:

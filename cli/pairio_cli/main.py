@@ -153,12 +153,13 @@ def submit(
 def open_page(
     job_id: JobId,
     print_: Annotated[bool, typer.Option("--print", help="Print the link only.")] = False,
+    json: Json = False,
 ) -> None:
     """Open a job's page in the browser. Example: pairio open ID"""
     node = api()
     job = node.call("GET", f"/api/v1/jobs/{part(job_id)}")
     link = node.call("POST", "/api/v1/links", {"path": f"/job/{job['jobId']}"})["url"]
-    data(link)
+    as_json({"jobId": job["jobId"], "url": link}) if json else data(link)
     if not print_:
         import webbrowser
 

@@ -13,9 +13,10 @@ import typer
 from pairio_cli import nodelog
 from pairio_cli.doctor import doctor
 from pairio_cli.keys import keys_app
-from pairio_cli.output import as_json, data, finished, guarded, note
+from pairio_cli.output import as_json, data, fail, finished, guarded, note
 from pairio_cli.shared import add_version, new_typer
 from pairio_cli.watchdog import last_words, watch, watched
+from pairio_protocol.figures import counted
 
 __all__ = ["main"]
 
@@ -41,10 +42,12 @@ def _home(path: Path | None) -> Any:
 @app.command()
 def init(
     home: Annotated[Path | None, typer.Option(help="The home; default PAIRIO_HOME.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a home with a new key. Example: pairio-node init"""
     opened = _home(home)
-    data(opened.key().peer)
+    peer = opened.key().peer
+    as_json({"peerId": peer, "home": str(opened.path)}) if json else data(peer)
     finished(f"The node's home is {opened.path}; its key is in node.key, keep it secret")
 
 
@@ -168,7 +171,7 @@ def status(
         why = f" ({entry['why']})" if entry["why"] else ""
         data(f"warm       {entry['service']}/{entry['app']}: {entry['workers']}, {jobs}{why}")
     if ipfs := found.get("ipfs"):
-        state = ipfs["error"] or f"answers, {ipfs['published']} results published"
+        state = ipfs["error"] or f"answers, {counted(ipfs['published'], 'result')} published"
         data(f"ipfs       Kubo {ipfs['version']} at {ipfs['api']}: {state}")
     crash = found["lastCrash"]
     told = f"; the last crash was at {crash['time']}: {crash['reason']}" if crash else ""
@@ -191,6 +194,7 @@ def drain(
         float | None,
         typer.Option(help="What runs gets so long; then it is given up. Default: to its end."),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON at the end.")] = False,
 ) -> None:
     """Stop the node when its jobs are over: it takes no more, and hands back those that wait.
     Example: pairio-node drain --wait-sec 60"""
@@ -199,24 +203,29 @@ def drain(
 
     with closing(Api()) as api:
         home = Path(api.call("GET", "/api/v1/status")["home"])
-        running = api.call("POST", "/api/v1/drain", {"waitSec": wait_sec})["running"]
-        note(f"The node takes no more jobs; {running} run")
+        began = running = api.call("POST", "/api/v1/drain", {"waitSec": wait_sec})["running"]
+        note(f"The node takes no more jobs; {_still(running)}")
         try:
             while True:
                 time.sleep(_DRAIN_LOOK_S)
                 left = api.call("GET", "/api/v1/status")["running"]
                 if left != running:
-                    note(f"{left} run")
+                    note(_still(left))
                 running = left
         except NodeNotRunning:
             pass  # it stops; what it still does takes seconds
     ends_s = time.monotonic() + _STOP_S
     while _is_locked(home):
         if time.monotonic() > ends_s:
-            note(f"error: the node has not stopped for {_STOP_S:g} s")
-            raise typer.Exit(4)
+            fail(f"the node has not stopped for {_STOP_S:g} s", "look: pairio-node logs", 4)
         time.sleep(_DRAIN_LOOK_S)
-    note("The node has stopped; no job of it is left")
+    if json:
+        as_json({"home": str(home), "running": began, "stopped": True})
+    finished("The node has stopped; no job of it is left")
+
+
+def _still(running: int) -> str:
+    return f"{counted(running, 'run')} {'goes' if running == 1 else 'go'} on"
 
 
 def _is_locked(home: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pairio_cli.output import data, fail, note
+from pairio_cli.output import as_json, data, fail, note
 
 __all__ = ["logs"]
 
@@ -21,6 +21,9 @@ def logs(
     lines: Annotated[int, typer.Option("-n", min=0, help="So many lines, the newest.")] = 100,
     path: Annotated[bool, typer.Option("--path", help="Only say where the file is.")] = False,
     home: Annotated[Path | None, typer.Option(help="The home; default PAIRIO_HOME.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with -f a line a document.")
+    ] = False,
 ) -> None:
     """Show what the node on this machine did. Example: pairio-node logs -f"""
     from pairio._http import default_home
@@ -28,7 +31,7 @@ def logs(
 
     file = (home or default_home()) / LOG_FILE
     if path:
-        data(str(file))
+        as_json({"file": str(file)}) if json else data(str(file))
         return
     older = [file.with_name(f"{LOG_FILE}.{number}") for number in range(FILES - 1, 0, -1)]
     newest: deque[str] = deque(maxlen=lines)
@@ -39,13 +42,17 @@ def logs(
         fail(f"there is no {file}", "no node has run on this home: pairio-node run", 1)
     with opened:
         newest.extend(line.rstrip("\n") for line in opened)
+        if json and not follow:
+            as_json({"file": str(file), "lines": list(newest)})
+            return
+        show = (lambda line: as_json(line, one_line=True)) if json else data
         for line in newest:
-            data(line)
+            show(line)
         if not follow:
             note(f"{file}")
             return
         for line in _new_lines(file, opened):
-            data(line)
+            show(line)
 
 
 def _lines_of(file: Path) -> Iterator[str]:

@@ -65,11 +65,12 @@ def elapsed_s() -> float:
     return time.monotonic() - _began_s
 
 
-def as_json(value: Any) -> None:
-    """Print one JSON document. Within strings, where alone it can be, what is no printable
-    character is escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text))
+def as_json(value: Any, *, one_line: bool = False) -> None:
+    """Print one JSON document, or one of those that come a line each. Within strings, where alone
+    it can be, what is no printable character is escaped."""
+    text = json.dumps(value, indent=None if one_line else 2, ensure_ascii=False)
+    shown = "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    print(shown, flush=one_line)
 
 
 def short(identifier: str | None) -> str:

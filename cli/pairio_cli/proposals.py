@@ -11,6 +11,7 @@ from pairio_cli.admins import done
 from pairio_cli.output import as_json, data, fail, finished, note, short
 from pairio_cli.shared import Json, Service, api, part, people, service_path
 from pairio_cli.times import clock
+from pairio_protocol.figures import counted
 
 __all__ = ["add_proposal_commands"]
 
@@ -28,7 +29,8 @@ def _show(proposal: dict[str, Any]) -> None:
     for words in proposal["does"]:
         data(f"  {words}")
     if proposal["cuts"]:
-        data(f"  counts {proposal['cuts']} logs up to where they were when it was proposed")
+        logs = counted(proposal["cuts"], "log")
+        data(f"  counts {logs} up to where they were when it was proposed")
     data(f"  proposed by: {people([proposal['proposedBy']])}, {clock(proposal['issuedUnixMs'])}")
     data(f"  signed by: {people(proposal['signedBy'])}")
     if not proposal["fits"]:
@@ -175,7 +177,7 @@ def _tell(log: dict[str, Any]) -> None:
         for words in entry["does"]:
             data(f"      {words}")
         if entry["cuts"]:
-            data(f"      counts {entry['cuts']} logs up to a cut")
+            data(f"      counts {counted(entry['cuts'], 'log')} up to a cut")
         for cid in entry["over"]:
             data(f"      signs over the branch that ends in {cid}")
     data(f"head: {log['head']}")
@@ -228,7 +230,7 @@ def verify_log(file: Annotated[Path, typer.Argument(metavar="FILE")], json: Json
         "entries": history(chain),
     }
     as_json(told) if json else _tell(told)
-    finished(f"Verified {len(told['entries'])} changes of service {chain.service}")
+    finished(f"Verified {counted(len(told['entries']), 'change')} of service {chain.service}")
     note("Its id names the first change; compare it, and the head, with a member's you trust")
 
 

@@ -9,6 +9,7 @@ from pairio_cli.admins import done
 from pairio_cli.output import as_json, data, finished, note, short, table
 from pairio_cli.shared import Json, Service, ServiceOption, api, part, service_path
 from pairio_cli.times import clock
+from pairio_protocol.figures import counted
 
 __all__ = ["publish", "published", "service_policy", "unpublish"]
 
@@ -30,7 +31,8 @@ def publish(what: _What, service: ServiceOption = None, json: Json = False) -> N
         "its definition, result, outputs and console" if made["kind"] == "result" else "all of it"
     )
     note(f"{_NOT_UNSAID}. To stop serving it: pairio unpublish {short(made['id'])}")
-    finished(f"Anybody who reaches this node may read {told} ({made['blocks']} blocks), by CID")
+    blocks = counted(made["blocks"], "block")
+    finished(f"Anybody who reaches this node may read {told} ({blocks}), by CID")
 
 
 def unpublish(what: _What, json: Json = False) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import click
 import typer
 
-from pairio_cli.download import Bar, content_of, fetch_content, plain_name, size_text
+from pairio_cli.download import Bar, content_of, fetch_content, plain_name
 from pairio_cli.output import as_json, data, fail, finished, note, short
 from pairio_cli.shared import JobId, Json, ServiceOption, api, part
+from pairio_protocol.figures import counted, size_text
 
 __all__ = ["export", "get", "import_", "provenance", "verify"]
 
@@ -36,22 +37,30 @@ def get(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     service: ServiceOption = None,
+    json: Json = False,
 ) -> None:
     """Get outputs of a job, or content. Example: pairio get ID output -o greeting.txt"""
     node = api()
     wanted = _wanted(node, job_id, output, service)
     is_file = output is not None and file is None and not _is_folder(node, wanted[0][0])
-    if is_file or file == Path("-"):
+    if (is_file and not json) or file == Path("-"):
+        if json:
+            fail("--json and the bytes both want stdout", "name a file: -o PATH", 2)
         if len(wanted) > 1:
             fail(f"{job_id} has {len(wanted)} outputs", "name one of them, or a folder: -o DIR", 1)
         for chunk in content_of(node, wanted[0][0]):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
         return
+    written = []
     for cid, target in _targets(wanted, file):
         size = fetch_content(node, cid, target, force=force)
-        data(str(target))
+        written.append({"path": str(target), "cid": cid, "size": size})
+        if not json:
+            data(str(target))
         finished(f"Wrote {size_text(size)} to {target}")
+    if json:
+        as_json({"written": written})
 
 
 def _wanted(node: Any, name: str, output: str | None, service: str | None) -> list[tuple[str, str]]:
@@ -206,8 +215,11 @@ def provenance(
         typer.Option("--format", click_type=click.Choice(_FORMS), help="in-toto: one a line."),
     ] = "json",
     service: ServiceOption = None,
+    json: Json = False,
 ) -> None:
     """Say where a result comes from. Example: pairio job provenance ID --format dot"""
+    if json and form != "json":
+        fail(f"--json and --format {form} are two forms", "leave one of them out", 2)
     path = f"/api/v1/results/{part(job_id)}/provenance"
     chunks = api().stream(path, {"serviceName": service, "format": form})
     text = b"".join(chunks).decode()
@@ -222,6 +234,7 @@ def export(
     file: Annotated[Path, typer.Option("-o", help="File to write, such as result.car.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     service: ServiceOption = None,
+    json: Json = False,
 ) -> None:
     """Export a result and all it rests on. Example: pairio export ID -o result.car"""
     if file.exists() and not force:
@@ -247,7 +260,7 @@ def export(
     finally:
         partial.unlink(missing_ok=True)
         bar.clear()
-    data(str(file))
+    as_json({"file": str(file), "size": size, "notFetched": notes}) if json else data(str(file))
     finished(
         f"Wrote {size_text(size)}; pairio verify {file} needs no node, pairio import takes it in"
     )
@@ -268,7 +281,7 @@ def import_(
     else:
         for name in [r["resultCid"] for r in found["results"][:1]] or found["roots"]:
             data(name)
-    finished(f"Imported {found['blocks']} blocks, {size_text(found['size'])}")
+    finished(f"Imported {counted(found['blocks'], 'block')}, {size_text(found['size'])}")
     refused = [row for row in found["results"] if not row["counts"]]
     if found["serviceId"] is None:
         note("It is content only: pairio get CID writes it to a file")
@@ -280,4 +293,6 @@ def import_(
         words = f"result {first['resultCid']} does not count here: {first['why']}"
         fail(words, f"pairio verify {file} shows where it breaks", 1)
     else:
-        note(f"{len(found['results'])} results count in {found['serviceName']!r} from now on")
+        count = len(found["results"])
+        verb = "counts" if count == 1 else "count"
+        note(f"{counted(count, 'result')} {verb} in {found['serviceName']!r} from now on")

@@ -16,6 +16,8 @@ from pairio_cli.insight import show_plan
 from pairio_cli.output import INTERRUPTED, as_json, data, elapsed_s, finished, note, short
 from pairio_cli.secret import read_secrets
 from pairio_cli.shown import on_stderr, status_words
+from pairio_cli.times import clock_s
+from pairio_protocol.figures import size_text
 
 __all__ = [
     "Waiting",
@@ -272,10 +274,13 @@ def show_job(job: dict[str, Any]) -> None:
     for source in job.get("sources") or ():
         data(f"{'input':<10} {source_words(source)}")
     for output in job["outputFileResults"]:
-        size = "not there yet" if output["size"] is None else f"{output['size']} bytes"
+        size = "not there yet" if output["size"] is None else size_text(output["size"])
         data(f"{'output':<10} {output['name']} ({output['fileBaseName']}): {size}")
     for attempt in job["attempts"]:
-        began, ended = _clock(attempt["timestampStartedSec"]), _clock(attempt["timestampEndedSec"])
+        began, ended = (
+            clock_s(attempt["timestampStartedSec"]),
+            clock_s(attempt["timestampEndedSec"]),
+        )
         how = ": ".join(part for part in (attempt["ended"], attempt["reason"]) if part)
         span = f"{began} to {ended}, {how}" if ended else f"since {began}"
         data(f"{'attempt':<10} on {attempt['computeNodeId']}, {span}")
@@ -283,8 +288,6 @@ def show_job(job: dict[str, Any]) -> None:
 
 def usage_words(usage: dict[str, int]) -> str:
     """Say what a run used; empty where nothing was counted."""
-    from pairio_cli.download import size_text
-
     if not usage.get("wall_ms"):
         return ""
     parts = [f"{usage['wall_ms'] / 1000:.2f} s", f"{usage.get('cpu_ms', 0) / 1000:.2f} s of CPU"]
@@ -301,7 +304,7 @@ def usage_words(usage: dict[str, int]) -> str:
 
 def source_words(source: dict[str, Any]) -> str:
     """Say of an input by URL which content of it the result rests on."""
-    parts = [f"{source['size']} bytes"]
+    parts = [size_text(source["size"])]
     if source["sha256"]:
         parts.append(f"sha256 {source['sha256'][:12]}...")
     elif source["ranges"]:
@@ -309,9 +312,5 @@ def source_words(source: dict[str, Any]) -> str:
         parts.append(f"{read} of them read")
     if source["etag"]:
         parts.append(f"ETag {source['etag']}")
-    date = _clock(source["timestampReadSec"])
+    date = clock_s(source["timestampReadSec"])
     return f"{source['name']} by URL, content of {date} ({', '.join(parts)})"
-
-
-def _clock(unix_s: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s)) if unix_s else ""

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from pairio_cli.output import fail
 
-__all__ = ["ago_or_iso", "clock"]
+__all__ = ["ago_or_iso", "clock", "clock_s", "minute"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -30,3 +30,13 @@ def clock(unix_ms: int) -> str:
         return datetime.fromtimestamp(unix_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return f"{unix_ms} ms"
+
+
+def clock_s(unix_s: float | None) -> str:
+    """Return the same of a time in s; nothing where there is none."""
+    return clock(int(unix_s * 1000)) if unix_s else ""
+
+
+def minute(unix_s: float) -> str:
+    """Return the same to the minute."""
+    return clock(int(unix_s * 1000))[: -len(":00")]

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from pairio_cli.nodes import HEADERS, node_rows
-from pairio_cli.output import as_lines, data, note, short, shorts
+from pairio_cli.output import as_json, as_lines, data, note, short, shorts
 from pairio_cli.shared import ServiceOption, part
 from pairio_cli.shown import status_words
+from pairio_protocol.figures import counted
 
 __all__ = ["watch"]
 
@@ -30,16 +31,27 @@ _CLEAR = "\x1b[H\x1b[2J"
 def watch(
     service: ServiceOption = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print changes as JSON, a document a line.")
+    ] = False,
 ) -> None:
     """Watch nodes and jobs as they change, until Ctrl-C. Example: pairio watch"""
     from pairio._http import Api
 
     with closing(Api()) as api, closing(Api()) as streamed:
         if once:
+            if json:
+                nodes, jobs = _looked(api, service)
+                as_json({"nodes": nodes, "jobs": jobs})
+                return
             for line in _screen(api, service):
                 data(line)
             return
-        if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        if json:
+            for event in streamed.events("/api/v1/events", {"serviceName": service}):
+                if event.kind == "job":
+                    as_json(event.data, one_line=True)
+        elif sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             _redraw(api, streamed, service)
         else:
             _print_lines(api, streamed, service)
@@ -103,15 +115,20 @@ def _size() -> tuple[int, int]:
     return max(5, size.lines - 1), max(20, size.columns)
 
 
-def _screen(api: Any, service: str | None) -> Iterator[str]:
-    """Yield the lines of a screen: nodes, then the newest jobs."""
+def _looked(api: Any, service: str | None) -> tuple[list[Any], list[Any]]:
+    """Return the nodes, and the newest jobs."""
     query = {"serviceName": service}
     nodes = api.call("GET", "/api/v1/nodes", None, query)["nodes"]
-    jobs = api.call("GET", "/api/v1/jobs", None, {**query, "limit": _JOBS})["jobs"]
+    return nodes, api.call("GET", "/api/v1/jobs", None, {**query, "limit": _JOBS})["jobs"]
+
+
+def _screen(api: Any, service: str | None) -> Iterator[str]:
+    """Yield the lines of a screen: nodes, then the newest jobs."""
+    nodes, jobs = _looked(api, service)
     running = sum(node["running"] for node in nodes)
     alive = sum(node["isAlive"] for node in nodes)
     yield f"pairio  {service or 'all services'}  {time.strftime('%H:%M:%S')}  " + (
-        f"{alive} of {len(nodes)} nodes alive, {running} runs"
+        f"{alive} of {counted(len(nodes), 'node')} alive, {counted(running, 'run')}"
     )
     yield ""
     yield from as_lines(HEADERS, node_rows(nodes))

@@ -165,7 +165,7 @@ DOING: list[tuple[list[str], tuple[str, str, Any], str]] = [
         "1 of 1",
     ),
     (["service", "delete", "lab", "--yes"], ("DELETE", "", None), "has ended"),
-    (["service", "sign-over", "lab"], ("POST", "sign-over", None), "over 1 branches"),
+    (["service", "sign-over", "lab"], ("POST", "sign-over", None), "over 1 branch"),
     (["app", "remove", "lab", "hello"], ("DELETE", "apps/hello", None), "Removed 'hello'"),
 ]
 

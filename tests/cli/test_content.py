@@ -75,7 +75,7 @@ def test_hashing_is_asked_for_again_until_it_is_done(
     assert (ran.code, ran.out) == (0, "bafynew\n")
     bodies = [asked.body for asked in node.calls("POST", REFS)]
     assert [body["path"] for body in bodies] == [str(tmp_path / "data")] * 3
-    assert "content bafyold is gone from this node; 2 jobs known here" in ran.err
+    assert "content bafyold is gone from this node; known here as an input of 2 jobs" in ran.err
     assert node.calls("POST", "/content") == [], "no bytes are sent"
 
 

@@ -294,7 +294,7 @@ def test_rerun_runs_anew_what_completed_and_what_failed(lab: FakeNode, run: Run)
 def test_rm_hides_here(lab: FakeNode, run: Run) -> None:
     gone = run("job", "rm", JOB_ID)
     assert (gone.code, gone.out) == (0, "")
-    assert "Hidden on this node: 1 requests" in gone.err
+    assert "Hidden on this node: 1 request;" in gone.err
 
 
 @pytest.mark.parametrize(
@@ -597,5 +597,5 @@ def test_watch_prints_a_line_for_each_change_where_there_is_no_screen(
     assert "hello/greet  failed on 2D3KooWada: no" in watched.out
     lab.on("GET", "/jobs", {"jobs": [job(timestampCreatedSec=1.0)], "nextCursor": None})
     once = run("watch", "--once")
-    assert "1 of 2 nodes alive, 1 runs" in once.out
+    assert "1 of 2 nodes alive, 1 run" in once.out
     assert JOB_ID[-10:] in once.out

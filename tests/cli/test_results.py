@@ -352,7 +352,7 @@ def _imported(run: Run, node: FakeNode, **changed: Any) -> Ran:
 def test_an_import_says_what_became_of_it(node: FakeNode, run: Run) -> None:
     done = _imported(run, node)
     assert (done.code, done.out) == (0, f"{JOB_ID}\n")
-    assert "1 results count in 'lab'" in done.err
+    assert "1 result counts in 'lab'" in done.err
     assert node.asked[-1].body == b"car"
     stranger = _imported(run, node, serviceName=None)
     assert (stranger.code, "kept as content only" in stranger.err) == (0, True)

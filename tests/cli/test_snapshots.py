@@ -12,20 +12,27 @@ from typing import Any
 
 import pytest
 
+from pairio_node.doctor import Facts
+from pairio_node.home import Home
+from pairio_node.runner.base import ProbeResult
 from pairio_protocol.cid import RAW, cid_of
 from tests.cli import test_admins as admins
 from tests.cli import test_cache as cache
 from tests.cli import test_commands as commands
+from tests.cli import test_content as content
 from tests.cli import test_jobs as jobs
 from tests.cli import test_joins as joins
 from tests.cli import test_public as public
 from tests.cli import test_publish as publish
+from tests.cli import test_results as results
 from tests.cli.conftest import Run
 from tests.cli.test_help import COMMANDS
 from tests.sdk.fake_node import JOB_ID, REQUEST_ID, FakeNode, Raw, job
 
 FOLDER = Path(__file__).parent / "snapshots"
 CID = cid_of(RAW, b"hello")
+OPEN_ID, BUSY_ID = "openopen", "busybusy"
+BUSY = b'{"error": {"message": "the node is overloaded", "hint": "try again", "code": "busy"}}'
 HIT = {
     **jobs.PLAN,
     "isHit": True,
@@ -65,6 +72,24 @@ CHECK = {
     "jobId": JOB_ID,
     "resultCid": "bafyresult",
     "by": [],
+}
+
+
+REFERENCE = {
+    "path": "/data/a",
+    "type": "file",
+    "size": 12,
+    "state": "changed",
+    "cid": CID,
+    "dependents": [JOB_ID],
+}
+IMPORTED: dict[str, Any] = {
+    "roots": [CID],
+    "blocks": 4,
+    "size": 2345,
+    "serviceId": "bafyservice",
+    "serviceName": "lab",
+    "results": [{"resultCid": "bafyresult", "counts": True, "why": ""}],
 }
 
 
@@ -124,6 +149,8 @@ def _answers(node: FakeNode) -> None:
         ("GET", "/jobs", {"jobs": [job()], "nextCursor": None}),
         ("GET", f"/jobs/{JOB_ID}", job()),
         ("GET", f"/jobs/{JOB_ID}/why", commands.WHY),
+        ("GET", f"/jobs/{OPEN_ID}", job(status="running", isSettled=False, progress=0.42)),
+        ("GET", f"/jobs/{BUSY_ID}", Raw(BUSY, 503)),
         ("GET", f"/jobs/{JOB_ID}/explain", EXPLAINED),
         ("GET", f"/jobs/{JOB_ID}/graph", jobs.GRAPH),
         ("GET", f"/jobs/{JOB_ID}/console", Raw(b"one\ntwo\n")),
@@ -135,6 +162,14 @@ def _answers(node: FakeNode) -> None:
         ("GET", "/batches/nightly", jobs.BATCH),
         ("DELETE", "/batches/nightly", {**jobs.BATCH, "canceled": 2}),
         ("POST", "/jobs/batch", {"jobs": []}),
+        ("POST", f"{at}/proposals/sign", admins.act(signed="bafyproposal", data="c2lnbmVk")),
+        ("POST", f"{at}/proposals/x/renew", admins.act(proposal=admins.PROPOSAL, changed=False)),
+        ("POST", "/content/references", content._done(before="bafyold", dependents=[JOB_ID])),
+        ("GET", "/content/references", {"references": [REFERENCE]}),
+        ("DELETE", "/content/references", {"cids": [CID]}),
+        ("GET", f"/results/{JOB_ID}/bring", jobs.lines({"note": "bafyx: nobody has it"})),
+        ("GET", f"/results/{JOB_ID}/export", Raw(b"x" * 2345)),
+        ("POST", "/import", IMPORTED),
         ("GET", "/nodes", {"nodes": [jobs.NODE, {**jobs.NODE, "name": "Bob", "isAlive": False}]}),
     ):
         node.on(method, path, answer)
@@ -146,12 +181,19 @@ CASES = {
     " revoke lab Bob; rename lab Bob Eve; rename lab other; admins lab; delete lab --yes;"
     " proposals lab; withdraw lab x; log lab; sign-over lab; invite lab; invitations lab;"
     " uninvite lab abc; link-device lab; requests lab; approve lab 3f; deny lab 3f; public lab;"
-    " policy lab",
+    " policy lab; propose lab; propose lab --file change.json; propose lab --renew x;"
+    " sign lab x --yes; sign lab --file change.json; verify-log log.json; verify-log nothing.json",
+    "content": "add file.txt; add file.txt --nocopy; add nothing; refs; forget file.txt",
+    "get": f"{JOB_ID}; {JOB_ID} one; {JOB_ID} one -o one.txt --json; {JOB_ID} no; {JOB_ID} one -o"
+    " - --json",
+    "export": f"{JOB_ID} -o x.car; {JOB_ID} -o x.car; {JOB_ID} -o y.car --json",
+    "import": "file.txt; nothing.car",
     "app": "ls lab; install lab hello_world; update lab hello_world; remove lab hello; history lab",
     "cache": f"stats; ls; pins; pin {cache.CID}; unpin {cache.CID}; gc --dry-run",
     "job": f"ls; show {JOB_ID}; why {JOB_ID}; logs {JOB_ID}; cancel {JOB_ID}; rerun {JOB_ID};"
     f" rm {JOB_ID}; wait {JOB_ID}; explain {JOB_ID}; graph {JOB_ID}; graph {JOB_ID} --format dot;"
-    f" script {JOB_ID}; provenance {JOB_ID}; show nothing",
+    f" script {JOB_ID}; provenance {JOB_ID}; show nothing; wait {OPEN_ID} --timeout 0;"
+    f" logs {JOB_ID} --json; script {JOB_ID} --json; show {OPEN_ID}; show {BUSY_ID}",
     "batch": "ls; show nightly; wait nightly; cancel nightly; retry nightly",
     "node": "ls",
     "token": "create notebook",
@@ -161,11 +203,21 @@ CASES = {
     "published": "",
     "verify": JOB_ID,
     "open": f"{JOB_ID} --print",
-    "watch": "--nonsense",
+    "watch": "--nonsense; --once --json",
     "submit": "hello/greet; hello/greet --wait; hello/greet --dry-run; hello/greet -p name=x"
     " --dry-run; hello/nothing; hello/greet -p name; hello/greet --timeout 3",
     "pairio-node status": "",
+    "pairio-node init": "; --json",
+    "pairio-node key": "show; export out.key --passphrase-file phrase; export out.key; export"
+    " z.key; import out.key --passphrase-file phrase --json; import nothing --passphrase-file"
+    " phrase",
+    "pairio-node logs": "-n 1; -n 1 --json; --path; --home nowhere",
+    "pairio-node doctor": "",
+    "pairio-node drain": "; --json",
+    "pairio-node run": "--no-watchdog --listen nonsense; --no-watchdog --cpus=-1",
 }
+#: It runs a network: tests/integration/test_network.py.
+ELSEWHERE = {"pairio demo"}
 
 
 def _cases() -> Iterator[tuple[str, list[str]]]:
@@ -175,7 +227,10 @@ def _cases() -> Iterator[tuple[str, list[str]]]:
 
 def _plain(text: str) -> str:
     """Return what is printed without what is another each time."""
-    return re.sub(r"\d+\.\d\ds", "0.00s", text)
+    text = text.replace(os.getcwd(), "/here").replace(os.environ["PAIRIO_HOME"], "/home")
+    text = re.sub(r"[0-9a-f]{64}", "<public key>", re.sub(r"\d+\.\d\ds", "0.00s", text))
+    text = re.sub(r"12D3KooW\w{44}", "<peer>", text)
+    return re.sub(r"\b(?:[a-z]{5}-){5}[a-z]{5}\b", "<fingerprint>", text)
 
 
 @pytest.fixture(autouse=True)
@@ -188,15 +243,52 @@ def in_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: FakeNode) -> None:
+    """Lay files out that the commands below name; a home with a key and a log."""
+    folder, home = tmp_path / "here", Home.open(Path(os.environ["PAIRIO_HOME"]))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("file.txt").write_text("abc")
+    Path("phrase").write_text("correct horse\n")
+    admins._log_file(Path("log.json"))
+    (home.path / "node.log").write_text("one\ntwo\n")
+
+
+def _prepare(command: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the world be as a command needs it."""
+    home = os.environ["PAIRIO_HOME"]
+    if command == "get":
+        given = results.Content(node)
+        given.job(one=given.file(b"1"), two=given.file(b"two"))
+    if command == "pairio-node drain":
+        states = [{"home": home, "running": n} for n in (2, 1, 1)]
+        node.on("GET", "/status", [*states, Raw(b"gone", cut=0)])
+        node.on("POST", "/drain", {"running": 2})
+        monkeypatch.setattr("pairio_cli.node_main._DRAIN_LOOK_S", 0)
+    if command == "pairio-node doctor":
+        denied = ProbeResult(False, "bubblewrap is not installed", "apt install bubblewrap")
+
+        async def gather(_: Path) -> Facts:
+            return Facts(home="/home", home_file_system="ext4", runners={"bwrap": denied})
+
+        monkeypatch.setattr("pairio_node.doctor_facts.gather", gather)
+
+
 @pytest.mark.parametrize(("command", "rows"), list(_cases()), ids=lambda v: str(v)[:30])
 def test_what_a_command_prints_is_as_it_was(
-    command: str, rows: list[str], node: FakeNode, run: Run
+    command: str,
+    rows: list[str],
+    node: FakeNode,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     program = "pairio-node" if command.startswith("pairio-node") else "pairio"
     words = command.removeprefix("pairio-node ")
     shown = []
     for row in rows:
         _answers(node)
+        _prepare(command, node, monkeypatch)
         ran = run(*words.split(), *row.split(), program=program)
         shown.append(f"$ {program} {words} {row}".rstrip())
         shown += ["-- stdout", _plain(ran.out), "-- stderr", _plain(ran.err), f"-- {ran.code}\n\n"]
@@ -206,6 +298,37 @@ def test_what_a_command_prints_is_as_it_was(
         FOLDER.mkdir(exist_ok=True)
         file.write_text(text)
     assert text == file.read_text()
+
+
+def test_every_command_has_a_snapshot() -> None:
+    shown = "".join(file.read_text() for file in FOLDER.iterdir())
+    lines = [line + " " for line in shown.splitlines() if line.startswith("$ ")]
+    without = {
+        name for name in COMMANDS if not any(line.startswith(f"$ {name} ") for line in lines)
+    }
+    assert without == ELSEWHERE
+
+
+def _shown() -> Iterator[tuple[str, str, str, int]]:
+    """Yield (command, stdout, stderr, code) of everything that is shown."""
+    for file in sorted(FOLDER.iterdir()):
+        for block in re.split(r"^\$ ", file.read_text(), flags=re.M)[1:]:
+            command, out, err, code = re.split(r"\n-- (?:stdout|stderr|(?=\d))", block)
+            yield command, out, err, int(code)
+
+
+def test_every_error_says_what_to_do_and_nothing_else_says_error() -> None:
+    reports = ("pairio-node doctor",)  # what is missing is its data
+    codes = set()
+    for command, _, err, code in _shown():
+        codes.add(code)
+        if command in reports:
+            continue
+        said = err.strip().splitlines() or [""]
+        has_error = any(line.startswith("error: ") for line in said)
+        assert has_error == (code != 0), command
+        assert code == 0 or said[-1].startswith("hint: "), command
+    assert codes == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

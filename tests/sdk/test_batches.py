@@ -411,7 +411,7 @@ def test_what_a_notebook_shows_is_escaped(client: Client) -> None:
         assert "javascript:" not in html.replace("&", "")
         assert "&lt;script" in html
     assert 'href="http://h/&quot;x"' in shown[0]
-    assert "2.0 KiB" in shown[0]
+    assert "2.0 kB" in shown[0]
     assert "and 10 more" in shown[1]
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from pairio_protocol.figures import size_text
+
 __all__ = ["batch_html", "job_html", "progress_html", "service_html"]
 
 _COLORS = {
@@ -47,14 +49,7 @@ def _status(data: dict[str, Any]) -> str:
 
 
 def _size(size: Any) -> str:
-    if not isinstance(size, int):
-        return "-"
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
+    return size_text(size) if isinstance(size, int) else "-"
 
 
 def job_html(data: dict[str, Any]) -> str:
