@@ -10,9 +10,9 @@ import trio
 from pairio_node.blocks import BlockMissing, Content
 from pairio_node.blocks.base import Added
 from pairio_node.blocks.content import DEPTH_MAX, FILES_MAX
-from pairio_node.blocks.unixfs import Entry, UnixfsError, directory_block, parse_node
+from pairio_node.blocks.unixfs import Entry, UnixfsError, folder_of, parse_node
 from pairio_node.errors import NotFoundError, UserError
-from pairio_protocol.cid import DAG_PB, CidError, cid_of
+from pairio_protocol.cid import CidError
 
 __all__ = ["build_folder"]
 
@@ -66,14 +66,11 @@ async def _build(content: Content, tree: _Tree) -> Entry:
         else:
             entry = await _build(content, inner)
         made.append(Entry(entry.cid, entry.size_bytes, entry.total_bytes, name))
+    store = content.store
     try:
-        block = directory_block(made)
+        return await trio.to_thread.run_sync(folder_of, made, store.put_sync, limiter=store.limiter)
     except (UnixfsError, UnicodeEncodeError) as error:
         raise UserError(f"the folder cannot be stored: {error}") from None
-    cid = cid_of(DAG_PB, block)
-    await content.store.put(cid, block)
-    total = len(block) + sum(e.total_bytes for e in made)
-    return Entry(cid, sum(e.size_bytes for e in made), total)
 
 
 async def _file(content: Content, cid: str) -> Entry:

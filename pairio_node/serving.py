@@ -2,7 +2,8 @@
 stream. What is not here is fetched from members as it is read: nothing but what was asked for.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,14 +11,17 @@ import trio
 
 from pairio_node.blocks import BlockMissing, Content, Exchange, FetchFailed, StoreUnavailable
 from pairio_node.blocks.content import DEPTH_MAX
-from pairio_node.blocks.unixfs import Entry, Node, UnixfsError
+from pairio_node.blocks.unixfs import Entry, Listing, Node, UnixfsError, find, parse_node
 from pairio_node.errors import NotFoundError, UnavailableError, UserError
 from pairio_protocol.cid import RAW, CidError, parse_cid
+from pairio_protocol.limits import BLOCKS_PER_REQUEST_MAX
 
 __all__ = ["Found", "Item", "Serving"]
 
 #: Blocks that are asked for ahead of the reader; each is at most 2 MiB, and goes to the store.
 _AHEAD: Final = 8
+#: Shards of a folder, which are small, are asked for ahead so many at once.
+_SHARDS_AHEAD: Final = BLOCKS_PER_REQUEST_MAX - 1
 _HOLDERS_ASKED_MAX: Final = 8
 #: How long a reader waits for the next blocks from others.
 _FETCH_S: Final = 30.0
@@ -68,8 +72,8 @@ class Serving:
         """
         node, total = await self._node(cid), 0
         for depth, name in enumerate(path):
-            entry = next((e for e in node.entries if node.is_directory and e.name == name), None)
-            if entry is None or depth >= DEPTH_MAX:
+            entry = await self._find(node, name) if depth < DEPTH_MAX else None
+            if entry is None:
                 raise NotFoundError(f"there is no {name[:200]!r} in {cid}")
             cid, total = entry.cid, entry.total_bytes
             node = await self._node(cid)
@@ -77,20 +81,49 @@ class Serving:
             return Found(cid, total or sum(e.total_bytes for e in node.entries), True)
         return Found(cid, node.size_bytes, False)
 
+    async def _find(self, node: Node, name: str) -> Entry | None:
+        """Return what a folder has under a name; of a sharded one the shards on the way there are
+        looked at, and no others."""
+        depth, is_shard = 0, True
+        entry: Entry | None = None
+        with _as_user_errors("a folder"):
+            while is_shard and node.is_directory:
+                entry, is_shard = find(node, name, depth)
+                if entry is not None and is_shard:
+                    fanout, depth = node.fanout, depth + 1
+                    node = await self._node(entry.cid)
+                    if node.fanout != fanout:
+                        raise UserError("a sharded folder with a part that is no shard of it")
+        return entry
+
     async def entries(self, cid: str) -> list[Item]:
         """Return the entries of a folder, by name."""
         node = await self._node(cid)
-        items = [await self._item(entry) for entry in node.entries]
+        with _as_user_errors(cid):
+            listing = Listing(node)
+            while (shard := listing.next) is not None:
+                listing.take(await self._node(shard, listing.wanted[-_SHARDS_AHEAD:]))
+        items = await trio.to_thread.run_sync(
+            self._items, listing.entries, limiter=self._content.store.limiter
+        )
         return sorted(items, key=lambda item: item.name)
 
-    async def _item(self, entry: Entry) -> Item:
+    def _items(self, entries: list[Entry]) -> list[Item]:
+        items = []
+        for entry in entries:
+            trio.from_thread.check_cancelled()
+            items.append(self._item(entry))
+        return items
+
+    def _item(self, entry: Entry) -> Item:
         """Look at an entry if it is here; a folder of many is not fetched to be listed."""
-        if parse_cid(entry.cid).codec == RAW or not await self._content.has(entry.cid):
-            return Item(entry.name, entry.cid, entry.total_bytes, False)
+        plain = Item(entry.name, entry.cid, entry.total_bytes, False)
+        if parse_cid(entry.cid).codec == RAW:
+            return plain
         try:
-            node = await self._content.node(entry.cid)
+            node = parse_node(entry.cid, self._content.store.read_sync(entry.cid))
         except (BlockMissing, UnixfsError):
-            return Item(entry.name, entry.cid, entry.total_bytes, False)
+            return plain
         size = entry.total_bytes if node.is_directory else node.size_bytes
         return Item(entry.name, entry.cid, size, node.is_directory)
 
@@ -136,7 +169,7 @@ class Serving:
                 await self._fetch(cid, [cid, *others])
                 return await self._content.node(cid)
         except (UnixfsError, CidError) as error:
-            raise UserError(f"{cid[:80]} cannot be shown: {error}") from None
+            raise _unreadable(cid, error) from None
         except StoreUnavailable:
             raise
         except BlockMissing:
@@ -162,3 +195,16 @@ class Serving:
         pairs = [(service, h) for service, holders in self._sources() for h in holders]
         pairs.sort(key=lambda pair: pair != self._last)
         return pairs[:_HOLDERS_ASKED_MAX]
+
+
+def _unreadable(what: str, error: Exception) -> UserError:
+    return UserError(f"{what[:80]} cannot be shown: {error}")
+
+
+@contextmanager
+def _as_user_errors(what: str) -> Iterator[None]:
+    """Say in words that something is no folder."""
+    try:
+        yield
+    except UnixfsError as error:
+        raise _unreadable(what, error) from None

@@ -115,10 +115,24 @@ class _Fetch:
                 _in_the_way(target)
             target.unlink(missing_ok=True)
             target.mkdir()
-        names = [plain_name(entry.name) for entry in node.entries]
+        entries = self._entries(cid, node)
+        names = [plain_name(entry.name) for entry in entries]
         if len(set(names)) < len(names):
             fail(f"folder {cid} has a name twice", "it cannot be written", 1)
-        return sum(self.any(entry.cid, target / entry.name, depth + 1) for entry in node.entries)
+        return sum(self.any(entry.cid, target / entry.name, depth + 1) for entry in entries)
+
+    def _entries(self, cid: str, node: Any) -> Any:
+        """Return what lies in a folder, shard by shard if it is a large one."""
+        from pairio_protocol.shards import Listing
+        from pairio_protocol.unixfs import UnixfsError
+
+        try:
+            listing = Listing(node)
+            while (shard := listing.next) is not None:
+                listing.take(self._parsed(shard))
+        except UnixfsError as error:
+            fail(f"folder {cid} cannot be written: {error}", "it is no well made folder", 1)
+        return listing.entries
 
     def _file(self, cid: str, target: Path, node: Any) -> int:
         if target.is_dir() or (target.exists() and not self._force):

@@ -2,31 +2,46 @@
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 
 from pairio_node.blocks.base import Added, BlockStore
-from pairio_node.blocks.putting import Putting
+from pairio_node.blocks.putting import FOLDER_THREADS, Putting
 from pairio_node.blocks.unixfs import (
     CHUNK_SIZE_BYTES,
     Entry,
     FileBuilder,
+    Listing,
     Node,
     UnixfsError,
-    directory_block,
+    folder_of,
     parse_node,
 )
 from pairio_node.errors import UserError
-from pairio_protocol.cid import DAG_CBOR, DAG_PB, cid_of, parse_cid
+from pairio_protocol.cid import DAG_CBOR, DAG_PB, RAW, parse_cid
+from pairio_protocol.limits import FOLDER_ENTRIES_MAX
 
 __all__ = ["DEPTH_MAX", "Content"]
 
 DEPTH_MAX = 64
-FILES_MAX = 100_000
+FILES_MAX = FOLDER_ENTRIES_MAX
 #: Files and folders written at once: those of a folder that may be added, and itself.
 EXPORTED_MAX = FILES_MAX + 1
+
+
+@dataclass
+class _Adding:
+    """A folder that is being added."""
+
+    top: Path
+    skip: Callable[[str], bool]
+    put: Callable[[str, bytes], None]
+    count: int = 0
 
 
 class Content:
@@ -104,7 +119,7 @@ class Content:
             builder.add_chunk(chunk)
         return self._added(builder.finish(), settle)
 
-    def _file_entry(self, path: Path) -> Entry:
+    def _file_entry(self, path: Path, put: Callable[[str, bytes], None]) -> Entry:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
@@ -112,46 +127,43 @@ class Content:
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise UserError(f"{path} is no regular file", hint="links and devices are refused")
-            with Putting(self.store) as putting:
-                builder = FileBuilder(putting.put)
-                while chunk := file.read(CHUNK_SIZE_BYTES):
-                    builder.add_chunk(chunk)
-                return builder.finish()
+            builder = FileBuilder(put)
+            while chunk := file.read(CHUNK_SIZE_BYTES):
+                builder.add_chunk(chunk)
+            return builder.finish()
 
     def _add_file(self, path: Path, settle: bool = True) -> Added:
-        return self._added(self._file_entry(path), settle)
+        with Putting(self.store) as putting:
+            entry = self._file_entry(path, putting.put)
+        return self._added(entry, settle)
 
     def _add_directory(self, top: Path, skip: Callable[[str], bool], settle: bool = True) -> Added:
-        return self._added(self._directory_entry(top, top, skip, 0, [0]), settle)
+        with Putting(self.store, FOLDER_THREADS) as putting:
+            entry = self._directory_entry(_Adding(top, skip, putting.put), top, 0)
+        return self._added(entry, settle)
 
-    def _directory_entry(
-        self, top: Path, path: Path, skip: Callable[[str], bool], depth: int, count: list[int]
-    ) -> Entry:
+    def _directory_entry(self, adding: "_Adding", path: Path, depth: int) -> Entry:
         if depth > DEPTH_MAX:
             raise UserError(f"{path} lies deeper than {DEPTH_MAX} folders")
         entries = []
         for item in sorted(os.scandir(path), key=lambda e: e.name):
             child = Path(item.path)
-            if skip(child.relative_to(top).as_posix()):
+            if adding.skip(child.relative_to(adding.top).as_posix()):
                 continue
-            count[0] += 1
-            if count[0] > FILES_MAX:
-                raise UserError(f"{top} holds more than {FILES_MAX} files")
+            adding.count += 1
+            if adding.count > FILES_MAX:
+                raise UserError(f"{adding.top} holds more than {FILES_MAX} files")
             if item.is_symlink():
                 raise UserError(f"{child} is a symbolic link", hint="copy what it points to")
             if item.is_dir():
-                entry = self._directory_entry(top, child, skip, depth + 1, count)
+                entry = self._directory_entry(adding, child, depth + 1)
             else:
-                entry = self._file_entry(child)
+                entry = self._file_entry(child, adding.put)
             entries.append(Entry(entry.cid, entry.size_bytes, entry.total_bytes, item.name))
         try:
-            block = directory_block(entries)
+            return folder_of(entries, adding.put)
         except (UnixfsError, UnicodeEncodeError) as error:
             raise UserError(f"{path}: {error}") from None
-        cid = cid_of(DAG_PB, block)
-        self.store.put_sync(cid, block)
-        total = len(block) + sum(e.total_bytes for e in entries)
-        return Entry(cid, sum(e.size_bytes for e in entries), total)
 
     # -- reading ------------------------------------------------------------------------
 
@@ -162,6 +174,17 @@ class Content:
     async def node(self, cid: str) -> Node:
         """Return a parsed block; raises BlockMissing or UnixfsError."""
         return parse_node(cid, await self.store.get(cid))
+
+    async def entries(self, cid: str) -> list[Entry]:
+        """Return what lies in a folder, however it is kept; BlockMissing or UnixfsError."""
+        return await trio.to_thread.run_sync(self._entries_sync, cid, limiter=self.store.limiter)
+
+    def _entries_sync(self, cid: str) -> list[Entry]:
+        listing = Listing(parse_node(cid, self.store.read_sync(cid)))
+        while (shard := listing.next) is not None:
+            trio.from_thread.check_cancelled()
+            listing.take(parse_node(shard, self.store.read_sync(shard)))
+        return listing.entries
 
     async def size(self, cid: str) -> int:
         """Return the bytes of a file; raises BlockMissing or UnixfsError for a folder."""
@@ -245,46 +268,89 @@ class Content:
         Raises:
             BlockMissing, UnixfsError: what was written so far lies there still.
         """
-        return await self._export(cid, destination, limit_bytes, 0, [0])
+        return await self._export(cid, destination, limit_bytes, 0, _Count(1))
 
     async def _export(
-        self, cid: str, destination: Path, limit_bytes: int, depth: int, count: list[int]
+        self, cid: str, destination: Path, limit_bytes: int, depth: int, count: "_Count"
     ) -> int:
         if depth > DEPTH_MAX or parse_cid(cid).codec == DAG_CBOR:
             raise UnixfsError(f"{cid} is no file or folder")
-        count[0] += 1
-        if count[0] > EXPORTED_MAX:
-            raise UnixfsError(f"more than {EXPORTED_MAX} files and folders")
         node = await self.node(cid)
         if not node.is_directory:
             if node.size_bytes > limit_bytes:
                 raise UnixfsError(f"{cid} is larger than {limit_bytes} bytes")
             return await self._export_file(cid, destination)
         destination.mkdir(mode=0o755)
-        written, names = 0, set()
-        for entry in node.entries:
-            if entry.name in ("", ".", "..") or "/" in entry.name or "\0" in entry.name:
-                raise UnixfsError(f"a folder with the name {entry.name!r}")
-            if entry.name in names:
-                raise UnixfsError(f"a folder with {entry.name!r} twice")
-            names.add(entry.name)
-            written += await self._export(
-                entry.cid, destination / entry.name, limit_bytes - written, depth + 1, count
-            )
+        entries = await self.entries(cid) if node.fanout else node.entries
+        _check_names(entries)
+        count.add(len(entries))
+        small = [entry for entry in entries if parse_cid(entry.cid).codec == RAW]
+        written = await trio.to_thread.run_sync(
+            self._export_small, small, destination, limit_bytes, limiter=self.store.limiter
+        )
+        for entry in entries:
+            if parse_cid(entry.cid).codec != RAW:
+                path = destination / entry.name
+                left = limit_bytes - written
+                written += await self._export(entry.cid, path, left, depth + 1, count)
+        return written
+
+    def _export_small(self, entries: Sequence[Entry], folder: Path, limit_bytes: int) -> int:
+        """Write files of one block each, in a thread."""
+        written = 0
+        for entry in entries:
+            trio.from_thread.check_cancelled()
+            data = self.store.read_sync(entry.cid)
+            written += len(data)
+            if written > limit_bytes:
+                raise UnixfsError(f"{entry.cid} is larger than {limit_bytes} bytes")
+            with _new_file(folder / entry.name) as file:
+                _begin(file, data)
         return written
 
     async def _export_file(self, cid: str, destination: Path) -> int:
         written = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with open(os.open(destination, flags, 0o644), "wb") as file:
+        with _new_file(destination) as file:
             async for chunk in self.read(cid):
-                if (written == 0 and chunk[:4] in (b"\x7fELF",)) or (
-                    chunk[:2] == b"#!" and not written
-                ):
-                    os.fchmod(file.fileno(), 0o755)
-                await trio.to_thread.run_sync(file.write, chunk)
+                write = file.write if written else partial(_begin, file)
+                await trio.to_thread.run_sync(write, chunk)
                 written += len(chunk)
         return written
+
+
+class _Count:
+    """How many files and folders were written."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def add(self, count: int) -> None:
+        """So many more will be."""
+        self._count += count
+        if self._count > EXPORTED_MAX:
+            raise UnixfsError(f"more than {EXPORTED_MAX} files and folders")
+
+
+def _check_names(entries: Sequence[Entry]) -> None:
+    names = set()
+    for entry in entries:
+        if entry.name in ("", ".", "..") or "/" in entry.name or "\0" in entry.name:
+            raise UnixfsError(f"a folder with the name {entry.name!r}")
+        if entry.name in names:
+            raise UnixfsError(f"a folder with {entry.name!r} twice")
+        names.add(entry.name)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return open(os.open(path, flags, 0o644), "wb")
+
+
+def _begin(file: BinaryIO, data: bytes) -> None:
+    """Write the beginning of a file; one that is a program becomes executable."""
+    if data[:4] == b"\x7fELF" or data[:2] == b"#!":
+        os.fchmod(file.fileno(), 0o755)
+    file.write(data)
 
 
 def _split(data: bytes) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Chunks of a file put into a store by several threads: hashing the next chunk does not wait for
+"""Chunks of files put into a store by several threads: hashing the next chunk does not wait for
 the disk to sync the last, and syncs that come together cost little more than one.
 """
 
@@ -11,17 +11,20 @@ from typing import Final
 
 from pairio_node.blocks.base import BlockStore
 
-__all__ = ["Putting"]
+__all__ = ["FOLDER_THREADS", "Putting"]
 
 #: Also about how many chunks are in memory at once.
 _THREADS: Final = 3
+#: Of a folder, whose files are mostly small: the disk syncs what comes together at once.
+FOLDER_THREADS: Final = 8
 
 
 class Putting:
-    """`put` for a FileBuilder, in a thread; all is stored when the block is left without error."""
+    """`put` for FileBuilders, in a thread; all is stored when the block is left without error."""
 
-    def __init__(self, store: BlockStore) -> None:
+    def __init__(self, store: BlockStore, threads: int = _THREADS) -> None:
         self._store = store
+        self._threads = threads
         # A store that is another program bounds its threads itself.
         self._is_alone = store.limiter is not None
         self._count = 0
@@ -38,8 +41,8 @@ class Putting:
             self._store.put_sync(cid, data)
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, threading.current_thread().name)
-        if len(self._pending) >= _THREADS:
+            self._pool = ThreadPoolExecutor(self._threads, threading.current_thread().name)
+        if len(self._pending) >= self._threads:
             self._pending.popleft().result()
         # The work in which this is called counts on the block (`in_use`).
         self._pending.append(self._pool.submit(copy_context().run, self._store.put_sync, cid, data))

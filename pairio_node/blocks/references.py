@@ -27,11 +27,11 @@ from pairio_node.blocks.unixfs import (
     Entry,
     FileBuilder,
     UnixfsError,
-    directory_block,
+    folder_of,
     parse_node,
 )
 from pairio_node.errors import StorageFullError, UserError
-from pairio_protocol.cid import DAG_PB, RAW, cid_of, matches, parse_cid
+from pairio_protocol.cid import DAG_PB, RAW, matches, parse_cid
 
 __all__ = ["Referenced", "References"]
 
@@ -172,13 +172,9 @@ class References:
 
     def _folder(self, item: _Item, entries: list[Entry]) -> Entry:
         try:
-            block = directory_block(entries)
+            return folder_of(entries, self._store.put_sync)
         except (UnixfsError, UnicodeEncodeError) as error:
             raise UserError(f"{item.path}: {error}") from None
-        cid = cid_of(DAG_PB, block)
-        self._store.put_sync(cid, block)
-        total = len(block) + sum(e.total_bytes for e in entries)
-        return Entry(cid, sum(e.size_bytes for e in entries), total)
 
     async def _file(self, root: int, item: _Item, on_bytes: Callable[[int], None]) -> Entry:
         hashing = _Hashing(self._db, self._store, root, item)

@@ -2,13 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Final
 
 from pairio_node.blocks.content import DEPTH_MAX, FILES_MAX
 
 __all__ = ["FolderError", "is_utf8", "measure_folder", "plain_files"]
-
-_NAMES_SIZE_BYTES_MAX: Final = 200 * 1024
 
 
 class FolderError(Exception):
@@ -32,15 +29,11 @@ def measure_folder(top: Path) -> int:
             entries = list(os.scandir(folder))
         except OSError as error:
             raise FolderError(f"{where!r} cannot be read: {error.strerror}") from None
-        names_size = 0
         for entry in entries:
             inside = f"{where}/{entry.name}".removeprefix("./")
             count += 1
-            names_size += len(os.fsencode(entry.name)) + 60  # its link in the folder's block
             if count > FILES_MAX:
                 raise FolderError(f"it holds more than {FILES_MAX} files")
-            if names_size > _NAMES_SIZE_BYTES_MAX:
-                raise FolderError(f"{where!r} holds too many entries for one folder")
             if not is_utf8(entry.name):
                 raise FolderError(f"{inside!r} is not named in UTF-8")
             if entry.is_dir(follow_symlinks=False):

@@ -410,6 +410,8 @@ RENEWALS_OPEN_MAX: Final = 8
 # -- evidence -----------------------------------------------------------------------------
 #: Blocks of one file or folder that are walked.
 CONTENT_BLOCKS_MAX: Final = 1_000_000
+#: Entries of one folder that is listed or made, and shards that it is read from.
+FOLDER_ENTRIES_MAX: Final = 100_000
 #: Results that one export or verification rests on.
 EVIDENCE_RESULTS_MAX: Final = 10_000
 #: Changes, segments and definitions of one export, which are held in memory.

@@ -1,6 +1,6 @@
 """UnixFS as Kubo's profile unixfs-v1-2025 makes it: the shape of files and folders in blocks.
 
-CIDv1, raw leaves, chunks of 1 MiB, 1024 links a node, balanced; folders without sharding.
+CIDv1, raw leaves, chunks of 1 MiB, 1024 links a node, balanced; large folders in shards (`shards`).
 Sources: https://specs.ipfs.tech/unixfs/ , https://ipld.io/specs/codecs/dag-pb/spec/ ; vectors in
 `protocol/vectors/unixfs.json`. Pure: bytes in, bytes out.
 """
@@ -14,23 +14,37 @@ from pairio_protocol.cid import DAG_PB, RAW, CidError, cid_bytes, cid_of, cid_te
 
 __all__ = [
     "CHUNK_SIZE_BYTES",
+    "DIRECTORY_SIZE_BYTES_MAX",
+    "HASH_MURMUR3",
+    "SHARD",
     "Entry",
     "FileBuilder",
+    "FolderTooLarge",
     "Node",
     "UnixfsError",
     "dag_pb_links",
     "directory_block",
+    "node_block",
     "parse_node",
 ]
 
 CHUNK_SIZE_BYTES: Final = 1024 * 1024
 LINKS_MAX: Final = 1024
+#: A folder of a larger block is sharded.
 DIRECTORY_SIZE_BYTES_MAX: Final = 256 * 1024
+SHARD: Final = 5
 _FILE, _DIRECTORY, _RAW_TYPE = 2, 1, 0
+#: murmur3-x64-64, the one hash that shards are made with.
+HASH_MURMUR3: Final = 0x22
+_FANOUTS: Final = frozenset({8, 16, 32, 64, 128, 256, 512, 1024})
 
 
 class UnixfsError(ValueError):
     """A block that is no UnixFS file or folder, or a folder that cannot be one."""
+
+
+class FolderTooLarge(UnixfsError):
+    """A folder that does not fit into one block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +59,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A parsed block: a folder, or (a part of) a file with `data` of its own."""
+    """A parsed block: a folder, or (a part of) a file with `data` of its own.
+
+    A block of a sharded folder has a `fanout`, and entries that are named by their place, with the
+    name after it or, of a further shard, nothing: `shards` has what lies in such a folder.
+    """
 
     is_directory: bool
     entries: tuple[Entry, ...]
     data: bytes
     size_bytes: int
+    fanout: int = 0
 
 
 def _links(entries: list[Entry]) -> bytes:
@@ -65,12 +84,17 @@ def _links(entries: list[Entry]) -> bytes:
     )
 
 
+def node_block(entries: list[Entry], unixfs: bytes) -> bytes:
+    """Return a block with links, in this order, and what UnixFS says of it."""
+    return _links(entries) + protobuf.field(1, unixfs)
+
+
 def directory_block(entries: list[Entry]) -> bytes:
-    """Return the block of a folder; raises UnixfsError when it would need sharding."""
+    """Return the block of a folder; raises FolderTooLarge when it would need sharding."""
     ordered = sorted(entries, key=lambda e: e.name.encode())
-    block = _links(ordered) + protobuf.field(1, protobuf.number(1, _DIRECTORY))
+    block = node_block(ordered, protobuf.number(1, _DIRECTORY))
     if len(block) > DIRECTORY_SIZE_BYTES_MAX:
-        raise UnixfsError(f"a folder with {len(entries)} entries is too large; use subfolders")
+        raise FolderTooLarge(f"a folder with {len(entries)} entries is too large for a block")
     return block
 
 
@@ -99,7 +123,7 @@ class FileBuilder:
         size = sum(e.size_bytes for e in group)
         unixfs = protobuf.number(1, _FILE) + protobuf.number(3, size)
         unixfs += b"".join(protobuf.number(4, e.size_bytes) for e in group)
-        block = _links(group) + protobuf.field(1, unixfs)
+        block = node_block(group, unixfs)
         cid = cid_of(DAG_PB, block)
         self._store(cid, block)
         return Entry(cid, size, len(block) + sum(e.total_bytes for e in group))
@@ -153,7 +177,7 @@ def parse_node(cid: str, block: bytes) -> Node:
     """Return what a block (already checked against its CID) is.
 
     Raises:
-        UnixfsError: not a file or a plain folder (sharded ones are not read).
+        UnixfsError: not a file, a folder, or a well made block of a sharded one.
     """
     if parse_cid(cid).codec != DAG_PB:
         return Node(False, (), block, len(block))
@@ -163,7 +187,7 @@ def parse_node(cid: str, block: bytes) -> Node:
             raw_links.append(_parse_link(value))
         elif tag == 1 and isinstance(value, bytes):
             unixfs = value
-    kind, size, data, sizes = -1, 0, b"", []
+    kind, size, data, sizes, hashed, fanout = -1, 0, b"", [], 0, 0
     for tag, value in _fields(unixfs):
         if tag == 1 and isinstance(value, int):
             kind = value
@@ -173,6 +197,12 @@ def parse_node(cid: str, block: bytes) -> Node:
             size = value
         elif tag == 4 and isinstance(value, int):
             sizes.append(value)
+        elif tag == 5 and isinstance(value, int):
+            hashed = value
+        elif tag == 6 and isinstance(value, int):
+            fanout = value
+    if kind == SHARD:
+        return _shard(cid, raw_links, data, hashed, fanout)
     if kind == _DIRECTORY:
         return Node(True, tuple(raw_links), b"", 0)
     if kind not in (_FILE, _RAW_TYPE) or (raw_links and len(sizes) != len(raw_links)):
@@ -182,6 +212,22 @@ def parse_node(cid: str, block: bytes) -> Node:
         for link, length in zip(raw_links, sizes, strict=False)
     )
     return Node(False, entries, data, size)
+
+
+def _shard(cid: str, links: list[Entry], bits: bytes, hashed: int, fanout: int) -> Node:
+    """Return a block of a sharded folder: a link for every bit that is set, at its place."""
+    if hashed != HASH_MURMUR3 or fanout not in _FANOUTS:
+        raise UnixfsError(f"{cid} is a folder sharded in a way that is not read")
+    places = int.from_bytes(bits, "big")
+    if len(bits) > fanout // 8 or places.bit_count() != len(links):
+        raise UnixfsError(f"{cid} is a shard with other links than it says")
+    width = len(f"{fanout - 1:X}")
+    for link in links:  # in the order of their bits
+        place = (places & -places).bit_length() - 1
+        places &= places - 1
+        if link.name[:width] != f"{place:0{width}X}":
+            raise UnixfsError(f"{cid} is a shard with a link at the wrong place")
+    return Node(True, tuple(links), b"", 0, fanout)
 
 
 def dag_pb_links(block: bytes) -> list[str]:

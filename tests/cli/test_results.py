@@ -10,9 +10,11 @@ import pytest
 from pairio_protocol.car import car_header, car_section
 from pairio_protocol.cid import DAG_PB, cid_of
 from pairio_protocol.export import pack_export
+from pairio_protocol.shards import folder_of
 from pairio_protocol.unixfs import Entry, FileBuilder, directory_block
 from tests.cli.conftest import Ran, Run
 from tests.protocol.evidence_lab import two_jobs
+from tests.protocol.test_shards import chain
 from tests.sdk.fake_node import JOB_ID, Asked, FakeNode, Raw
 
 BIG = bytes(range(256)) * 10_000
@@ -104,6 +106,25 @@ def test_a_folder_comes_whole(content: Content, run: Run) -> None:
     assert {p.name: p.read_bytes() for p in Path("out.bin").iterdir()} == {
         "a": b"A", "b": BIG, "empty": b"",
     }  # fmt: skip
+
+
+def test_a_folder_in_shards_comes_whole(
+    content: Content, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairio_protocol.shards.DIRECTORY_SIZE_BYTES_MAX", 0)
+    names = [f"{i}" for i in range(300)]
+    entries = [Entry(content.file(n.encode()), len(n), len(n), n) for n in names]
+    content.job(out=folder_of(entries, content.block).cid)
+    assert run("get", JOB_ID, "out").out == "out.bin\n"
+    assert {p.name: p.read_text() for p in Path("out.bin").iterdir()} == {n: n for n in names}
+
+
+def test_a_folder_whose_shards_are_none_is_refused(content: Content, run: Run) -> None:
+    root, blocks = chain("a", 1, Entry(content.file(b"x"), 0, 0))
+    for cid, block in blocks.items():
+        content.block(cid, block)
+    got = run("get", root, "-o", "x")
+    assert (got.code, "no shard of it" in got.err) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", "."])

@@ -23,11 +23,11 @@ from pairio_node.blocks import (
 )
 from pairio_node.blocks.kubo import CLIENTS_MAX, KuboApi, KuboError, Provider
 from pairio_node.blocks.kubo_store import KuboBlockStore
-from pairio_node.blocks.unixfs import Entry, UnixfsError, directory_block, parse_node
+from pairio_node.blocks.unixfs import Entry, directory_block, parse_node
 from pairio_node.errors import StorageFullError, UserError
 from pairio_node.ipfs import Kubo as IpfsKubo
 from pairio_node.ipfs_settings import parse_ipfs
-from pairio_protocol.cid import DAG_CBOR, DAG_PB, RAW, cid_of
+from pairio_protocol.cid import DAG_CBOR, RAW, cid_of
 from pairio_protocol.documents import encode
 from tests.integration.kubo import Kubo, StartKubo
 
@@ -143,31 +143,51 @@ def _names_for(size_bytes: int) -> list[str]:
     raise AssertionError(size_bytes)
 
 
-def test_a_folder_is_one_block_until_kubo_would_shard_it_and_then_refused(
-    start_kubo: StartKubo, tmp_path: Path
-) -> None:
-    """unixfs-v1-2025 shards a folder whose block is larger than 256 KiB: such a one is refused
-    here, so no CID is ever made that Kubo with that profile would not make."""
+def _of_2025(start_kubo: StartKubo) -> Kubo:
     kubo = start_kubo()
     kubo.cli("config", "profile", "apply", "unixfs-v1-2025")
     kubo.stop()
     kubo.start()  # it reads the profile at its start
-    names, leaf = _names_for(256 * 1024), cid_of(RAW, b"")
+    return kubo
+
+
+async def test_a_folder_is_sharded_where_kubo_shards_it_and_read_both_ways(
+    start_kubo: StartKubo, tmp_path: Path
+) -> None:
+    """unixfs-v1-2025 shards a folder whose block is larger than 256 KiB."""
+    kubo = _of_2025(start_kubo)
     top = tmp_path / "many"
     top.mkdir()
+    names = _names_for(256 * 1024)
     for name in names:
         (top / name).touch()
-    block = directory_block([Entry(leaf, 0, 0, name) for name in names])
-    said = kubo.cli("add", "--quieter", "--recursive", "--only-hash", str(top))
-    assert said.stdout.decode().split()[-1] == cid_of(DAG_PB, block)
-    with pytest.raises(UnixfsError, match="too large; use subfolders"):
-        directory_block([Entry(leaf, 0, 0, name) for name in [*names[:-1], names[-1] + "z"]])
-    (top / names[-1]).rename(top / (names[-1] + "z"))
-    said = kubo.cli("add", "--quieter", "--recursive", "--only-hash", str(top))
-    sharded = kubo.cli("add", "--quieter", "--recursive", str(top)).stdout.decode().split()[-1]
-    assert said.stdout.decode().split()[-1] == sharded
-    with pytest.raises(UnixfsError, match="of a kind that is not read"):
-        parse_node(sharded, kubo.rpc(f"block/get?arg={sharded}"))
+    content, wanted = Content(DiskBlockStore(tmp_path / "b", 2**30)), []
+    for is_sharded in (False, True):
+        added = await content.add_directory(top)
+        said = kubo.cli("add", "--quieter", "--recursive", "--hidden", str(top))
+        assert said.stdout.decode().split()[-1] == added.cid
+        root = parse_node(added.cid, kubo.rpc(f"block/get?arg={added.cid}"))
+        assert (root.fanout > 0) == is_sharded
+        wanted = sorted(p.name for p in top.iterdir())
+        assert sorted(e.name for e in await content.entries(added.cid)) == wanted
+        if not is_sharded:
+            (top / names[-1]).rename(top / (names[-1] + "z"))  # a byte more
+    listed = kubo.cli("ls", "--size=false", added.cid).stdout.decode().splitlines()
+    assert sorted(line.partition(" ")[2].strip() for line in listed) == wanted
+
+
+async def test_a_folder_of_any_size_has_one_cid(start_kubo: StartKubo, tmp_path: Path) -> None:
+    kubo = _of_2025(start_kubo)
+    content = Content(DiskBlockStore(tmp_path / "b", 2**30))
+    for count in (3, 20_000):
+        top = tmp_path / str(count)
+        (top / "below").mkdir(parents=True)
+        for number in range(count):
+            (top / "below" / f"{number}-ä b").write_bytes(str(number % 7).encode())
+        added = await content.add_directory(top)
+        flags = ("--quieter", "--recursive", "--cid-version=1", "--raw-leaves")
+        said = kubo.cli("add", *flags, str(top))
+        assert said.stdout.decode().split()[-1] == added.cid
 
 
 # -- what is stored stays ----------------------------------------------------------------------

@@ -278,7 +278,7 @@ async def test_conditions_and_ranges(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def _two(path: Path) -> AsyncIterator[tuple[LabNode, LabNode, str]]:
+async def two(path: Path) -> AsyncIterator[tuple[LabNode, LabNode, str]]:
     """A holder, another member, and their service."""
     network = MemoryNetwork()
     async with (
@@ -293,7 +293,7 @@ async def _two(path: Path) -> AsyncIterator[tuple[LabNode, LabNode, str]]:
 
 
 async def test_of_content_at_a_member_only_the_range_asked_for_is_fetched(tmp_path: Path) -> None:
-    async with _two(tmp_path) as (holder, reader, service):
+    async with two(tmp_path) as (holder, reader, service):
         chunks = [bytes([n]) * 2**20 for n in range(12)]
         (tmp_path / "f").mkdir()
         (tmp_path / "f" / "big.bin").write_bytes(b"".join(chunks))
@@ -314,7 +314,7 @@ async def test_of_content_at_a_member_only_the_range_asked_for_is_fetched(tmp_pa
 
 
 async def test_what_nobody_has_is_said_and_the_reader_is_not_kept(tmp_path: Path) -> None:
-    async with _two(tmp_path) as (_, reader, _service):
+    async with two(tmp_path) as (_, reader, _service):
         web = Gateway(reader)
         with trio.fail_after(20):
             got = await web.named(cid_of(RAW, b"nowhere"), "a.txt")
