@@ -33,7 +33,7 @@ from pairio_protocol.lookups import Lookups
 from pairio_protocol.machines import (
     bidder,
     contents,
-    coordinator,
+    errands,
     replication,
     retention,
     worker,
@@ -106,7 +106,7 @@ class Sealed:
 
 
 class NodeCore(
-    coordinator.Hooks,
+    errands.Hooks,
     worker.Hooks,
     bidder.Hooks,
     replication.Hooks,
@@ -454,7 +454,7 @@ class NodeCore(
         self.membership.on_hello(peer, hello)
         self.membership.proposals.on_hello(peer, hello)
 
-    # -- what machines ask of each other (coordinator.Hooks, worker.Hooks) -------------------
+    # -- what machines ask of each other (errands.Hooks, worker.Hooks) -------------------
 
     def fold(self, service: str) -> ServiceFold:
         """Return the fold of a service."""

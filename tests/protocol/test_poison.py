@@ -19,7 +19,7 @@ from pairio_protocol.limits import (
     HOLDS_SERVED_MAX,
     LEASE_MS,
 )
-from pairio_protocol.machines.coordinator import Attempt
+from pairio_protocol.machines.errands import Attempt
 from pairio_protocol.messages import (
     MESSAGES,
     Award,

@@ -14,67 +14,28 @@ before it (`leases`). A run that outlives a restart of its node is adopted, unde
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from pairio_protocol.allowlist import Folded
-from pairio_protocol.apps import Needs, code_of, find_processor
 from pairio_protocol.context import Context
 from pairio_protocol.effects import Execute, JobChanged, Kill
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.events import Adopted, Executed, Progressed
-from pairio_protocol.fold import RequestState, Resolution, ResultInfo, ServiceFold
+from pairio_protocol.fold import ResultInfo, ServiceFold
 from pairio_protocol.ids import is_attempt_of
 from pairio_protocol.limits import (
-    BACKLOG_PER_SLOT_MAX,
     RECORD_SIZE_BYTES_MAX,
-    TASKS_MAX,
 )
+from pairio_protocol.machines.admission import Admission
 from pairio_protocol.machines.deadlines import earliest_ms
 from pairio_protocol.machines.fair_share import FairShare
-from pairio_protocol.machines.leases import Lease
 from pairio_protocol.machines.membership_view import MembershipView
 from pairio_protocol.machines.owner import Owner
+from pairio_protocol.machines.tasks import Refusal, Task, fits, less, more
 from pairio_protocol.messages import Award, Beat, Decline, Have, Renew, Renewed
-from pairio_protocol.open_submit import GUESTS, OpenSubmit
-from pairio_protocol.policy import CONTAINER_ISOLATION, ISOLATIONS, isolation_stated
-from pairio_protocol.records import End, Record, Resources, Result, ResultDocument, Start
+from pairio_protocol.open_submit import GUESTS
+from pairio_protocol.records import End, Record, Result, ResultDocument, Start
 from pairio_protocol.segment import record_size
 
 __all__ = ["Task", "Worker"]
-
-
-@dataclass
-class Task:
-    """A run that this node has accepted."""
-
-    award: Award
-    state: RequestState
-    resolution: Resolution
-    processor: dict[str, Any]
-    bundle: str
-    isolation_min: str
-    submitter: str
-    coordinators: set[str] = field(default_factory=set)
-    at_ms: int = 0
-    executing: bool = False
-    canceled: bool = False
-    gives_way: bool = False
-    started_unix_ms: int = 0
-    salt: str = ""
-    #: how far it is, by its own word, in thousandths
-    permille: int = 0
-    #: of an exclusive run
-    lease: Lease | None = None
-
-    @property
-    def resources(self) -> Resources:
-        """What the run may use."""
-        return self.state.record.resources
-
-    @property
-    def needs(self) -> tuple[int, int, int]:
-        """Millicores, MiB and GPUs."""
-        return (self.resources.cpu_millicores, self.resources.memory_mib, self.resources.gpus)
 
 
 class Hooks:
@@ -105,33 +66,13 @@ class Hooks:
         raise NotImplementedError
 
 
-@dataclass
-class _Refusal:
-    reason: str
-    needs: str = ""
-    has: str = ""
-
-
 _GAVE_WAY = "a member's run needed its place"
 _LEASE_OVER = "its lease ran out, and it must not run twice"
-_Needs = tuple[int, int, int] | list[int]
 
 
 def _words(text: str, length_max: int) -> str:
     """Return what a run's end says as a record may hold it."""
     return text[:length_max].encode("utf-8", "replace").decode()
-
-
-def _less(free: _Needs, needs: _Needs) -> list[int]:
-    return [left - need for left, need in zip(free, needs, strict=True)]
-
-
-def _more(free: _Needs, needs: _Needs) -> list[int]:
-    return [left + need for left, need in zip(free, needs, strict=True)]
-
-
-def _fits(needs: _Needs, free: _Needs) -> bool:
-    return all(need <= left for need, left in zip(needs, free, strict=True))
 
 
 @dataclass
@@ -145,7 +86,12 @@ class Worker:
     tasks: dict[str, Task] = field(default_factory=dict)
     share: FairShare = field(default_factory=FairShare)
     _results_to_push: list[tuple[str, str, set[str]]] = field(default_factory=list)
+    admission: Admission = field(init=False)
     _beat_ms: int = 0
+
+    def __post_init__(self) -> None:
+        fold = self.hooks.fold
+        self.admission = Admission(self.ctx, self.membership, self.owner, fold, self.tasks)
 
     # -- awards -------------------------------------------------------------------------
 
@@ -157,7 +103,7 @@ class Worker:
             self.ctx.refuse(peer, "an award under somebody else's attempt id")
             return
         if state is None or peer not in (state.author, self.ctx.me):
-            self._decline(peer, award, _Refusal("the request is not known here"))
+            self._decline(peer, award, Refusal("the request is not known here"))
             return
         resolution = fold.resolve(state.job)
         answer = fold.answer_for(state, resolution)
@@ -166,7 +112,7 @@ class Worker:
             self._have(peer, award.service, award.run, award.attempt, "done")
             return
         if award.attempt in self.tasks and self.tasks[award.attempt].award.run != award.run:
-            self._decline(peer, award, _Refusal("this attempt id is another run's here"))
+            self._decline(peer, award, Refusal("this attempt id is another run's here"))
             return
         for task in self.tasks.values():
             if task.award.run == award.run and not task.canceled:
@@ -177,10 +123,10 @@ class Worker:
                 return
         hours = self.owner.closed(award.service)
         if hours is not None:
-            self._decline(peer, award, _Refusal("owner's hours", hours, "now is outside them"))
+            self._decline(peer, award, Refusal("owner's hours", hours, "now is outside them"))
             return
-        accepted = self._check(award, state, resolution, fold)
-        if isinstance(accepted, _Refusal):
+        accepted = self.admission.check(award, state, resolution, fold)
+        if isinstance(accepted, Refusal):
             self._decline(peer, award, accepted)
             return
         if not self.tasks:  # nothing to renew yet: it has just been said
@@ -191,81 +137,6 @@ class Worker:
         self._renew(accepted)
         self._pump()
         self.hooks.load_changed(self.load)
-
-    def _check(
-        self, award: Award, state: RequestState, resolution: Resolution, fold: ServiceFold
-    ) -> Task | _Refusal:
-        config = self.ctx.config
-        chain = self.membership.chains[award.service]
-        if not config.compute or "compute" not in chain.now.roles_of(self.ctx.me):
-            return _Refusal("this node does not compute for the service")
-        if state.canceled or "submit" not in chain.now.roles_of(state.author):
-            return _Refusal("the request is not wanted")
-        if resolution.job is None or fold.run_of(state, resolution) != award.run:
-            return _Refusal("upstream results are not known here")
-        if resolution.lacks:
-            return _Refusal("the content of an input is lost; it is computed again")
-        if state.document["app"] not in chain.now.apps:
-            return _Refusal("the app was removed from the service's list")
-        found = self._processor(state)
-        if isinstance(found, _Refusal):
-            return found
-        needed = self._isolation_needed(award.service, state, chain.now)
-        weaker = self._refuses_isolation(found[0], needed)
-        if weaker is not None:
-            return weaker
-        resources = state.record.resources
-        for name, need, have in (
-            ("CPUs", resources.cpu_millicores, config.cpu_millicores),
-            ("memory MiB", resources.memory_mib, config.memory_mib),
-            ("GPUs", resources.gpus, config.gpus),
-        ):
-            if need > have:
-                return _Refusal(name, str(need), str(have))
-        narrower = self.owner.refusal(award.service, state)
-        if narrower is not None:
-            return _Refusal(*narrower)
-        if self.ctx.no_room is not None:
-            return _Refusal("block store", *self.ctx.no_room)
-        submitter = self._submitter(award.service, state)
-        refused = self._refuses_guest(chain.now) if submitter == GUESTS else None
-        needs = Needs.of(found[0])
-        has_image = "container" in found[0]  # which runs in a sandbox, or not at all
-        refused = refused or self._refuses_needs(needs, award.service, state, has_image)
-        if refused is not None:
-            return refused
-        busy = sum(task.submitter == submitter for task in self.tasks.values())
-        if busy >= self.slots * (1 + BACKLOG_PER_SLOT_MAX) or len(self.tasks) >= TASKS_MAX:
-            return _Refusal("busy", "a free slot", f"{busy} runs of {submitter}")
-        processor, bundle = found
-        task = Task(award, state, resolution, processor, bundle, needed, submitter)
-        task.at_ms = self.ctx.now_ms
-        task.salt = fold.salt_of(state, resolution.job)
-        if needs.exclusive:
-            task.lease = Lease()
-        return task
-
-    def _refuses_needs(
-        self, needs: Needs, service: str, state: RequestState, has_image: bool
-    ) -> _Refusal | None:
-        """Say why a run that needs the network or secrets is not taken."""
-        app = state.document["app"]
-        if needs.network and not self.owner.allows_network(service, app):
-            allowed = ", ".join(self.owner.networks(service)) or "none"
-            return _Refusal("network", "full", f"owner allows {allowed}")
-        if needs.secrets and self.ctx.config.isolation == "none" and not has_image:
-            return _Refusal("secrets", "a sandbox", "none")
-        return None
-
-    def _refuses_guest(self, folded: Folded) -> _Refusal | None:
-        """Say why a stranger's run is not taken now; nothing of it waits here."""
-        if not self.ctx.config.guests:
-            return _Refusal("this node runs nothing for guests")
-        if OpenSubmit.of(folded) is None:
-            return _Refusal("the service is not public any more")
-        if len(self.tasks) >= self.slots:
-            return _Refusal("busy", "a slot that no member uses", f"{len(self.tasks)} runs")
-        return None
 
     @property
     def load(self) -> int:
@@ -279,68 +150,9 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many runs of one CPU go on at once."""
-        slots = max(1, self.ctx.config.cpu_millicores // 1000)
-        limit = self.owner.jobs_in_all_max
-        return slots if limit is None else min(slots, limit)
+        return self.admission.slots
 
-    def _submitter(self, service: str, state: RequestState) -> str:
-        """Return whose share a run is taken from: the member, not one of his machines. All guests
-        are one, unless a member wants the same run."""
-        if state.record.sponsor_of and not self._member_wants(service, state):
-            return GUESTS
-        return self.membership.folded(service).member_of(state.author) or state.author
-
-    def _member_wants(self, service: str, state: RequestState) -> bool:
-        fold = self.hooks.fold(service)
-        run = fold.run_of(state, fold.resolve(state.job))
-        if run is None:
-            return False
-        wanting = fold.who_wants(run, state.job, self.ctx.unix_ms)
-        return any(not other.record.sponsor_of for other in wanting)
-
-    def _processor(self, state: RequestState) -> tuple[dict[str, Any], str] | _Refusal:
-        """Return the processor as it was on the list at the request's epoch."""
-        folded = next(
-            c.at(state.epoch)
-            for c in self.membership.chains.values()
-            if c is not None and self.hooks.fold(c.service).requests.get(state.id) is state
-        )
-        app = folded.apps.get(state.document["app"]) if folded else None
-        if app is None:
-            return _Refusal("the app is not on the service's list")
-        try:
-            processor = find_processor(app, state.document["processor"])
-        except DefinitionError as error:
-            return _Refusal(str(error))
-        if code_of(app, processor) != state.document["code"]:
-            return _Refusal("the job names other code than the list")
-        return processor, app["bundle"]
-
-    def _isolation_needed(self, service: str, state: RequestState, folded: Folded) -> str:
-        """Return the isolation that a run must have here. Where neither job nor service states one,
-        the owner may let apps that he knows run without."""
-        stated = isolation_stated(state.record, folded)
-        petname = self.membership.petnames.get(service, service)
-        names = {service, petname, state.document["app"], "*"}
-        may_be_process = bool(names & set(self.ctx.config.allow_process))
-        if not may_be_process:  # whatever others ask for: not without a sandbox on this machine
-            return stated if stated == "strong" else "medium"
-        return stated or "none"
-
-    def _refuses_isolation(self, processor: dict[str, Any], needed: str) -> _Refusal | None:
-        """Say why a run cannot have what it asks to be run in."""
-        config = self.ctx.config
-        if "container" in processor:  # without its image it would be another program
-            if "container" not in config.executors:
-                have = ", ".join(config.executors) or "no sandbox"
-                return _Refusal("executor", "container", have)
-            if ISOLATIONS.index(needed) > ISOLATIONS.index(CONTAINER_ISOLATION):
-                return _Refusal("isolation", needed, CONTAINER_ISOLATION)
-        elif ISOLATIONS.index(config.isolation) < ISOLATIONS.index(needed):
-            return _Refusal("isolation", needed, config.isolation)
-        return None
-
-    def _decline(self, peer: str, award: Award, why: _Refusal) -> None:
+    def _decline(self, peer: str, award: Award, why: Refusal) -> None:
         self.ctx.counters["awards declined"] += 1
         self.hooks.to_coordinator(
             peer,
@@ -362,16 +174,16 @@ class Worker:
         free = [config.cpu_millicores, config.memory_mib, config.gpus]
         for task in self.tasks.values():
             if task.submitter == GUESTS:  # a member may have asked for the same meanwhile
-                task.submitter = self._submitter(task.award.service, task.state)
+                task.submitter = self.admission.submitter(task.award.service, task.state)
             if task.executing:
-                free = _less(free, task.needs)
+                free = less(free, task.needs)
         while fitting := self._fitting(free):
             task = self.share.first(fitting, self.ctx.now_ms)
             fold = self.hooks.fold(task.award.service)
             if not fold.who_wants(task.award.run, task.state.job, self.ctx.unix_ms):
-                self._give_back(task, _Refusal("the request is not wanted"))
+                self._give_back(task, Refusal("the request is not wanted"))
                 continue
-            free = _less(free, task.needs)
+            free = less(free, task.needs)
             self.share.started(task.submitter)
             self._start(task)
         self._make_place(free)
@@ -384,7 +196,7 @@ class Worker:
         staying = [t for t in guests if not (t.gives_way or t.canceled)]
         leaving = [t for t in guests if t not in staying]
         for task in leaving:
-            free = _more(free, task.needs)
+            free = more(free, task.needs)
         executing = Counter(
             t.award.service for t in self.tasks.values() if t.executing and t not in leaving
         )
@@ -393,11 +205,11 @@ class Worker:
             room, left = free, executing.copy()
             while not self._could_begin(waiting, room, left) and len(going) < len(staying):
                 going.append(staying[-1 - len(going)])
-                room = _more(room, going[-1].needs)
+                room = more(room, going[-1].needs)
                 left[going[-1].award.service] -= 1
             if waiting.submitter == GUESTS or not self._could_begin(waiting, room, left):
                 continue
-            free, executing = _less(room, waiting.needs), left
+            free, executing = less(room, waiting.needs), left
             executing[waiting.award.service] += 1
             for task in going:
                 staying.remove(task)
@@ -407,7 +219,7 @@ class Worker:
 
     def _could_begin(self, task: Task, free: list[int], executing: Counter[str]) -> bool:
         """Say whether a run fits into what is free, and may begin by the owner's rules."""
-        if not _fits(task.needs, free):
+        if not fits(task.needs, free):
             return False
         return not self.ctx.config.owner_rules or self._may_begin(task.award.service, executing)
 
@@ -417,7 +229,7 @@ class Worker:
             task
             for task in self.tasks.values()
             if not task.executing
-            and _fits(task.needs, free)
+            and fits(task.needs, free)
             and (task.lease is None or task.lease.holds(task.coordinators, self.ctx.now_ms))
         ]
         if not self.ctx.config.owner_rules:
@@ -442,7 +254,7 @@ class Worker:
         for task in list(self.tasks.values()):
             hours = self.owner.closed(task.award.service)
             if not task.executing and hours is not None:
-                self._give_back(task, _Refusal("owner's hours", hours, "now is outside them"))
+                self._give_back(task, Refusal("owner's hours", hours, "now is outside them"))
         self._pump()
 
     def _start(self, task: Task) -> None:
@@ -497,8 +309,8 @@ class Worker:
             self.ctx.emit(Kill(event.attempt, "nobody wants it any more"))
             return
         resolution = replace(fold.resolve(state.job), lacks=())  # it has begun, with what it needs
-        checked = self._check(award, state, resolution, fold)
-        if isinstance(checked, _Refusal):
+        checked = self.admission.check(award, state, resolution, fold)
+        if isinstance(checked, Refusal):
             self.ctx.emit(Kill(event.attempt, checked.reason))
             return
         checked.executing = True
@@ -673,14 +485,14 @@ class Worker:
             return
         for task in list(self.tasks.values()):
             if task.award.run == start.run and not task.executing:
-                self._give_back(task, _Refusal("another node executes it", "", author))
+                self._give_back(task, Refusal("another node executes it", "", author))
 
     def drain(self) -> None:
         """Take no more runs, and give back what only waits here: the node is about to stop."""
         self.ctx.config = replace(self.ctx.config, compute=False)
         for task in list(self.tasks.values()):
             if not task.executing:
-                self._give_back(task, _Refusal("the node stops"))
+                self._give_back(task, Refusal("the node stops"))
         self.hooks.load_changed(self.load)
 
     def leave(self, service: str) -> None:
@@ -689,7 +501,7 @@ class Worker:
             if task.award.service != service:
                 continue
             if not task.executing:
-                self._give_back(task, _Refusal("the node leaves the service"))
+                self._give_back(task, Refusal("the node leaves the service"))
                 continue
             del self.tasks[attempt]
             award, why = task.award, "the node left the service"
@@ -698,7 +510,7 @@ class Worker:
             self.ctx.emit(Kill(attempt, why))
         self.hooks.load_changed(self.load)
 
-    def _give_back(self, task: Task, why: _Refusal) -> None:
+    def _give_back(self, task: Task, why: Refusal) -> None:
         """Drop a run that only waits here, and say so to those who awarded it."""
         del self.tasks[task.award.attempt]
         for peer in sorted(task.coordinators):
@@ -770,7 +582,7 @@ class Worker:
             if due_ms is None or self.ctx.now_ms < due_ms:
                 continue
             if not task.executing:
-                self._give_back(task, _Refusal(_LEASE_OVER))
+                self._give_back(task, Refusal(_LEASE_OVER))
             else:
                 task.lease.lost = True
                 self.ctx.counters["exclusive runs ended with their lease"] += 1
