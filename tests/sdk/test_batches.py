@@ -1,6 +1,5 @@
 """Many jobs as one: submitted in one call, told of by events; how they look; async the same."""
 
-import doctest
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +18,8 @@ from pairio.client import (
     Client,
     PairioJob,
     PairioJobDefinition,
-    PairioJobOutputFile,
-    PairioJobParameter,
     Service,
-    _sync_batch,
     _sync_calls,
-    _sync_client,
-    _sync_finding,
-    _sync_job,
     _sync_watching,
 )
 from pairio.client._bodies import pages_of, swept, watch_query
@@ -636,34 +629,7 @@ async def test_async_streams_close_their_connection(node: FakeNode) -> None:
             pass
 
 
-# -- the examples of the docstrings -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "module", [_sync_batch, _sync_client, _sync_finding, _sync_job], ids=lambda m: m.__name__
-)
-def test_the_examples_run(module: Any, client: Client, node: FakeNode) -> None:
-    request = job()["requestId"]
-    node.on("GET", f"/jobs/{request}/outputs/output", Raw(b"hello"))
-    told = {"attemptId": "a", "text": "hello\n", "nextOffset": 6}
-    node.on("GET", f"/jobs/{request}/console", events(("output", told), ("end", {})))
-    node.on("GET", f"/jobs/{request}", job())
-    node.on("GET", "/jobs", {"jobs": [job()], "nextCursor": None})
-    done = PairioJob(client, job())
-    names = {
-        "client": client,
-        "job": done,
-        "batch": Batch(client, "b", [done, PairioJob(client, job(requestId=_id(2)))]),
-        "Client": Client,
-        "PairioJobDefinition": PairioJobDefinition,
-        "PairioJobOutputFile": PairioJobOutputFile,
-        "PairioJobParameter": PairioJobParameter,
-    }
-    tests = doctest.DocTestFinder().find(module, extraglobs=names)
-    assert sum(len(test.examples) for test in tests) > 0
-    for test in tests:
-        result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
-        assert result.failed == 0, test.name
+# -- the guide -----------------------------------------------------------------------------
 
 
 def test_the_guides_python_runs(

@@ -97,6 +97,10 @@ class AsyncBatch:
             progress: show a bar meanwhile, in a notebook or on a terminal.
             raise_on_failure: raise for the first job, in their order, that did not complete.
 
+        Example:
+            >>> await batch.wait(60, raise_on_failure=True)
+            AsyncBatch(b, 2/2 done)
+
         Raises:
             WaitTimeout: the time is over; the jobs go on.
             JobFailed: a job did not complete, and `raise_on_failure`.
@@ -122,6 +126,10 @@ class AsyncBatch:
     async def results(self, timeout: float | None = None) -> list[dict[str, AsyncSpecialJobOutput]]:
         """Wait for all jobs and return their outputs by name, in the order of the jobs.
 
+        Example:
+            >>> [outputs["output"].size for outputs in await batch.results(60)]
+            [5, 5]
+
         Raises:
             JobFailed: a job did not complete.
             WaitTimeout: the time, in seconds, is over.
@@ -134,7 +142,12 @@ class AsyncBatch:
 
     async def retry_failed(self) -> int:
         """Submit the jobs that failed or were canceled again, in their places; return how many.
-        Those that they blocked go on when they complete."""
+        Those that they blocked go on when they complete.
+
+        Example:
+            >>> await batch.retry_failed()
+            0
+        """
         over = ("failed", "canceled")
         again = [n for n, job in enumerate(self.jobs) if job._data["status"] in over]
         jobs = await self._client._submit_many_again([self.jobs[n] for n in again])
@@ -147,7 +160,12 @@ class AsyncBatch:
 
     async def cancel(self) -> int:
         """Withdraw all open requests of one's own in this batch; return how many they were. Runs
-        that nobody else wants are ended within a second."""
+        that nobody else wants are ended within a second.
+
+        Example:
+            >>> await batch.cancel()
+            0
+        """
         path = f"/api/v1/batches/{part(self.batch_id)}"
         query = {"serviceName": self.jobs[0]._data["serviceName"]} if self.jobs else {}
         answer = await self._client._call("DELETE", path, None, query)
@@ -157,7 +175,11 @@ class AsyncBatch:
     async def wait_until_done(
         self, *, wait_sec: float | None = None, progress: bool = False
     ) -> None:
-        """Wait until all jobs have ended, or for `wait_sec` seconds; nothing raises."""
+        """Wait until all jobs have ended, or for `wait_sec` seconds; nothing raises.
+
+        Example:
+            >>> await batch.wait_until_done(wait_sec=60)
+        """
         began = time.monotonic()
         try:
             await self.wait(wait_sec, progress=progress)

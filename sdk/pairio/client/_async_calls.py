@@ -43,7 +43,11 @@ class AsyncCalls:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections to the node; a later call opens others."""
+        """Close the connections to the node; a later call opens others.
+
+        Example:
+            >>> await client.close()
+        """
         await self._api.close()
 
     async def _call(
@@ -127,12 +131,21 @@ class AsyncCalls:
         return str(names[0])
 
     async def services(self) -> list[Service]:
-        """Return the services that this node is in."""
+        """Return the services that this node is in.
+
+        Example:
+            >>> [service.serviceName for service in await client.services()]
+            ['lab']
+        """
         answer = await self._call("GET", "/api/v1/services")
         return [Service(service) for service in answer["services"]]
 
     async def service(self, name: str) -> Service:
         """Return a service by name or id.
+
+        Example:
+            >>> (await client.service("lab")).apps
+            ['hello_world']
 
         Raises:
             NotFound: this node is in none of that name.
@@ -140,13 +153,23 @@ class AsyncCalls:
         return Service(await self._call("GET", f"/api/v1/services/{part(name)}"))
 
     async def apps(self, service_name: str | None = None) -> list[dict[str, Any]]:
-        """Return the apps of a service: `{appName, bundle, appSpecification}`."""
+        """Return the apps of a service: `{appName, bundle, appSpecification}`.
+
+        Example:
+            >>> [app["appName"] for app in await client.apps("lab")]
+            ['hello_world']
+        """
         service = self._service(service_name) or await self._only_service()
         answer = await self._call("GET", f"/api/v1/services/{part(service)}/apps")
         apps: list[dict[str, Any]] = answer["apps"]
         return apps
 
     async def status(self) -> dict[str, Any]:
-        """Return the state of the node: `peerId`, `services`, `peers`, `running`, ..."""
+        """Return the state of the node: `peerId`, `services`, `peers`, `running`, ...
+
+        Example:
+            >>> (await client.status())["running"]
+            0
+        """
         found: dict[str, Any] = await self._call("GET", "/api/v1/status")
         return found

@@ -155,6 +155,13 @@ class AsyncClient(AsyncFinding):
 
         A job that the node does not take is in the batch's `refused`.
 
+        Example:
+            >>> definition = PairioJobDefinition(
+            ...     appName="hello_world", processorName="hello_world_2"
+            ... )
+            >>> len(await client.submit_jobs([definition, definition], tags=["t"]))
+            2
+
         Raises:
             as `submit_job`; what the node says of a job only if it takes none of them.
         """

@@ -45,6 +45,10 @@ class AsyncFinding(AsyncWatching):
     async def find_job(self, job_id: str, *, service_name: str | None = None) -> AsyncPairioJob:
         """Return a job by its id, a unique end of it, or the id of a request.
 
+        Example:
+            >>> (await client.find_job(job.jobId)).status
+            'completed'
+
         Raises:
             NotFound: the node knows none.
         """
@@ -122,6 +126,13 @@ class AsyncFinding(AsyncWatching):
         """Return the job of a definition if anybody asked for it, without submitting it; one that
         has completed rather than others. None: nobody whom this node can ask knows of one.
 
+        Example:
+            >>> definition = PairioJobDefinition(
+            ...     appName="hello_world", processorName="hello_world_2"
+            ... )
+            >>> await client.find_job_by_definition(definition) is None
+            True
+
         Raises:
             InvalidRequest, NotFound: there can be no such job.
         """
@@ -135,6 +146,10 @@ class AsyncFinding(AsyncWatching):
     async def batch(self, batch_id: str, *, service_name: str | None = None) -> AsyncBatch:
         """Return the jobs of a batch that were submitted before, in the order of submission; of
         those that were submitted again after a failure the new ones.
+
+        Example:
+            >>> len(await client.batch("b"))
+            1
 
         Raises:
             NotFound: the node knows none.
@@ -150,6 +165,10 @@ class AsyncFinding(AsyncWatching):
         """Add a file or folder of this machine to the node; return what to give as an input's
         `url`. With `nocopy` it is hashed where it lies, and must stay as it is.
 
+        Example:
+            >>> await client.add_content("README.md")
+            'ipfs://bafkadded'
+
         Raises:
             PairioError: there is none, or a folder holds what is neither file nor folder.
         """
@@ -158,6 +177,10 @@ class AsyncFinding(AsyncWatching):
 
     async def pin_url(self, url: str) -> str:
         """Let the node fetch an https URL now; return what names the content as an input's `url`.
+
+        Example:
+            >>> await client.pin_url("https://example.org/data.csv")
+            'ipfs://bafkadded'
 
         Raises:
             InvalidRequest, NotAllowed: it cannot be had, or the node's owner does not allow it.

@@ -125,6 +125,10 @@ class AsyncSpecialJobOutput:
             destination: the path; the output's file name in the present folder if not given.
             overwrite: replace a file that is there.
 
+        Example:
+            >>> (await job.outputs["output"].download("greeting.txt")).name
+            'greeting.txt'
+
         Raises:
             PairioError: something is there already, or cannot be written.
             InvalidRequest: the output does not exist (yet).
@@ -176,6 +180,10 @@ class AsyncSpecialJobOutput:
     async def list(self, path: str | None = None) -> list[dict[str, Any]]:
         """Return the entries of a folder: `{name, cid, type, size}`, type `file` or `folder`.
 
+        Example:
+            >>> [entry["name"] for entry in await job.outputs["folder"].list()]
+            ['a.txt']
+
         Raises:
             InvalidRequest: it does not exist (yet), or is a file.
         """
@@ -209,6 +217,10 @@ class AsyncPairioJob(JobBase):
     def get_output(self, name: str) -> AsyncSpecialJobOutput:
         """Return an output by name; it may serve as another job's input before it exists.
 
+        Example:
+            >>> job.get_output("output").size
+            5
+
         Raises:
             PairioError: the job has no such output.
         """
@@ -240,7 +252,12 @@ class AsyncPairioJob(JobBase):
                 yield chunk
 
     async def refresh(self) -> Self:
-        """Ask the node for the present state."""
+        """Ask the node for the present state.
+
+        Example:
+            >>> (await job.refresh()).status
+            'completed'
+        """
         self._data = await self._get("", {})
         return self
 
@@ -251,6 +268,11 @@ class AsyncPairioJob(JobBase):
 
         A failed job does not raise, as in the original, unless `raise_on_failure`: look at `status`
         and `error`. A job is over too when it is blocked: a job whose output it needs has failed.
+
+        Example:
+            >>> await job.wait_until_done(wait_sec=60)
+            >>> job.status
+            'completed'
 
         Raises:
             JobFailed: it did not complete, and `raise_on_failure`.
@@ -316,7 +338,12 @@ class AsyncPairioJob(JobBase):
         return self.outputs
 
     async def console(self) -> str:
-        """Return what the job has printed so far."""
+        """Return what the job has printed so far.
+
+        Example:
+            >>> (await job.console()).splitlines()
+            ['hello']
+        """
         async with aclosing(self._chunks("console", {})) as chunks:
             return b"".join([chunk async for chunk in chunks]).decode(errors="replace")
 
@@ -356,6 +383,10 @@ class AsyncPairioJob(JobBase):
 
         Args:
             all_requests: withdraw all open requests of one's own for this job.
+
+        Example:
+            >>> (await job.cancel()).status
+            'canceled'
         """
         name = self._data["jobId"] if all_requests else self._data["requestId"]
         query = {"serviceName": self._data["serviceName"]}
@@ -367,6 +398,9 @@ class AsyncPairioJob(JobBase):
         """Leave this job, which must be over, out of lists on this node. The signed facts stay: the
         result still answers the same job, and statistics count it.
 
+        Example:
+            >>> await job.delete()
+
         Raises:
             Conflict: the job is not over.
         """
@@ -376,12 +410,22 @@ class AsyncPairioJob(JobBase):
 
     async def rerun(self, *, skip_cache: bool = False) -> "AsyncPairioJob":
         """Submit the same job again and return the new one: computed anew if its result is a
-        failure, or in any case with `skip_cache`. Secrets are not known any more: submit then."""
+        failure, or in any case with `skip_cache`. Secrets are not known any more: submit then.
+
+        Example:
+            >>> (await job.rerun(skip_cache=True)).jobId == job.jobId
+            True
+        """
         return await self._client._submit_again(self, skip_cache)
 
     async def why(self) -> dict[str, Any]:
         """Return why the job is where it is: `status`, `error`, `waitsFor`, `blockedBy`,
-        `attempts`, and per node of the service `{name, fits, rule, need, have}`."""
+        `attempts`, and per node of the service `{name, fits, rule, need, have}`.
+
+        Example:
+            >>> (await job.why())["status"]
+            'completed'
+        """
         found: dict[str, Any] = await self._get("why", {})
         return found
 
@@ -390,6 +434,10 @@ class AsyncPairioJob(JobBase):
 
         Args:
             format: `json` (parsed), or `dot` or `in-toto` as text.
+
+        Example:
+            >>> (await job.provenance())["jobs"]
+            []
 
         Raises:
             InvalidRequest: there is no result yet.
@@ -402,7 +450,12 @@ class AsyncPairioJob(JobBase):
             return b"".join([chunk async for chunk in chunks]).decode()
 
     async def link(self) -> str:
-        """Return a URL that opens the job's page in a browser, once, within a minute."""
+        """Return a URL that opens the job's page in a browser, once, within a minute.
+
+        Example:
+            >>> await job.link()
+            'http://127.0.0.1:1/open/code'
+        """
         body = {"path": f"/job/{self._data['jobId']}"}
         answer = await self._client._call("POST", "/api/v1/links", body)
         return str(answer["url"])

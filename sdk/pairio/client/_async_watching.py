@@ -33,6 +33,14 @@ class AsyncWatching(AsyncCalls):
         is, then `ready`, then `job` for each change; `alive` after so many seconds without one.
         Without a batch, a job or requests: of all jobs, changes only.
 
+        Example:
+            >>> async for event in client.events(batch_id="b"):
+            ...     if event.kind == "ready":
+            ...         break
+            ...     print(event.data["status"])
+            completed
+            completed
+
         Raises:
             NodeNotRunning: the stream broke off. Called again it begins with how everything is.
             NodeUnavailable: too many watch already.
@@ -56,6 +64,11 @@ class AsyncWatching(AsyncCalls):
         Args:
             jobs: of any batches and services.
             timeout: seconds in all; None: as long as it takes.
+
+        Example:
+            >>> async for done in client.as_completed([job], timeout=60):
+            ...     print(done.status)
+            completed
 
         Raises:
             WaitTimeout: the time is over; the jobs go on.

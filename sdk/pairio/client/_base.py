@@ -93,11 +93,19 @@ class JobBase:
         return self._data["status"] == "completed" and missing
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything that the node says of the job."""
+        """Return everything that the node says of the job.
+
+        Example:
+            >>> job.as_dict()["status"]
+            'completed'
+        """
         return dict(self._data)
 
     def raise_on_failure(self) -> None:
         """Raise if the job has ended without completing.
+
+        Example:
+            >>> job.raise_on_failure()
 
         Raises:
             JobFailed: it failed; of these JobCanceled, and JobBlocked by a failed input's job.
@@ -148,7 +156,12 @@ class BatchProgress:
 
     @classmethod
     def of(cls, jobs: Iterable[JobBase], refused: int) -> "BatchProgress":
-        """Count jobs."""
+        """Count jobs.
+
+        Example:
+            >>> str(BatchProgress.of(batch, refused=0))
+            '2/2 done'
+        """
         known = [job._data for job in jobs]
         states = Counter(data["status"] for data in known)
         cached = sum(bool(data["cached"]) for data in known)

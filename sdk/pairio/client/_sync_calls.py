@@ -44,7 +44,11 @@ class Calls:
         self.close()
 
     def close(self) -> None:
-        """Close the connections to the node; a later call opens others."""
+        """Close the connections to the node; a later call opens others.
+
+        Example:
+            >>> client.close()
+        """
         self._api.close()
 
     def _call(
@@ -128,12 +132,21 @@ class Calls:
         return str(names[0])
 
     def services(self) -> list[Service]:
-        """Return the services that this node is in."""
+        """Return the services that this node is in.
+
+        Example:
+            >>> [service.serviceName for service in client.services()]
+            ['lab']
+        """
         answer = self._call("GET", "/api/v1/services")
         return [Service(service) for service in answer["services"]]
 
     def service(self, name: str) -> Service:
         """Return a service by name or id.
+
+        Example:
+            >>> (client.service("lab")).apps
+            ['hello_world']
 
         Raises:
             NotFound: this node is in none of that name.
@@ -141,13 +154,23 @@ class Calls:
         return Service(self._call("GET", f"/api/v1/services/{part(name)}"))
 
     def apps(self, service_name: str | None = None) -> list[dict[str, Any]]:
-        """Return the apps of a service: `{appName, bundle, appSpecification}`."""
+        """Return the apps of a service: `{appName, bundle, appSpecification}`.
+
+        Example:
+            >>> [app["appName"] for app in client.apps("lab")]
+            ['hello_world']
+        """
         service = self._service(service_name) or self._only_service()
         answer = self._call("GET", f"/api/v1/services/{part(service)}/apps")
         apps: list[dict[str, Any]] = answer["apps"]
         return apps
 
     def status(self) -> dict[str, Any]:
-        """Return the state of the node: `peerId`, `services`, `peers`, `running`, ..."""
+        """Return the state of the node: `peerId`, `services`, `peers`, `running`, ...
+
+        Example:
+            >>> (client.status())["running"]
+            0
+        """
         found: dict[str, Any] = self._call("GET", "/api/v1/status")
         return found

@@ -47,6 +47,10 @@ class Finding(Watching):
     def find_job(self, job_id: str, *, service_name: str | None = None) -> PairioJob:
         """Return a job by its id, a unique end of it, or the id of a request.
 
+        Example:
+            >>> (client.find_job(job.jobId)).status
+            'completed'
+
         Raises:
             NotFound: the node knows none.
         """
@@ -124,6 +128,13 @@ class Finding(Watching):
         """Return the job of a definition if anybody asked for it, without submitting it; one that
         has completed rather than others. None: nobody whom this node can ask knows of one.
 
+        Example:
+            >>> definition = PairioJobDefinition(
+            ...     appName="hello_world", processorName="hello_world_2"
+            ... )
+            >>> client.find_job_by_definition(definition) is None
+            True
+
         Raises:
             InvalidRequest, NotFound: there can be no such job.
         """
@@ -137,6 +148,10 @@ class Finding(Watching):
     def batch(self, batch_id: str, *, service_name: str | None = None) -> Batch:
         """Return the jobs of a batch that were submitted before, in the order of submission; of
         those that were submitted again after a failure the new ones.
+
+        Example:
+            >>> len(client.batch("b"))
+            1
 
         Raises:
             NotFound: the node knows none.
@@ -152,6 +167,10 @@ class Finding(Watching):
         """Add a file or folder of this machine to the node; return what to give as an input's
         `url`. With `nocopy` it is hashed where it lies, and must stay as it is.
 
+        Example:
+            >>> client.add_content("README.md")
+            'ipfs://bafkadded'
+
         Raises:
             PairioError: there is none, or a folder holds what is neither file nor folder.
         """
@@ -160,6 +179,10 @@ class Finding(Watching):
 
     def pin_url(self, url: str) -> str:
         """Let the node fetch an https URL now; return what names the content as an input's `url`.
+
+        Example:
+            >>> client.pin_url("https://example.org/data.csv")
+            'ipfs://bafkadded'
 
         Raises:
             InvalidRequest, NotAllowed: it cannot be had, or the node's owner does not allow it.

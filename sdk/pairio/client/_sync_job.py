@@ -127,6 +127,10 @@ class SpecialJobOutput:
             destination: the path; the output's file name in the present folder if not given.
             overwrite: replace a file that is there.
 
+        Example:
+            >>> (job.outputs["output"].download("greeting.txt")).name
+            'greeting.txt'
+
         Raises:
             PairioError: something is there already, or cannot be written.
             InvalidRequest: the output does not exist (yet).
@@ -178,6 +182,10 @@ class SpecialJobOutput:
     def list(self, path: str | None = None) -> list[dict[str, Any]]:
         """Return the entries of a folder: `{name, cid, type, size}`, type `file` or `folder`.
 
+        Example:
+            >>> [entry["name"] for entry in job.outputs["folder"].list()]
+            ['a.txt']
+
         Raises:
             InvalidRequest: it does not exist (yet), or is a file.
         """
@@ -211,6 +219,10 @@ class PairioJob(JobBase):
     def get_output(self, name: str) -> SpecialJobOutput:
         """Return an output by name; it may serve as another job's input before it exists.
 
+        Example:
+            >>> job.get_output("output").size
+            5
+
         Raises:
             PairioError: the job has no such output.
         """
@@ -242,7 +254,12 @@ class PairioJob(JobBase):
                 yield chunk
 
     def refresh(self) -> Self:
-        """Ask the node for the present state."""
+        """Ask the node for the present state.
+
+        Example:
+            >>> (job.refresh()).status
+            'completed'
+        """
         self._data = self._get("", {})
         return self
 
@@ -253,6 +270,11 @@ class PairioJob(JobBase):
 
         A failed job does not raise, as in the original, unless `raise_on_failure`: look at `status`
         and `error`. A job is over too when it is blocked: a job whose output it needs has failed.
+
+        Example:
+            >>> job.wait_until_done(wait_sec=60)
+            >>> job.status
+            'completed'
 
         Raises:
             JobFailed: it did not complete, and `raise_on_failure`.
@@ -318,7 +340,12 @@ class PairioJob(JobBase):
         return self.outputs
 
     def console(self) -> str:
-        """Return what the job has printed so far."""
+        """Return what the job has printed so far.
+
+        Example:
+            >>> (job.console()).splitlines()
+            ['hello']
+        """
         with closing(self._chunks("console", {})) as chunks:
             return b"".join([chunk for chunk in chunks]).decode(errors="replace")
 
@@ -358,6 +385,10 @@ class PairioJob(JobBase):
 
         Args:
             all_requests: withdraw all open requests of one's own for this job.
+
+        Example:
+            >>> (job.cancel()).status
+            'canceled'
         """
         name = self._data["jobId"] if all_requests else self._data["requestId"]
         query = {"serviceName": self._data["serviceName"]}
@@ -369,6 +400,9 @@ class PairioJob(JobBase):
         """Leave this job, which must be over, out of lists on this node. The signed facts stay: the
         result still answers the same job, and statistics count it.
 
+        Example:
+            >>> job.delete()
+
         Raises:
             Conflict: the job is not over.
         """
@@ -378,12 +412,22 @@ class PairioJob(JobBase):
 
     def rerun(self, *, skip_cache: bool = False) -> "PairioJob":
         """Submit the same job again and return the new one: computed anew if its result is a
-        failure, or in any case with `skip_cache`. Secrets are not known any more: submit then."""
+        failure, or in any case with `skip_cache`. Secrets are not known any more: submit then.
+
+        Example:
+            >>> (job.rerun(skip_cache=True)).jobId == job.jobId
+            True
+        """
         return self._client._submit_again(self, skip_cache)
 
     def why(self) -> dict[str, Any]:
         """Return why the job is where it is: `status`, `error`, `waitsFor`, `blockedBy`,
-        `attempts`, and per node of the service `{name, fits, rule, need, have}`."""
+        `attempts`, and per node of the service `{name, fits, rule, need, have}`.
+
+        Example:
+            >>> (job.why())["status"]
+            'completed'
+        """
         found: dict[str, Any] = self._get("why", {})
         return found
 
@@ -392,6 +436,10 @@ class PairioJob(JobBase):
 
         Args:
             format: `json` (parsed), or `dot` or `in-toto` as text.
+
+        Example:
+            >>> (job.provenance())["jobs"]
+            []
 
         Raises:
             InvalidRequest: there is no result yet.
@@ -404,7 +452,12 @@ class PairioJob(JobBase):
             return b"".join([chunk for chunk in chunks]).decode()
 
     def link(self) -> str:
-        """Return a URL that opens the job's page in a browser, once, within a minute."""
+        """Return a URL that opens the job's page in a browser, once, within a minute.
+
+        Example:
+            >>> job.link()
+            'http://127.0.0.1:1/open/code'
+        """
         body = {"path": f"/job/{self._data['jobId']}"}
         answer = self._client._call("POST", "/api/v1/links", body)
         return str(answer["url"])

@@ -35,6 +35,14 @@ class Watching(Calls):
         is, then `ready`, then `job` for each change; `alive` after so many seconds without one.
         Without a batch, a job or requests: of all jobs, changes only.
 
+        Example:
+            >>> for event in client.events(batch_id="b"):
+            ...     if event.kind == "ready":
+            ...         break
+            ...     print(event.data["status"])
+            completed
+            completed
+
         Raises:
             NodeNotRunning: the stream broke off. Called again it begins with how everything is.
             NodeUnavailable: too many watch already.
@@ -58,6 +66,11 @@ class Watching(Calls):
         Args:
             jobs: of any batches and services.
             timeout: seconds in all; None: as long as it takes.
+
+        Example:
+            >>> for done in client.as_completed([job], timeout=60):
+            ...     print(done.status)
+            completed
 
         Raises:
             WaitTimeout: the time is over; the jobs go on.
