@@ -18,12 +18,14 @@ class _Indexed:
         self.fold = fold
         self.made: dict[str, set[str]] = {}  # CID -> resolved jobs
         self.used: dict[str, set[str]] = {}  # CID -> jobs, as they were asked for
+        self.consoles: set[str] = set()
         self._read = [0, 0, 0]
 
     def catch_up(self) -> None:
         """Read what came since it was asked last."""
         fold, at = self.fold, self._read
         for result in islice(fold.results.values(), at[0], None):
+            self.consoles.add(result.document.console)
             for cid, _, _ in result.document.outputs.values():
                 self.made.setdefault(cid, set()).add(result.document.job)
         for job, document in islice(fold.definitions.items(), at[1], None):
@@ -42,6 +44,18 @@ class CidIndex:
     def __init__(self) -> None:
         self._services: dict[str, _Indexed] = {}
 
+    def _indexed(self, service: str, fold: ServiceFold) -> _Indexed:
+        if service not in self._services or self._services[service].fold is not fold:
+            self._services[service] = _Indexed(fold)
+        known = self._services[service]
+        known.catch_up()
+        return known
+
+    def is_made(self, service: str, fold: ServiceFold, cid: str) -> bool:
+        """Say whether a job of a service made this: an output, or a console."""
+        known = self._indexed(service, fold)
+        return cid in known.made or cid in known.consoles
+
     def jobs_with(
         self, service: str, fold: ServiceFold, output: str | None, input_: str | None
     ) -> set[str] | None:
@@ -53,10 +67,7 @@ class CidIndex:
         """
         if output is None and input_ is None:
             return None
-        if service not in self._services or self._services[service].fold is not fold:
-            self._services[service] = _Indexed(fold)
-        known = self._services[service]
-        known.catch_up()
+        known = self._indexed(service, fold)
         found: set[str] | None = None
         if output is not None:
             resolved = known.made.get(_cid(output), set())

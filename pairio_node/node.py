@@ -136,6 +136,12 @@ class Node:
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
         self.inputs = JobInputs(self)
         self.serving = Serving(self.content, self.exchange, self._content_sources)
+        self._wide_serving = Serving(
+            self.content,
+            self.exchange,
+            self._content_sources,
+            lambda cids: self.outside.fetch_blocks(cids),
+        )
         self.publishing = Publishing(self)
         self.bitswap: Bitswap | None = None
         if config.bitswap:
@@ -670,23 +676,48 @@ class Node:
 
     # -- the facade: content ----------------------------------------------------------------
 
-    def read_content(self, cid: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        """Yield bytes of a file, fetched from members as they are read if need be."""
+    def read_content(
+        self, cid: str, start: int, stop: int, root: str | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield bytes of a file, fetched as they are read if need be: from members and, with the
+        `root` that the reader named and it lies below, where that may be from Bitswap peers."""
         self.cache.used(cid)
-        return self.serving.read(cid, start, stop)
+        return self._serving_of(root).read(cid, start, stop)
 
-    async def look_content(self, cid: str, path: Sequence[str]) -> Found:
-        """Return what lies at a path below `cid`, here or at members."""
-        return await self.serving.look(cid, path)
+    async def look_content(self, cid: str, path: Sequence[str], root: str | None = None) -> Found:
+        """Return what lies at a path below `cid`, here or elsewhere."""
+        return await self._serving_of(root).look(cid, path)
+
+    def _serving_of(self, root: str | None) -> Serving:
+        """Return what reads below a root. Who is asked learns the CID: strangers are not asked for
+        what a service keeps to its members."""
+        if root is None or self._is_private(root):
+            return self.serving
+        return self._wide_serving
+
+    def _is_private(self, cid: str) -> bool:
+        """Say whether this is an output, a console or an app of a service that shows it to nobody
+        else, and was not published."""
+        if cid in self.publishing.roots():
+            return False
+        for service in set(self.named_or_all(None)) & set(self.core.membership.chains):
+            folded = self.core.membership.folded(service)
+            if any(app["bundle"] == cid for app in folded.apps.values()):
+                return True
+            if not folded.has_public_results and self.cids.is_made(
+                service, self.core.fold(service), cid
+            ):
+                return True
+        return False
 
     async def content_block(self, cid: str) -> bytes:
         """Return a block of a file or folder."""
         await self.serving.look(cid)
         return await self.content.store.get(cid)
 
-    async def list_content(self, cid: str) -> list[Item]:
+    async def list_content(self, cid: str, root: str | None = None) -> list[Item]:
         """Return the entries of a folder."""
-        return await self.serving.entries(cid)
+        return await self._serving_of(root).entries(cid)
 
     def _content_sources(self) -> Iterator[tuple[str, list[str]]]:
         """Yield every service that content may be of, with the members to ask for it."""

@@ -1,11 +1,13 @@
-"""Content that no member gives is asked of Bitswap peers: for inputs that a job names by CID, and
-for results that anybody may read. Nothing else is: whoever is asked learns the CID.
+"""Content that no member gives is asked of Bitswap peers: for inputs that a job names by CID, for
+results that anybody may read, and for what somebody reads here that is no private part of a
+service. Nothing else is: whoever is asked learns the CID.
 """
 
 from collections.abc import Callable, Sequence
 
 from pairio_node.bitswap import Bitswap
 from pairio_node.blocks import Exchange, FetchFailed, ScopedContent
+from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX
 
 __all__ = ["Outside"]
 
@@ -41,6 +43,19 @@ class Outside:
                 return await self.fetch_outside(service, cid, limit_bytes=limit_bytes)
             except FetchFailed as also:
                 raise FetchFailed(f"{error}; {also}") from None
+
+    async def fetch_blocks(self, cids: Sequence[str]) -> None:
+        """Fetch these blocks from Bitswap peers for the owner of this node; no service has them by
+        that. Nothing without peers.
+
+        Raises:
+            FetchFailed: says who was asked. StorageFullError when the quota is reached.
+        """
+        bitswap = self._bitswap()
+        if bitswap is not None and bitswap.peers():
+            with self._contents.store.in_use.working():
+                store = self._contents.everything.store
+                await bitswap.fetch_blocks(store, cids, len(cids) * BLOCK_SIZE_BYTES_MAX)
 
     async def fetch_outside(self, service: str, cid: str, *, limit_bytes: int = 2**40) -> int:
         """The same, from Bitswap peers alone."""

@@ -60,7 +60,8 @@ class Publishing:
         self._shown: set[tuple[str, str]] = set()  # (service, result) that are public whole
         self._again_s: dict[tuple[str, str], float] = {}  # when to look again at one that is not
         self._turn = trio.Lock()
-        self.blocks = PublicBlocks(node.blocks, self._path, self.open_services)
+        # Also what is content by reference, read from its file and checked each time.
+        self.blocks = PublicBlocks(node.contents.store, self._path, self.open_services)
 
     def roots(self) -> set[str]:
         """Return the CIDs that the owner published: they are to stay here."""

@@ -1,8 +1,9 @@
 """Content for people and programs on this machine: files and folders by CID and path, read as a
-stream. What is not here is fetched from members as it is read: nothing but what was asked for.
+stream. What is not here is fetched as it is read, nothing but what was asked for: from members,
+and from Bitswap peers where they may be asked (`outside`).
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -49,17 +50,20 @@ class Item:
 
 
 class Serving:
-    """Reads content. `sources` gives (service, members that may hold its content)."""
+    """Reads content. `sources` gives (service, members that may hold its content); `outside` has
+    blocks fetched that none of them gives, the first one first."""
 
     def __init__(
         self,
         content: Content,
         exchange: Exchange,
         sources: Callable[[], Iterable[tuple[str, list[str]]]],
+        outside: Callable[[list[str]], Awaitable[None]] | None = None,
     ) -> None:
         self._content = content
         self._exchange = exchange
         self._sources = sources
+        self._outside = outside
         self._turns = trio.Semaphore(_FETCHING_MAX)
         self._last: tuple[str, str] | None = None  # service and holder that had something
 
@@ -176,7 +180,7 @@ class Serving:
             raise UnavailableError(f"block {cid} is not here any more") from None
 
     async def _fetch(self, cid: str, wanted: list[str]) -> None:
-        """Fetch `cid`, and of the other blocks what the same holder has."""
+        """Fetch `cid`, and of the other blocks what the same holder has; within _FETCH_S."""
         reasons = []
         with trio.move_on_after(_FETCH_S):
             async with self._turns:
@@ -187,6 +191,13 @@ class Serving:
                         reasons.append(str(error))
                     if await self._content.has(cid):
                         self._last = (service, holder)
+                        return
+                if self._outside is not None:
+                    try:
+                        await self._outside(wanted)
+                    except FetchFailed as error:
+                        reasons.append(str(error))
+                    if await self._content.has(cid):
                         return
         said = "; ".join(reasons[-3:]) or "no connected member has it"
         raise NotFoundError(f"content {cid} is not here ({said})")

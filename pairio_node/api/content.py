@@ -44,9 +44,10 @@ class _Stream(StreamingResponse):
 
 
 def content_response(
-    node: NodeFacade, request: Request, cid: str, name: str, size: int
+    node: NodeFacade, request: Request, cid: str, name: str, size: int, root: str | None = None
 ) -> Response:
-    """Return a file by CID: 200, 206, 304 or 416; never run as a page of ours."""
+    """Return a file by CID: 200, 206, 304 or 416; never run as a page of ours. `root` is what the
+    reader named and the file lies below, where Bitswap peers may be asked, too."""
     kind, tag = type_of(name), f'"{cid}"'
     headers = {
         **CONTENT_HEADERS,
@@ -63,19 +64,19 @@ def content_response(
     except Unsatisfiable as error:
         return Response(status_code=416, headers={**headers, "Content-Range": str(error)})
     if parts is not None and len(parts) > 1:
-        return _several(node, request, cid, kind, size, parts, headers)
+        return _several(node, request, (cid, root), kind, size, parts, headers)
     start, stop = parts[0] if parts else (0, size)
     headers["Content-Length"] = str(stop - start)
     if parts:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    body = _empty() if request.method == "HEAD" else node.read_content(cid, start, stop)
+    body = _empty() if request.method == "HEAD" else node.read_content(cid, start, stop, root)
     return _Stream(body, 206 if parts else 200, headers, media_type=kind)
 
 
 def _several(
     node: NodeFacade,
     request: Request,
-    cid: str,
+    named: tuple[str, str | None],
     kind: str,
     size: int,
     parts: list[tuple[int, int]],
@@ -93,7 +94,7 @@ def _several(
     async def body() -> AsyncIterator[bytes]:
         for head, (start, stop) in zip(heads, parts, strict=True):
             yield head
-            async for chunk in node.read_content(cid, start, stop):
+            async for chunk in node.read_content(named[0], start, stop, named[1]):
                 yield chunk
         yield end
 
@@ -113,10 +114,10 @@ async def output_response(
         UserError: a folder without `as_json`, or a file with it; nothing at that path.
     """
     names = [part for part in (path or "").split("/") if part]
-    found = await node.look_content(cid, names)
+    found = await node.look_content(cid, names, cid)
     last = names[-1] if names else name
     if found.is_folder and as_json:
-        return JSONResponse(folder_json(found, await node.list_content(found.cid), last))
+        return JSONResponse(folder_json(found, await node.list_content(found.cid, cid), last))
     if found.is_folder or as_json:
         raise UserError(
             f"{last!r} is a {'folder' if found.is_folder else 'file'}",
@@ -124,7 +125,7 @@ async def output_response(
             code="folder" if found.is_folder else "file",
             http_status=409,
         )
-    return content_response(node, request, found.cid, last, found.size_bytes)
+    return content_response(node, request, found.cid, last, found.size_bytes, cid)
 
 
 def _refusal(message: str, status: int) -> Response:
@@ -163,11 +164,11 @@ def make_gateway(node: NodeFacade, links: Links, port: int) -> Starlette:
         if not links.is_valid(cid, name, key):
             return _refusal("this link is not one of this node's", 403)
         try:
-            found = await node.look_content(cid, path)
+            found = await node.look_content(cid, path, cid)
             if not found.is_folder:
                 last = path[-1] if path else name
-                return content_response(node, request, found.cid, last, found.size_bytes)
-            items = await node.list_content(found.cid)
+                return content_response(node, request, found.cid, last, found.size_bytes, cid)
+            items = await node.list_content(found.cid, cid)
         except UserError as error:
             return _refusal(error.message, error.http_status)
         base = links.below(cid, name, path)

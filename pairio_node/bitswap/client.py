@@ -29,16 +29,23 @@ class Client:
         self._unasked: Counter[str] = Counter()
 
     async def fetch(
-        self, store: BlockStore, cid: str, peers: Iterable[str], *, limit_bytes: int
+        self,
+        store: BlockStore,
+        cid: str,
+        peers: Iterable[str],
+        *,
+        limit_bytes: int,
+        blocks: Sequence[str] = (),
     ) -> int:
-        """Make sure that all blocks below `cid` are in `store`; return the bytes that came.
+        """Make sure that all blocks below `cid` are in `store`, or `blocks` alone, of which `cid`
+        is the first; return the bytes that came.
 
         Raises:
             FetchFailed: says who was asked. What came is kept.
             StorageFullError: the quota is reached.
         """
         asked: Sequence[str] = list(dict.fromkeys(peers))[:BITSWAP_ASKED_MAX]
-        fetch = Fetch(self._transport, store, cid, asked, limit_bytes)
+        fetch = Fetch(self._transport, store, cid, asked, limit_bytes, blocks)
         self._fetches.append(fetch)
         try:
             return await fetch.run()

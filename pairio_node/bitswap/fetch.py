@@ -49,7 +49,8 @@ class _Holder:
 
 
 class Fetch:
-    """See the module. Made for one root; `run` once."""
+    """See the module. Made for one root, or for some `blocks` and nothing below them, of which
+    the first is the root; `run` once."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Fetch:
         root: str,
         peers: Sequence[str],
         limit_bytes: int,
+        blocks: Sequence[str] = (),
     ) -> None:
         self.received_bytes = 0
         #: Peers that are asked, and what is sent to them.
@@ -70,7 +72,9 @@ class Fetch:
         self._unsure = set(peers)  # have not said yet whether they have the root
         self._reasons: dict[str, str] = {}  # why a peer is asked no more
         self._left: dict[str, set[str]] = {}  # what such a peer was asked for to the end
-        self._todo = [(root, 0)]  # (CID, depth), the next one last
+        #: (CID, depth), the next one last.
+        self._todo = [(cid, 0) for cid in reversed(blocks)] or [(root, 0)]
+        self._has_below = not blocks  # what blocks link to is wanted, too
         self._depths: dict[str, int] = {}  # of blocks that are wanted now
         self._lacking: dict[str, set[str]] = {}  # block -> peers that said they lack it
         self._nodes: set[str] = set()  # blocks with links that were gone through
@@ -168,7 +172,7 @@ class Fetch:
 
     def _follow(self, cid: str, block: bytes, depth: int) -> None:
         """Want what a block links to."""
-        if parse_cid(cid).codec == RAW or cid in self._nodes:
+        if parse_cid(cid).codec == RAW or cid in self._nodes or not self._has_below:
             return
         self._nodes.add(cid)
         try:
@@ -271,7 +275,7 @@ class Fetch:
 
     async def _pass(self, cid: str, depth: int) -> None:
         """A block is here: what it links to is wanted."""
-        if cid not in self._nodes and parse_cid(cid).codec != RAW:
+        if cid not in self._nodes and parse_cid(cid).codec != RAW and self._has_below:
             self._follow(cid, await self._store.get(cid), depth)
 
     def _want_from(self, peer: str, cid: str, depth: int) -> None:

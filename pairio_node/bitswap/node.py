@@ -93,6 +93,13 @@ class Bitswap:
         found = self.peers() if peers is None else peers
         return await self._client.fetch(store, cid, found, limit_bytes=limit_bytes)
 
+    async def fetch_blocks(self, store: BlockStore, cids: Sequence[str], limit_bytes: int) -> int:
+        """Make sure that these blocks are in `store`, whatever lies below them, from Bitswap peers
+        that have the first one; return the bytes that came. Raises as `fetch` does."""
+        return await self._client.fetch(
+            store, cids[0], self.peers(), limit_bytes=limit_bytes, blocks=cids
+        )
+
     def _start(self, work: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(work)

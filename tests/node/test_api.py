@@ -287,15 +287,19 @@ class FakeFacade:
             raise NotFoundError(f"job {job_id} has no output {output!r}", hint="outputs: o")
         return CID, "o.html", len(CONTENT)
 
-    async def read_content(self, cid: str, start: int, stop: int) -> AsyncIterator[bytes]:
+    async def read_content(
+        self, cid: str, start: int, stop: int, root: str | None = None
+    ) -> AsyncIterator[bytes]:
         yield CONTENT[start:stop]
 
-    async def look_content(self, cid: str, path: Sequence[str] = ()) -> Found:
+    async def look_content(
+        self, cid: str, path: Sequence[str] = (), root: str | None = None
+    ) -> Found:
         if cid != CID or path:
             raise NotFoundError(f"nobody has {cid}")
         return Found(cid, len(CONTENT), False)
 
-    async def list_content(self, cid: str) -> list[Item]:
+    async def list_content(self, cid: str, root: str | None = None) -> list[Item]:
         return []
 
     async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
