@@ -25,6 +25,7 @@ from pairio_protocol.limits import (
     JOB_DISK_BYTES_MAX,
     JOB_OPEN_FILES_MAX,
     JOB_PROCESSES_MAX,
+    RELAYS_MAX,
 )
 
 __all__ = ["NodeConfig", "load_config", "peer_in"]
@@ -37,10 +38,19 @@ _WARM = ("on", "single", "off")
 class NodeConfig:
     """Settings of one run. Sequences are tuples; units end the names."""
 
-    #: Multiaddrs to listen on; empty: all interfaces, on the port kept in the home.
+    #: Multiaddrs to listen on; empty: all interfaces, on the port kept in the home; only `none`:
+    #: nowhere.
     listen: tuple[str, ...] = ()
     #: Multiaddrs ending in /p2p/ID to dial at start; their services are taken up unasked.
     bootstrap: tuple[str, ...] = ()
+    #: Multiaddrs ending in /p2p/ID of nodes by way of which others reach this one.
+    relays: tuple[str, ...] = ()
+    #: Whether others are reached by way of this node: members of its services, `bootstrap`,
+    #: `trust`, and the peer ids of `relay_for`; how many, and with how many MB per second.
+    relay: bool = False
+    relay_for: tuple[str, ...] = ()
+    relay_reservations: int = 32
+    relay_mb_per_s: float = 8.0
     #: Peer ids whose services are taken up unasked.
     trust: tuple[str, ...] = ()
     #: Whether this node runs jobs.
@@ -97,6 +107,11 @@ class NodeConfig:
     container: ContainerSettings = field(default_factory=ContainerSettings)
     #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
     gossip_loss_percent: int = 0
+
+    @property
+    def trusted(self) -> frozenset[str]:
+        """The peers that the owner named: their services are taken up unasked."""
+        return frozenset({*self.trust, *map(peer_in, self.bootstrap)})
 
     @property
     def cpu_millicores(self) -> int:
@@ -191,8 +206,9 @@ def _in_words(kind: Any) -> str:
 def _check(config: NodeConfig) -> None:
     if config.warm not in _WARM:
         raise UserError(f"setting warm is {config.warm!r}", hint=f"use {', '.join(_WARM)}")
-    for address in config.listen:
+    for address in config.listen if config.listen != ("none",) else ():
         _check_listen(address)
+    _check_relays(config)
     for address in config.bootstrap:
         peer_in(address)
     for address in config.ipfs_peers:
@@ -227,12 +243,30 @@ def _check(config: NodeConfig) -> None:
         ("job_processes_max", 8, 2**20),
         ("job_open_files_max", 64, 2**20),
         ("url_input_bytes_max", 1, 2**60),
+        ("relay_reservations", 1, 1024),
+        ("relay_mb_per_s", 0.1, 100_000),
         ("gossip_loss_percent", 0, 100),
     ):
         if not low <= getattr(config, name) <= high:
             raise UserError(
                 f"setting {name} is {getattr(config, name)}", hint=f"use {low} to {high}"
             )
+
+
+def _check_relays(config: NodeConfig) -> None:
+    for address in config.relays:
+        peer_in(address, "relays")
+        if "/p2p-circuit" in address:
+            raise UserError(
+                f"relays address {address!r} leads through another relay",
+                hint="name a relay that anybody reaches: /ip4/.../tcp/.../p2p/12D3Koo...",
+            )
+    if len(config.relays) > RELAYS_MAX:
+        raise UserError(
+            f"setting relays names {len(config.relays)} relays", hint=f"use at most {RELAYS_MAX}"
+        )
+    for peer in config.relay_for:
+        _check_peer(peer, "relay_for")
 
 
 def _check_listen(address: str) -> None:
@@ -246,7 +280,7 @@ def _check_listen(address: str) -> None:
     if not right:
         raise UserError(
             f"listen address {address!r} is not one to listen on",
-            hint="use one such as /ip4/0.0.0.0/tcp/4001 (port 0: any free one)",
+            hint="use one such as /ip4/0.0.0.0/tcp/4001 (port 0: any free one), or none alone",
         )
 
 

@@ -61,6 +61,11 @@ class Facts:
     home_is_there: bool = True
     home_file_system: str = ""
     disk_free_bytes: int = 2**40
+    #: Whether this machine has an address that is everybody's; relays that were named, and of them
+    #: those that do not answer.
+    has_public_address: bool = True
+    relays: tuple[str, ...] = ()
+    relays_silent: tuple[str, ...] = ()
     kubo_api: str = ""
     kubo_error: str = ""
     config_error: str = ""
@@ -84,6 +89,7 @@ def examine(facts: Facts) -> list[Finding]:
         _home(facts),
         _disk(facts),
         _ports(facts),
+        _reach(facts),
         _clock(facts),
         _calls(facts),
         _sandbox(facts),
@@ -128,6 +134,21 @@ def _ports(facts: Facts) -> Finding:
         fix = "end what listens there, or set api_port, gateway_port or listen in node.toml"
         return Finding("ports", False, True, f"taken by another program: {said}", fix)
     return Finding("ports", True, True, "free, or this node's")
+
+
+def _reach(facts: Facts) -> Finding | None:
+    """None: it has an address that others can dial, if no firewall keeps them."""
+    if facts.relays_silent:
+        said = f"no answer of the relay at {', '.join(facts.relays_silent)}"
+        ok = len(facts.relays_silent) < len(facts.relays)
+        return Finding("reach", ok, False, said, "is it on, and does its firewall let others in?")
+    if facts.relays:
+        return Finding("reach", True, False, f"relays that answer: {len(facts.relays)}")
+    if facts.has_public_address:
+        return None
+    said = "only private addresses: nodes outside of this network do not reach this one"
+    fix = "name a relay in node.toml (relays), or let the router pass its port on"
+    return Finding("reach", False, False, said, f"{fix}; inside of this network all is well")
 
 
 def _clock(facts: Facts) -> Finding:

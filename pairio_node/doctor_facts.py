@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,7 @@ __all__ = ["gather"]
 
 _TIME_UNSYNCHRONISED = 0x0040  # STA_UNSYNC of adjtimex
 _RUNNERS_S = 60
+_RELAY_S = 3.0
 
 
 async def gather(path: Path) -> Facts:
@@ -62,6 +64,9 @@ async def gather(path: Path) -> Facts:
         home_is_there=(path / "node.key").exists(),
         home_file_system=_file_system(there),
         disk_free_bytes=psutil.disk_usage(str(there)).free,
+        has_public_address=_has_public_address(),
+        relays=config.relays,
+        relays_silent=await trio.to_thread.run_sync(_silent, config.relays),
         kubo_api=config.ipfs.api if config.ipfs else "",
         kubo_error=await trio.to_thread.run_sync(_kubo_error, config),
         config_error=config_error,
@@ -161,6 +166,25 @@ def _runs(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _has_public_address() -> bool:
+    found = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    hosts = [a.address.partition("%")[0] for a in found if a.family in kinds]
+    return any(ip_address(host).is_global for host in hosts)
+
+
+def _silent(relays: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the relays at which nobody takes a connection."""
+    silent = []
+    for relay in relays:
+        _, _, host, _, port, *_ = [*relay.split("/"), "", "", "", "", ""]
+        try:
+            socket.create_connection((host, int(port)), _RELAY_S).close()
+        except (OSError, ValueError):
+            silent.append(f"{host}:{port}")
+    return tuple(silent)
 
 
 def _file_system(path: Path) -> str:

@@ -205,13 +205,12 @@ class Node:
 
     def begin(self) -> None:
         """Make core and driver; the transport must be listening."""
-        trust = {*self.config.trust, *map(peer_in, self.config.bootstrap)}
         boot, past_boots = self.home.begin_boot()
         core_config = CoreConfig(
             boot=boot,
             started_unix_ms=self.clock.unix_ms(),
             past_boots=past_boots,
-            trust=tuple(sorted(trust)),
+            trust=tuple(sorted(self.config.trusted)),
             compute=self.config.compute,
             guests=self.config.guests,
             cpu_millicores=self.config.cpu_millicores,
@@ -229,7 +228,9 @@ class Node:
         )
         self.core = NodeCore(self.home.key(), core_config)
         self.driver = Driver(self.core, self.clock, self)
-        self.transport.prefer(lambda peer: bool(self.core.membership.shared_with(peer)))
+        self.transport.prefer(
+            lambda peer: bool(self.core.membership.shared_with(peer)), self.memberships
+        )
         containers = "container" in self.runners.names
         self.code = CodeKeeper(self.core, self.exchange, self.transport.connected, containers)
 

@@ -27,7 +27,9 @@ from pairio_node.runner.zygote.pool import WarmLimits, WarmPool
 from pairio_node.runner.zygote.runner import WarmRunner
 from pairio_node.store import Store
 from pairio_node.transport import Transport
+from pairio_node.transport.circuits import is_circuit
 from pairio_node.transport.libp2p_transport import Libp2pTransport
+from pairio_node.transport.relay import RelayBounds
 
 __all__ = ["run_node"]
 
@@ -66,13 +68,27 @@ def _warm_pool(home: Home, config: NodeConfig) -> WarmPool:
 
 def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
     listen = config.listen or (f"/ip4/0.0.0.0/tcp/{home.ports().listen}",)
+    if listen == ("none",):
+        listen = ()
     if again and len(listen) == 1:
         listen = (_same_port(listen[0], home.last_addresses()),)
-    return Libp2pTransport(home.seed(), listen, config.gossip_loss_percent)
+    bounds = RelayBounds(
+        named=config.trusted | frozenset(config.relay_for),
+        reservations=config.relay_reservations,
+        bytes_per_s=int(config.relay_mb_per_s * 1_000_000),
+    )
+    return Libp2pTransport(
+        home.seed(),
+        listen,
+        config.gossip_loss_percent,
+        relays=config.relays,
+        relay=bounds if config.relay else None,
+    )
 
 
 def _same_port(listen: str, before: list[str]) -> str:
     """After a crash, the port that the system chose then: others know it."""
+    before = [address for address in before if not is_circuit(address)]
     if not listen.endswith("/tcp/0") or not before:
         return listen
     port = before[0].partition("/tcp/")[2].partition("/")[0]

@@ -43,6 +43,7 @@ def status_view(node: "Node") -> dict[str, Any]:
         "running": node.executions.running,
         "accepted": len(core.worker.tasks),
         "peers": sorted(node.transport.connected()),
+        **node.transport.relays(),
         "services": [membership.petnames[s] for s in sorted(membership.taken_up)],
         "offers": len(membership.offers()),
         "joins": node.joins.all(),

@@ -14,6 +14,7 @@ from pairio_cli import nodelog
 from pairio_cli.doctor import doctor
 from pairio_cli.keys import keys_app
 from pairio_cli.output import as_json, data, fail, finished, guarded, note
+from pairio_cli.relays import relay_lines
 from pairio_cli.shared import add_version, new_typer
 from pairio_cli.watchdog import last_words, watch, watched
 from pairio_protocol.figures import counted
@@ -57,6 +58,13 @@ def run(
     bootstrap: Annotated[
         list[str] | None, typer.Option(help="Multiaddr of a node that you trust, with /p2p/ID.")
     ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(help="Multiaddr of a node by way of which others reach this one."),
+    ] = None,
+    be_relay: Annotated[
+        bool | None, typer.Option("--be-relay", help="Let members be reached by way of this node.")
+    ] = None,
     compute: Annotated[bool | None, typer.Option("--compute/--no-compute")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs for jobs.")] = None,
     memory_gb: Annotated[float | None, typer.Option(help="Memory for jobs.")] = None,
@@ -90,6 +98,8 @@ def run(
     settings = {
         "listen": listen,
         "bootstrap": bootstrap,
+        "relays": relay,
+        "relay": be_relay,
         "compute": compute,
         "cpus": cpus,
         "memory_gb": memory_gb,
@@ -152,6 +162,8 @@ def status(
     data(f"peer       {found['peerId']}")
     for address in found["addresses"]:
         data(f"address    {address}")
+    for line in relay_lines(found):
+        data(line)
     data(f"api        {found['apiUrl']}")
     data(f"services   {', '.join(found['services']) or 'none'}")
     for wish in found.get("joins", []):

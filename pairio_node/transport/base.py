@@ -7,9 +7,10 @@ channel arrive in order or the connection is gone; nothing is promised across co
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pairio_node.errors import UserError
+from pairio_node.places import Memberships, each_its_own
 
 __all__ = [
     "BLOCKS",
@@ -135,8 +136,11 @@ class Transport(Protocol):
             ValueError: an empty frame, or one above FRAME_SIZE_BYTES_MAX.
         """
 
-    def prefer(self, is_known: Callable[[str], bool]) -> None:
-        """Say whose connections count: strangers get half of the places."""
+    def prefer(
+        self, is_known: Callable[[str], bool], memberships: Memberships = each_its_own
+    ) -> None:
+        """Say whose connections count: strangers get half of the places. Who is known is relayed
+        for, if this node is a relay, as one of `memberships`."""
 
     def connected(self) -> frozenset[str]:
         """Return the peers that are up."""
@@ -172,6 +176,10 @@ class Transport(Protocol):
         self, protocol: str, handler: Callable[[ByteStream], Awaitable[None]]
     ) -> None:
         """Serve a protocol; an exception of the handler resets its stream and is counted."""
+
+    def relays(self) -> dict[str, Any]:
+        """Return for the status which `relays` hold a place for this node, and what it does as a
+        `relay` (None: it is none)."""
 
     def counters(self) -> dict[str, int]:
         """Return what was sent, received, refused."""

@@ -33,6 +33,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
+from pairio_node.places import Memberships, each_its_own
 from pairio_node.transport import patches
 from pairio_node.transport.base import (
     CHANNEL_CONTROL,
@@ -47,9 +48,13 @@ from pairio_node.transport.base import (
     TransportError,
     everybody,
 )
+from pairio_node.transport.circuits import is_circuit
 from pairio_node.transport.hearers import HeardBy
+from pairio_node.transport.multiaddrs import without_peer
 from pairio_node.transport.others import OtherConnections
 from pairio_node.transport.outbox import Outbox
+from pairio_node.transport.relay import Relay, RelayBounds
+from pairio_node.transport.relayed import Relayed
 from pairio_protocol.limits import CONNECTIONS_MAX, FRAME_SIZE_BYTES_MAX
 
 __all__ = ["Libp2pTransport"]
@@ -59,6 +64,8 @@ _SILENCE_S = 8.5  # three missed, and a second
 _OPEN_S = 10.0
 _DIAL_S = 5.0
 _NEXT_DIAL_S = 0.15
+#: A peer's own addresses are tried so long before his relays.
+_DIRECT_FIRST_S = 1.0
 _DIAL_FAILURES_KEPT = 5  # in a row, before somebody else may have the place
 _WRITE_S = 20.0
 #: A peer needs one, and maybe another while the first is not known to be over.
@@ -145,9 +152,18 @@ class _Peer:
 
 class Libp2pTransport:
     """See the module. Made with the raw 32-byte Ed25519 seed of the node; `gossip_loss_percent` is
-    for tests (docs/reference/settings.md)."""
+    for tests (docs/reference/settings.md). `relays` are those by way of which others reach it, with
+    `relay` it is one itself."""
 
-    def __init__(self, seed: bytes, listen: tuple[str, ...], gossip_loss_percent: int = 0) -> None:
+    def __init__(
+        self,
+        seed: bytes,
+        listen: tuple[str, ...],
+        gossip_loss_percent: int = 0,
+        *,
+        relays: tuple[str, ...] = (),
+        relay: RelayBounds | None = None,
+    ) -> None:
         self._gossip_loss_percent = gossip_loss_percent
         patches.apply()
         private = Ed25519PrivateKey.from_bytes(seed)
@@ -190,6 +206,10 @@ class Libp2pTransport:
         self._forwarders: dict[bytes, str] = {}  # of accepted gossip that waits to be handed on
         self._counters: Counter[str] = Counter()
         self._others = OtherConnections(self._host, self._is_pairio, self._counters)
+        self._relayed = Relayed(self._host, self._others, self._counters, relays)
+        self._relay: Relay | None = None
+        if relay is not None:
+            self._relay = Relay(self._host, self._others, self._counters, relay)
         self._nursery: trio.Nursery | None = None
         self._sink: Sink | None = None
 
@@ -210,6 +230,10 @@ class Libp2pTransport:
                 ):
                     await self._pubsub.wait_until_ready()
                     self._nursery = nursery
+                    if self._relayed.addresses():
+                        nursery.start_soon(self._relayed.serve)
+                    if self._relay is not None:
+                        nursery.start_soon(self._relay.serve)
                     yield
                     self._nursery = None
                     nursery.cancel_scope.cancel()
@@ -218,7 +242,8 @@ class Libp2pTransport:
                     await self._host.get_network().close()
 
     def addresses(self) -> tuple[str, ...]:
-        """Return full multiaddrs with /p2p/, the ones other machines can dial first."""
+        """Return full multiaddrs with /p2p/, the ones other machines can dial first: by way of two
+        relays, then directly, then by way of the rest."""
         found: list[str] = []
         for address in self._host.get_transport_addrs():
             text = str(address)
@@ -227,7 +252,14 @@ class Libp2pTransport:
             else:
                 found.append(text)
         found.sort(key=lambda a: "/ip4/127." in a)
-        return tuple(dict.fromkeys(f"{a.partition('/p2p/')[0]}/p2p/{self.peer_id}" for a in found))
+        direct = [f"{without_peer(a)}/p2p/{self.peer_id}" for a in found]
+        relayed = self._relayed.addresses()
+        return tuple(dict.fromkeys([*relayed[:2], *direct, *relayed[2:]]))
+
+    def relays(self) -> dict[str, Any]:
+        """Return what the relays of this node say, and what it does as one, for the status."""
+        relay = self._relay.status() if self._relay is not None else None
+        return {"relays": self._relayed.status(), "relay": relay}
 
     def counters(self) -> dict[str, int]:
         """Return what was sent, received, refused."""
@@ -288,8 +320,28 @@ class Libp2pTransport:
             self._dialing.discard(peer)
 
     async def _dial(self, peer: str) -> bool:
-        """Connect at one of the known addresses."""
-        return await self._dial_at(peer, self._wanted.get(peer, ()))
+        """Connect at one of the known addresses; by way of a relay where none answers soon."""
+        known = self._wanted.get(peer, ())
+        direct = tuple(a for a in known if not is_circuit(a))
+        if len(direct) == len(known):
+            return await self._dial_at(peer, known)
+        async with trio.open_nursery() as nursery:
+            at_once = trio.Event()
+
+            async def dial(addresses: tuple[str, ...]) -> None:
+                if await self._dial_at(peer, addresses):
+                    nursery.cancel_scope.cancel()
+                at_once.set()
+
+            if direct:
+                nursery.start_soon(dial, direct)
+                with trio.move_on_after(_DIRECT_FIRST_S):
+                    await at_once.wait()
+            for address in known:
+                if is_circuit(address):
+                    nursery.start_soon(dial, (address,))
+                    await trio.sleep(_NEXT_DIAL_S)
+        return self._is_linked(peer)
 
     async def _dial_at(self, peer: str, addresses: tuple[str, ...]) -> bool:
         """Connect at one address after the other. Stock `connect` dials the first that it ever knew
@@ -300,7 +352,10 @@ class Libp2pTransport:
                 return True
             self._counters["dials"] += 1
             try:
-                target = Multiaddr(address.partition("/p2p/")[0])
+                if is_circuit(address):
+                    await self._relayed.dial(address, peer)
+                    return True
+                target = Multiaddr(without_peer(address))
                 with trio.fail_after(_DIAL_S):
                     await network.dial_addr(target, ID.from_base58(peer))
             except Exception:  # refused, unreachable, wrong key, garbage: the next address
@@ -470,9 +525,13 @@ class Libp2pTransport:
         finally:
             self._lose(state, "control stream ended")
 
-    def prefer(self, is_known: Callable[[str], bool]) -> None:
+    def prefer(
+        self, is_known: Callable[[str], bool], memberships: Memberships = each_its_own
+    ) -> None:
         """Say whose connections count: strangers get half of the places."""
         self._is_known = is_known
+        if self._relay is not None:
+            self._relay.memberships = lambda peer: memberships(peer) if is_known(peer) else ()
 
     def _has_room(self, peer: str) -> bool:
         """Say whether a peer may connect; of too many strangers the first gives up his place, so

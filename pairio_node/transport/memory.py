@@ -11,10 +11,12 @@ import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from weakref import WeakSet
 
 import trio
 
+from pairio_node.places import Memberships, each_its_own
 from pairio_node.transport.base import (
     CHANNEL_CONTROL,
     CHANNEL_SYNC,
@@ -154,6 +156,10 @@ class MemoryTransport:
         """Return the one multiaddr, with /p2p/."""
         return (self._address,)
 
+    def relays(self) -> dict[str, Any]:
+        """There are none in memory."""
+        return {"relays": [], "relay": None}
+
     def counters(self) -> dict[str, int]:
         """Return what was sent, received, refused."""
         return dict(self._counters)
@@ -231,7 +237,9 @@ class MemoryTransport:
             and other._has_room(self.peer_id)
         )
 
-    def prefer(self, is_known: Callable[[str], bool]) -> None:
+    def prefer(
+        self, is_known: Callable[[str], bool], memberships: Memberships = each_its_own
+    ) -> None:
         """Say whose connections count: strangers get half of the places."""
         self._is_known = is_known
 

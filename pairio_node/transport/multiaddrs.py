@@ -5,15 +5,16 @@ from multiaddr import Multiaddr
 
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.limits import ADDRESS_LENGTH_MAX
+from pairio_protocol.links import without_peer
 
-__all__ = ["address_bytes", "address_text", "peer_bytes", "peer_text"]
+__all__ = ["address_bytes", "address_text", "peer_bytes", "peer_text", "without_peer"]
 
 _PEER_BYTES_MAX = 64
 
 
 def address_bytes(address: str) -> bytes:
     """Return an address of this node, without the peer at its end."""
-    return bytes(Multiaddr(address.partition("/p2p/")[0]).to_bytes())
+    return bytes(Multiaddr(without_peer(address)).to_bytes())
 
 
 def address_text(raw: bytes) -> str:

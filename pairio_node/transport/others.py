@@ -25,12 +25,20 @@ class OtherConnections(INotifee):
         self._is_pairio = is_pairio
         self._counters = counters
         self._used_s: dict[str, float] = {}
-        self._kept: set[str] = set()
+        self._kept: Counter[str] = Counter()
+        #: Told when the last connection of a peer is over.
+        self.on_gone: Callable[[str], None] = lambda _: None
         self._network.register_notifee(self)
 
     def keep(self, peer: str) -> None:
-        """Never let go of a peer."""
-        self._kept.add(peer)
+        """Keep the connection of a peer, until `let_go` was called as often."""
+        self._kept[peer] += 1
+
+    def let_go(self, peer: str) -> None:
+        """The opposite of `keep`."""
+        self._kept[peer] -= 1
+        if self._kept[peer] <= 0:
+            del self._kept[peer]
 
     def note_use(self, peer: str) -> None:
         """A stream was opened by a peer, or to it."""
@@ -54,6 +62,7 @@ class OtherConnections(INotifee):
         peer = conn.muxed_conn.peer_id
         if not any(other is not conn for other in network.get_connections(peer)):
             self._used_s.pop(str(peer), None)
+            self.on_gone(str(peer))
 
     async def opened_stream(self, network: Any, stream: Any) -> None:
         """Nothing: streams are noted when their protocol is known."""

@@ -342,6 +342,36 @@ BITSWAP_LACKING_MAX: Final = 256
 #: Connections of peers that are no pairio nodes; then the one that used its own longest ago goes.
 OTHER_CONNECTIONS_MAX: Final = 32
 
+# -- relays -------------------------------------------------------------------------------
+#: Relays that a node may name, to be reached through each.
+RELAYS_MAX: Final = 4
+#: A reservation at a relay holds so long; it is renewed four times in it, which is also how both
+#: sides notice that the other is gone.
+RELAY_RESERVATION_MS: Final = 120_000
+RELAY_RENEW_MS: Final = 30_000
+#: A relay, or whoever is behind it, that does not answer for so long is given up.
+RELAY_ANSWER_MS: Final = 10_000
+#: Circuits that a relay carries for members and peers that its owner named, in all; of one member
+#: to others, or of others to one peer; and of one peer to one other.
+RELAY_CIRCUITS_MAX: Final = 64
+RELAY_CIRCUITS_OF_PEER_MAX: Final = 32
+RELAY_CIRCUITS_OF_PAIR_MAX: Final = 2
+#: The same for strangers, who want to join: in all, and to one peer; then the oldest makes place.
+RELAY_STRANGERS_MAX: Final = 32
+RELAY_STRANGERS_TO_PEER_MAX: Final = 16
+#: Circuits that strangers may open in a second, and at once.
+RELAY_STRANGERS_PER_S_MAX: Final = 4
+RELAY_STRANGERS_AT_ONCE_MAX: Final = 16
+#: Strangers together get this share of a relay's bytes per second.
+RELAY_STRANGERS_SHARE: Final = 8
+#: A circuit ends after this time, and is made again if it is wanted; one of a stranger earlier.
+RELAY_CIRCUIT_MS: Final = 3_600_000
+RELAY_STRANGER_CIRCUIT_MS: Final = 600_000
+#: A circuit that carries nothing for so long ends.
+RELAY_IDLE_MS: Final = 60_000
+#: Circuits that a node takes from one of its relays.
+RELAY_TAKEN_MAX: Final = 64
+
 # -- the DHT ------------------------------------------------------------------------------
 #: A question on /pairio/kad/1.
 KAD_QUESTION_SIZE_BYTES_MAX: Final = 16 * 1024

@@ -25,13 +25,19 @@ from pairio_protocol.limits import (
 )
 from pairio_protocol.signing import sha256
 
-__all__ = ["LINK_KINDS", "Link", "LinkPeer"]
+__all__ = ["LINK_KINDS", "Link", "LinkPeer", "without_peer"]
 
 LINK_KINDS = ("join", "device", "request", "public")
 _PREFIX = "pairio:"
 _CHECKSUM_BYTES = 4
 #: 16 bits are a word of consonants and vowels in turn (proquints).
 _CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aiou"
+
+
+def without_peer(address: str) -> str:
+    """Return a multiaddr without the peer at its end; that of a relay before it stays."""
+    at, _, peer = address.rpartition("/p2p/")
+    return at if at and "/" not in peer else address
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Link:
 
     def _body(self) -> bytes:
         peers = [
-            [public_key_of(p.peer), [a.partition("/p2p/")[0] for a in p.addresses]]
+            [public_key_of(p.peer), [without_peer(a) for a in p.addresses]]
             for p in self.peers[:LINK_PEERS_MAX]
         ]
         by = public_key_of(self.by) if self.by else b""

@@ -20,6 +20,7 @@ class RunningNode:
     home: Path
     process: "subprocess.Popen[str]"
     info: dict[str, Any]
+    inside: tuple[str, ...] = ()
 
     def get(self, path: str) -> Any:
         return self.call("GET", path)
@@ -40,7 +41,7 @@ class RunningNode:
     def cli(self, *arguments: str, program: str = "main") -> "subprocess.CompletedProcess[str]":
         code = f"from pairio_cli.{program} import main; main()"
         return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [*self.inside, sys.executable, "-c", code, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -60,12 +61,16 @@ def launch(
     *arguments: str,
     plants: tuple[str, ...] = (),
     program: str = "pairio_cli.node_entry",
+    inside: tuple[str, ...] = (),
 ) -> RunningNode:
     """Start a node on a home; what it says to nobody goes to HOME.log. `plants` are faults that
-    show that tests can fail (`attacks/planted.py`); `program` is what runs in its place."""
+    show that tests can fail (`attacks/planted.py`); `program` is what runs in its place, `inside`
+    the words before it, such as those for a network namespace."""
     program = "tests.integration.attacks.planted" if plants else program
-    argv = [sys.executable, "-m", program, *plants, "run", "--json"]
-    argv += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cpus", "2", "--memory-gb", "4"]
+    argv = [*inside, sys.executable, "-m", program, *plants, "run", "--json"]
+    if "none" not in arguments:  # `--listen none`: it listens nowhere
+        argv += ["--listen", "/ip4/127.0.0.1/tcp/0"]
+    argv += ["--cpus", "2", "--memory-gb", "4"]
     argv += ["--allow-process", "hello_world", *arguments]
     log_path = home.with_name(f"{home.name}.log")
     with log_path.open("a") as log:
@@ -79,7 +84,7 @@ def launch(
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, log_path.read_text()
-    return RunningNode(home, process, json.loads(line))
+    return RunningNode(home, process, json.loads(line), inside)
 
 
 StartNode = Callable[..., RunningNode]
@@ -90,8 +95,13 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Start nodes by name; they are ended with the test."""
     nodes: list[RunningNode] = []
 
-    def start(name: str, *arguments: str, program: str = "pairio_cli.node_entry") -> RunningNode:
-        node = launch(tmp_path / name, *arguments, program=program)
+    def start(
+        name: str,
+        *arguments: str,
+        program: str = "pairio_cli.node_entry",
+        inside: tuple[str, ...] = (),
+    ) -> RunningNode:
+        node = launch(tmp_path / name, *arguments, program=program, inside=inside)
         nodes.append(node)
         return node
 

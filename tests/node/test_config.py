@@ -9,6 +9,7 @@ import pytest
 
 from pairio_node.config import NodeConfig, load_config, peer_in
 from pairio_node.errors import UserError
+from pairio_protocol.limits import RELAYS_MAX
 from pairio_protocol.signing import SigningKey
 
 PEER = SigningKey(b"k" * 32).peer
@@ -137,6 +138,29 @@ def test_a_bootstrap_address_without_a_peer_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
         _load(tmp_path, f'bootstrap = ["{address}"]\n')
+
+
+def test_relays_are_named_by_address_and_lead_nowhere_else(tmp_path: Path) -> None:
+    assert _load(tmp_path, f'relays = ["{ADDRESS}"]\n').relays == (ADDRESS,)
+    for relays, says in (
+        (["/ip4/10.0.0.1/tcp/4001"], "relays address"),
+        ([f"{ADDRESS}/p2p-circuit/p2p/{PEER}"], "leads through another relay"),
+        ([ADDRESS] * (RELAYS_MAX + 1), f"names {RELAYS_MAX + 1} relays"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            _load(tmp_path, f"relays = {relays}\n")
+        assert caught.value.hint or "names no peer" in caught.value.message
+    with pytest.raises(UserError, match="relay_for: "):
+        _load(tmp_path, 'relay_for = ["alice"]\n')
+    with pytest.raises(UserError, match="setting relay_reservations is 0"):
+        _load(tmp_path, "relay_reservations = 0\n")
+    assert not _load(tmp_path, "").relay
+
+
+def test_nowhere_to_listen_is_said_alone(tmp_path: Path) -> None:
+    assert _load(tmp_path, 'listen = ["none"]\n').listen == ("none",)
+    with pytest.raises(UserError, match="listen address 'none'"):
+        _load(tmp_path, 'listen = ["none", "/ip4/127.0.0.1/tcp/1"]\n')
 
 
 def test_trust_is_for_peer_ids(tmp_path: Path) -> None:

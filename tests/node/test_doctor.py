@@ -49,6 +49,18 @@ this node can do what it is set to"""
     )
 
 
+def test_whether_others_reach_this_machine() -> None:
+    private = _said(has_public_address=False)
+    assert "note     reach      only private addresses" in private
+    assert "relays" in private
+    assert _ok(has_public_address=False)
+    two = ("/ip4/1.2.3.4/tcp/1/p2p/X", "/ip4/1.2.3.5/tcp/1/p2p/Y")
+    assert "ok       reach      relays that answer: 2" in _said(relays=two)
+    one = _said(relays=two, relays_silent=("1.2.3.4:1",))
+    assert "ok       reach      no answer of the relay at 1.2.3.4:1" in one
+    assert "note     reach " in _said(relays=two[:1], relays_silent=("1.2.3.4:1",))
+
+
 def test_a_machine_that_has_nothing() -> None:
     said = _said(
         bwrap_version=None,
