@@ -8,7 +8,7 @@ import typer
 
 from pairio_cli import complete
 from pairio_cli.output import as_json, data, finished, note, table
-from pairio_cli.shared import Json, ServiceOption, api, new_typer, part
+from pairio_cli.shared import Json, SecretOption, ServiceOption, api, new_typer, part
 from pairio_cli.times import clock_s
 from pairio_protocol.figures import counted
 
@@ -139,16 +139,28 @@ def batch_cancel(batch: BatchId, service: ServiceOption = None, json: Json = Fal
 
 
 @batch_app.command("retry")
-def batch_retry(batch: BatchId, service: ServiceOption = None, json: Json = False) -> None:
+def batch_retry(
+    batch: BatchId,
+    service: ServiceOption = None,
+    secret: SecretOption = None,
+    json: Json = False,
+) -> None:
     """Submit again what failed or was canceled in a batch. Example: pairio batch retry nightly"""
+    from pairio_cli.secret import secrets_again
+
     node = api()
     found = node.call("GET", _path(batch), None, {"serviceName": service})
     jobs = batch_jobs(node, batch, found["serviceName"])
     latest = {job["jobId"]: job for job in reversed(jobs)}  # newest first: the last one stays
     again = [job for job in latest.values() if job["status"] in ("failed", "canceled")]
+    secrets = secrets_again(node, again, secret or [], f"pairio batch retry {batch}")
     made: list[dict[str, Any]] = []
     for start in range(0, len(again), _PAGE):
-        bodies = [submit_again(job, rerun_failing=True) for job in again[start : start + _PAGE]]
+        page = slice(start, start + _PAGE)
+        bodies = [
+            submit_again(job, rerun_failing=True, secrets=values)
+            for job, values in zip(again[page], secrets[page], strict=True)
+        ]
         made += node.call("POST", "/api/v1/jobs/batch", {"jobs": bodies})["jobs"]
     refused = [job["error"]["message"] for job in made if "jobId" not in job]
     if json:
@@ -167,7 +179,11 @@ def batch_retry(batch: BatchId, service: ServiceOption = None, json: Json = Fals
 
 
 def submit_again(
-    job: dict[str, Any], *, rerun_failing: bool = False, skip_cache: bool = False
+    job: dict[str, Any],
+    *,
+    rerun_failing: bool = False,
+    skip_cache: bool = False,
+    secrets: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what submits a job as it was submitted."""
     return {
@@ -179,4 +195,5 @@ def submit_again(
         "targetComputeClientIds": job.get("targetComputeClientIds"),
         "skipCache": skip_cache,
         "rerunFailing": rerun_failing,
+        **({"secrets": secrets} if secrets else {}),
     }

@@ -1,9 +1,10 @@
 """`pairio submit --file`: jobs written down in YAML or JSON, one or many.
 
 A job: `job: APP/PROCESSOR`, and as far as wanted `name, service, parameters, inputs, outputs,
-resources, tags, batch, targets, skip_cache, rerun_failing`. An input is a path (from the file's
-folder), a URL, a CID, `job:ID/OUTPUT`, or `step:NAME/OUTPUT`: an output of a job of the file that
-has this name and stands before; or a list of these.
+resources, tags, batch, targets, secrets, skip_cache, rerun_failing`. An input is a path (from the
+file's folder), a URL, a CID, `job:ID/OUTPUT`, or `step:NAME/OUTPUT`: an output of a job of the file
+that has this name and stands before; or a list of these. Secrets are read from `@FILE` or
+`env:VARIABLE`.
 """
 
 import sys
@@ -15,7 +16,17 @@ from typing import Any
 from pairio._http import Api, part
 from pairio.errors import PairioError
 from pairio_cli.output import as_json, data, finished, note
-from pairio_cli.submit import Waiting, Wish, body_of, plan_wish, seen_to, wait_for
+from pairio_cli.secret import check_asked, file_secrets, read_secrets
+from pairio_cli.submit import (
+    Waiting,
+    Wish,
+    body_of,
+    only_service,
+    plan_wish,
+    processor_of,
+    seen_to,
+    wait_for,
+)
 
 __all__ = ["read_jobs", "submit_file"]
 
@@ -33,6 +44,7 @@ _KEYS = {
     **dict.fromkeys(("parameters", "inputs", "outputs", "resources"), dict),
     **dict.fromkeys(("tags", "targets"), list),
     **dict.fromkeys(("skip_cache", "rerun_failing"), bool),
+    "secrets": object,  # looked at by `file_secrets`, which says no value
 }
 _HINT = "see docs/cli.md, Jobs in a file"
 Named = tuple[str, Wish]
@@ -103,6 +115,12 @@ def _job(entry: Any, where: str, usual: Wish, folder: Path) -> Named:
         raise PairioError(f"{where} has no `job: APP/PROCESSOR`", _HINT)
     for key, value in entry.items():
         kind = _KEYS.get(key)
+        if key == "network":
+            raise PairioError(
+                f"{where}: the network is no choice of a job's",
+                'its processor asks for it (network = "full"), the owner of a node allows it:'
+                " see docs/network.md",
+            )
         if kind is None:
             raise PairioError(f"{where}: {key!r} is none of {', '.join(sorted(_KEYS))}", _HINT)
         if not isinstance(value, kind):
@@ -125,7 +143,10 @@ def _job(entry: Any, where: str, usual: Wish, folder: Path) -> Named:
         targets=(*usual.targets, *map(str, entry.get("targets", []))),
         skip_cache=entry.get("skip_cache", usual.skip_cache),
         rerun_failing=entry.get("rerun_failing", usual.rerun_failing),
+        secrets=file_secrets(entry.get("secrets", {}), folder, where),
+        secrets_if_asked=usual.secrets,
     )
+    read_secrets(wish.secrets)  # what cannot be read is said before anything is submitted
     return entry.get("name", ""), wish
 
 
@@ -149,6 +170,7 @@ def _source(text: str, folder: Path) -> str:
 
 def submit_file(api: Api, jobs: list[Named], waiting: Waiting, *, dry_run: bool, json: bool) -> int:
     """Submit the jobs of a file, or plan them; print their ids in order; return the exit code."""
+    _check_secrets(api, jobs)
     if len(jobs) == 1:
         wish = jobs[0][1]
         if dry_run:
@@ -172,6 +194,17 @@ def submit_file(api: Api, jobs: list[Named], waiting: Waiting, *, dry_run: bool,
         elif not json:
             data(answer["jobId"])
     return _end(made, refused, waiting)
+
+
+def _check_secrets(api: Api, jobs: list[Named]) -> None:
+    """Refuse a secret of the command line that no job of the file asks for."""
+    given = jobs[0][1].secrets_if_asked
+    if given:
+        asked: set[str] = set()
+        for service, name in {(wish.service, wish.name) for _, wish in jobs}:
+            processor = processor_of(api, service or only_service(api), name)
+            asked |= {*(processor.get("secrets") or ())}
+        check_asked(given, asked, "no job of the file")
 
 
 def _end(made: list[dict[str, Any]], refused: list[dict[str, Any]], waiting: Waiting) -> int:

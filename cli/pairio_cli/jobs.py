@@ -10,7 +10,7 @@ import typer
 from pairio_cli import complete, insight, results
 from pairio_cli.follow import follow, followed
 from pairio_cli.output import as_json, data, fail, finished, note, short, shorts, table
-from pairio_cli.shared import JobId, Json, ServiceOption, api, new_typer, part
+from pairio_cli.shared import JobId, Json, SecretOption, ServiceOption, api, new_typer, part
 from pairio_cli.shown import on_stdout, status_words
 from pairio_protocol.figures import counted
 from pairio_protocol.printable import PrintableStream
@@ -234,10 +234,12 @@ def job_rerun(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds to wait at most, with --wait.")
     ] = None,
+    secret: SecretOption = None,
     json: Json = False,
 ) -> None:
     """Run a job anew, whatever the cache has. Example: pairio job rerun ID --wait"""
     from pairio_cli.batches import submit_again
+    from pairio_cli.secret import secrets_again
     from pairio_cli.submit import Waiting, seen_to
 
     if timeout is not None and not (wait or follow_):
@@ -245,7 +247,8 @@ def job_rerun(
     node = api()
     before = node.call("GET", _path(job_id), None, {"serviceName": service})
     failed = before["status"] in ("failed", "canceled")
-    body = submit_again(before, skip_cache=not failed, rerun_failing=failed)
+    [values] = secrets_again(node, [before], secret or [], f"pairio job rerun {short(job_id)}")
+    body = submit_again(before, skip_cache=not failed, rerun_failing=failed, secrets=values)
     job = node.call("POST", "/api/v1/jobs", body)
     sys.exit(seen_to(node, job, Waiting(wait, follow_, timeout), json=json))
 

@@ -18,6 +18,7 @@ from pairio_cli.services import app_app, service_app
 from pairio_cli.shared import (
     JobId,
     Json,
+    SecretOption,
     ServiceOption,
     add_version,
     api,
@@ -73,7 +74,6 @@ _Input = Annotated[_Texts, typer.Option("-i", help="name=PATH, URL, CID or job:I
 _NoCopy = Annotated[
     bool, typer.Option("--nocopy", help="Hash input files where they lie; copy nothing.")
 ]
-_Secret = Annotated[_Texts, typer.Option("--secret", help="NAME=@FILE or NAME=env:VARIABLE")]
 _TimeSec = Annotated[
     _Number, typer.Option(min=0.001, help="An hour by default; for a guest what it may have.")
 ]
@@ -97,7 +97,7 @@ def submit(
     input_: _Input = None,
     nocopy: _NoCopy = False,
     output: Annotated[_Texts, typer.Option("-o", help="name=FILE_BASE_NAME")] = None,
-    secret: _Secret = None,
+    secret: SecretOption = None,
     cpus: Annotated[_Number, typer.Option(min=0.001, help="1 by default.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="None by default.")] = None,
     memory_gb: Annotated[_Number, typer.Option(min=0.001, help="1 by default.")] = None,

@@ -13,6 +13,7 @@ __all__ = [
     "Image",
     "JobId",
     "Json",
+    "SecretOption",
     "Service",
     "ServiceOption",
     "add_version",
@@ -41,6 +42,10 @@ JobId = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SecretOption = Annotated[
+    list[str] | None,
+    typer.Option("--secret", help="NAME=@FILE or NAME=env:VARIABLE"),
+]
 ServiceOption = Annotated[
     str | None,
     typer.Option("--service", help="Name or id of the service.", autocompletion=complete.services),

@@ -25,6 +25,7 @@ __all__ = [
     "body_of",
     "only_service",
     "plan_wish",
+    "processor_of",
     "seen_to",
     "show_job",
     "submit_wish",
@@ -50,6 +51,7 @@ class Wish:
     rerun_failing: bool
     nocopy: bool = False
     secrets: list[str] = field(default_factory=list)
+    secrets_if_asked: list[str] = field(default_factory=list)  # for the jobs of a file that ask
     values: dict[str, Any] = field(default_factory=dict)  # parameters that are no text
     batch: str = ""
     targets: tuple[str, ...] = ()
@@ -80,7 +82,8 @@ def plan_wish(api: Api, wish: Wish, *, json: bool) -> int:
 def body_of(api: Api, wish: Wish) -> dict[str, Any]:
     """Return what the API takes for a wish."""
     service = wish.service or only_service(api)
-    processor = _processor(api, service, wish.name)
+    processor = processor_of(api, service, wish.name)
+    secrets = _secrets(wish, processor)
     return {
         "serviceName": service,
         "jobDefinition": _definition(api, wish, processor),
@@ -90,8 +93,14 @@ def body_of(api: Api, wish: Wish) -> dict[str, Any]:
         "rerunFailing": wish.rerun_failing,
         **({"batchId": wish.batch} if wish.batch else {}),
         **({"targetComputeClientIds": wish.targets} if wish.targets else {}),
-        **({"secrets": read_secrets(wish.secrets)} if wish.secrets else {}),
+        **({"secrets": secrets} if secrets else {}),
     }
+
+
+def _secrets(wish: Wish, processor: dict[str, Any]) -> dict[str, str]:
+    asked = processor.get("secrets") or ()
+    usual = read_secrets(wish.secrets_if_asked)
+    return {n: v for n, v in usual.items() if n in asked} | read_secrets(wish.secrets)
 
 
 def seen_to(api: Api, job: dict[str, Any], waiting: Waiting, *, json: bool) -> int:
@@ -174,7 +183,12 @@ def only_service(api: Api) -> str:
     )
 
 
-def _processor(api: Api, service: str, name: str) -> dict[str, Any]:
+def processor_of(api: Api, service: str, name: str) -> dict[str, Any]:
+    """Return what a service's list says of APP/PROCESSOR.
+
+    Raises:
+        PairioError: it is not there.
+    """
     app_name, _, processor_name = name.partition("/")
     apps = api.call("GET", f"/api/v1/services/{part(service)}/apps")["apps"]
     for app in apps:
