@@ -3,6 +3,7 @@ run it. Nothing is submitted."""
 
 from typing import TYPE_CHECKING, Any
 
+from pairio_node.blocked import blocked_words
 from pairio_node.explain import Explain
 from pairio_node.views import fitting_view, resources_view
 from pairio_protocol import events as ev
@@ -43,7 +44,7 @@ class Plans:
             "jobDefinition": definition_of(state.document),
             "requiredResources": resources_view(resources),
             "isHit": answer is not None,
-            "why": self._why(state, answer is not None, resolution.blocked_by),
+            "why": self._why(service, state, answer is not None, resolution.blocked_by),
             "hitStatus": answer.document.status if answer is not None else None,
             "computeNodeId": answer.document.worker if answer is not None else None,
             "computedBy": folded.member_of(answer.document.worker) if answer is not None else None,
@@ -75,11 +76,12 @@ class Plans:
         epoch = core.membership.chains[service].epoch
         return RequestState("dry run", core.ctx.me, record, job, document, b"", epoch)
 
-    def _why(self, state: RequestState, is_hit: bool, blocked_by: str | None) -> str:
+    def _why(self, service: str, state: RequestState, is_hit: bool, blocked_by: str | None) -> str:
         if is_hit:
             return "a hit: a result is there; nothing would run"
         if blocked_by is not None:
-            return f"a miss, and it would be blocked: input job {blocked_by} failed"
+            words = blocked_words(self._node.core, service, blocked_by)
+            return f"a miss, and it would be blocked: {words}"
         if state.record.mode == "skip_cache":
             return "a miss: with skip_cache what is there does not count"
         return "a miss: no result of this definition is known here or at the members asked"

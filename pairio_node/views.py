@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from pairio_node.blocked import blocked_words
 from pairio_node.lost import lost_words
 from pairio_protocol.apps import Needs, needs_of
 from pairio_protocol.core import NodeCore
@@ -111,7 +112,7 @@ def job_status(core: NodeCore, service: str, state: RequestState) -> tuple[str, 
     fold = core.fold(service)
     resolution = fold.resolve(state.job)
     if resolution.blocked_by is not None:
-        return "blocked", f"input job {resolution.blocked_by} failed"
+        return "blocked", blocked_words(core, service, resolution.blocked_by)
     app = state.document["app"]
     is_listed = app in core.membership.folded(service).apps
     run = fold.run_of(state, resolution)
@@ -285,6 +286,7 @@ def why_view(core: NodeCore, service: str, state: RequestState) -> dict[str, Any
         "coordinator": state.author,
         "waitsFor": list(resolution.waits_for or resolution.lacks),
         "blockedBy": resolution.blocked_by,
+        "failedJob": fold.failed_below(resolution.blocked_by) if resolution.blocked_by else None,
         "waitsForSecretsOf": _waits_for_secrets_of(core, service, state, needs),
         "attempt": {"node": attempt.worker, "state": attempt.state} if attempt else None,
         "attempts": attempts_view(core, service, state),

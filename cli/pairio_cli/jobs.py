@@ -131,6 +131,10 @@ def job_why(job_id: JobId, service: ServiceOption = None, json: Json = False) ->
         data(f"waits for secrets from {found['waitsForSecretsOf']}, which is away or lost them")
     if found["attempt"]:
         data(f"{found['attempt']['state']} at {found['attempt']['node']}")
+    if found.get("failedJob"):
+        failed = short(found["failedJob"])
+        note(f"\nhint: mend what failed, then pairio job rerun {failed}; this one goes on then")
+        return
     insight.show_fits(found["nodes"])
 
 

@@ -520,6 +520,17 @@ class ServiceFold:
         """
         if not self._job_sources[job]:
             return self._without_sources(job)
+        return self._resolutions(job)[job]
+
+    def failed_below(self, job: str) -> str:
+        """Return the job that failed because of which one is blocked: itself, or one below it."""
+        memo = self._resolutions(job) if self._job_sources.get(job) else {}
+        while job in memo and memo[job].blocked_by is not None:
+            job = memo[job].blocked_by or job
+        return job
+
+    def _resolutions(self, job: str) -> dict[str, Resolution]:
+        """Resolve a job and all on which it rests."""
         memo: dict[str, Resolution] = {}
         left = [(job, 0)]  # no recursion: a member's chain of jobs may be long
         while left:
@@ -534,7 +545,7 @@ class ServiceFold:
             left.pop()
             if name not in memo:
                 memo[name] = self._resolve(name, memo)
-        return memo[job]
+        return memo
 
     def _without_sources(self, job: str) -> Resolution:
         if job not in self._at_once:

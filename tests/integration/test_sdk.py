@@ -163,13 +163,13 @@ def test_a_failed_job_blocks_what_rests_on_it_until_it_is_run_again(
     third = _step(client, "third", second)
     over = list(client.as_completed([first, second, third], timeout=WAIT_S))
     assert sorted(job.status for job in over) == ["blocked", "blocked", "failed"]
-    assert "what it needs is missing" in first.error
+    assert "what it needs is missing" in str(first.error)
     with pytest.raises(JobFailed, match="what it needs is missing"):
         first.result()
     for job in (second, third):
         with pytest.raises(JobBlocked, match="failed"):
             job.result()
-    assert first.jobId in second.error
+    assert first.jobId in str(second.error)
     assert second.why()["blockedBy"] == first.jobId
     cached = _step(client, "first", parameters={"needs": str(needed)})
     assert (cached.status, cached.cached) == ("failed", True), "a failure is a hit"

@@ -232,6 +232,23 @@ class FailingRunner(InstantRunner):
         return RunOutcome("failed", "it broke", {}, b"", {})
 
 
+async def test_what_is_blocked_names_the_job_that_failed_and_how(tmp_path: Path) -> None:
+    async with lab(tmp_path) as (admin, worker, _):
+        worker.runner.fails = True
+        root = await _submit(admin, _definition("root"))
+        first = await _submit(admin, _definition("first", root["jobId"]))
+        last = await _submit(admin, _definition("last", first["jobId"]))
+        failed = f"input job {root['jobId']} failed: it broke"
+        assert (await admin.done(first))["error"] == failed
+        blocked = await admin.done(last)
+        via = f" (input job {first['jobId']} rests on it)"
+        assert (blocked["status"], blocked["error"]) == ("blocked", failed + via)
+        why = admin.why(last["requestId"], None)
+        assert (why["blockedBy"], why["failedJob"]) == (first["jobId"], root["jobId"])
+        plan = await admin.insight.plans.plan({"jobDefinition": _definition("n", first["jobId"])})
+        assert failed in plan["why"]
+
+
 async def test_a_batch_whose_rest_is_blocked_is_over(tmp_path: Path) -> None:
     async with lab(tmp_path) as (admin, worker, _):
         worker.runners = Runners([FailingRunner()])

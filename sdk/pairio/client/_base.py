@@ -40,6 +40,39 @@ _ORIGINALS_ONLY = ("jobPrivateKey", "secrets", "imageUri", "resourceUtilizationL
 class JobBase:
     """The attributes of a job, with the original's names, as of the last answer of the node."""
 
+    jobId: str
+    requestId: str
+    serviceName: str
+    userId: str
+    batchId: str
+    tags: list[str]
+    #: pending, starting, running, completed, failed, canceled or blocked
+    status: str
+    error: str | None
+    isRunnable: bool
+    canceled: bool
+    cached: bool
+    #: Whether a second node holds the result.
+    safe: bool
+    computeNodeId: str | None
+    computeClientId: str | None
+    computeClientName: str | None
+    jobUrl: str
+    jobDefinition: Any
+    jobDefinitionHash: str
+    jobDependencies: list[str]
+    requiredResources: Any
+    targetComputeClientIds: list[str] | None
+    attempts: list[Any]
+    usage: dict[str, int] | None
+    outputFileResults: list[Any]
+    otherFileOutputs: list[Any]
+    consoleOutputUrl: str | None
+    timestampCreatedSec: float
+    timestampStartingSec: float | None
+    timestampStartedSec: float | None
+    timestampFinishedSec: float | None
+
     def __init__(self, data: dict[str, Any]) -> None:
         self._data = data
 
