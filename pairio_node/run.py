@@ -1,5 +1,6 @@
 """One start of a node: home, database, sandbox, transport, API, and the end of them all."""
 
+import gc
 import logging
 import os
 import secrets
@@ -149,6 +150,7 @@ async def run_node(
     finally:
         store.close()
         home.unlock()
+        gc.freeze()  # what is left goes with the process, and need not be looked through first
 
 
 async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio.Event) -> None:
@@ -178,6 +180,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                     home.write_api({**info, "gatewayUrl": gateway_url, "addresses": addresses})
                     log.info("ready: %s, %s", " ".join(addresses), node.api_url)
                     ready({"peerId": node.peer_id, "addresses": addresses, "apiUrl": node.api_url})
+                    gc.freeze()  # what was imported stays, and need not be looked through again
                 home.remove_api()
                 await node.leave_jobs()
                 nursery.cancel_scope.cancel()
