@@ -8,9 +8,12 @@ import trio
 
 __all__ = ["ask_in_lines"]
 
+_FDS_MAX = 4
+
 
 async def ask_in_lines(channel: socket.socket, message: dict[str, Any], within_s: float) -> Any:
-    """Send a message and return its answer. One question at a time; a caller that is cancelled in
+    """Send a message and return its answer; descriptors that come with it are its `fds`, the
+    caller's. One question at a time; a caller that is cancelled in
     the middle leaves half a message, so shield it.
 
     Raises:
@@ -18,13 +21,16 @@ async def ask_in_lines(channel: socket.socket, message: dict[str, Any], within_s
             is of no more use.
     """
     line, answer = json.dumps(message).encode() + b"\n", b""
+    fds: list[int] = []
     with trio.fail_after(within_s):
         while line:
             await trio.lowlevel.wait_writable(channel.fileno())
             line = line[channel.send(line) :]
         while not answer.endswith(b"\n"):
             await trio.lowlevel.wait_readable(channel.fileno())
-            answer += (data := channel.recv(4096))
+            data, came, _, _ = socket.recv_fds(channel, 4096, _FDS_MAX)
+            answer += data
+            fds += came
             if not data:
                 raise BrokenPipeError("it has ended")
-    return json.loads(answer)
+    return {**json.loads(answer), "fds": fds} if fds else json.loads(answer)

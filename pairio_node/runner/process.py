@@ -153,6 +153,10 @@ class ProcessRunner:
         return [prlimit, *rlimits(spec.bounds, processes=False), "--", *argv]
 
     def _write_job(self, spec: RunSpec, tmp: Path) -> None:
+        (tmp / "job.json").write_text(self._job_text(spec, tmp))
+
+    def _job_text(self, spec: RunSpec, tmp: Path) -> str:
+        """Return what tells a job what it is to do (docs/app-contract.md)."""
         job = {
             "job_id": spec.job_id,
             "service": spec.service,
@@ -179,7 +183,7 @@ class ProcessRunner:
             "additional_outputs": self._inside(spec, tmp / "other"),
             "parameters": spec.parameters,
         }
-        (tmp / "job.json").write_text(json.dumps(job))
+        return json.dumps(job)
 
     async def _told(self, spec: RunSpec, ended: Ended, cancel: trio.Event) -> RunOutcome:
         """Return the outcome; the loop does not wait for a look through many files."""

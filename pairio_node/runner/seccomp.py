@@ -55,9 +55,10 @@ def strict(architecture: Architecture) -> bytes:
 
 def middle(architecture: Architecture) -> bytes:
     """Return the filter of a zygote: as `strict`, but it may mount, and have new namespaces by
-    `unshare`, except those of users."""
+    `unshare` and `clone`, except those of users."""
     denied = tuple(name for name in DENIED if name not in ALLOWED_TO_ZYGOTES)
-    return _filter(architecture, denied, {"unshare": _refused_bits(0, _NEW_USER)})
+    without_users = _refused_bits(0, _NEW_USER)
+    return _filter(architecture, denied, {"unshare": without_users, "clone": without_users})
 
 
 def _filter(architecture: Architecture, denied: tuple[str, ...], more: dict[str, _Code]) -> bytes:

@@ -128,14 +128,17 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
         return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)
 
 
-async def attach(work_dir: Path, cancel: trio.Event, *, leave: bool, pid: int = 0) -> Ended:
-    """Wait for the outcome of a job that was started before. When the waiting task is cancelled,
-    the job goes on if `leave` says so, else it is told to end."""
+async def attach(
+    work_dir: Path, cancel: trio.Event, *, leave: bool, pid: int = 0, done_fd: int = -1
+) -> Ended:
+    """Wait for the outcome of a job that was started before: until `done_fd` can be read from, or
+    its supervisor has ended. When the waiting task is cancelled, the job goes on if `leave` says
+    so, else it is told to end."""
     fd = _supervisor_fd(work_dir, pid)
     if fd is not None:
         ended = False
         try:
-            await _until_ended(fd, cancel)
+            await _until_ended(fd, done_fd if done_fd >= 0 else fd, cancel)
             ended = True
         finally:
             if not ended and not leave:
@@ -203,10 +206,10 @@ def _supervisor_fd(work_dir: Path, pid: int) -> int | None:
         os.close(lock_fd)
 
 
-async def _until_ended(fd: int, cancel: trio.Event) -> None:
+async def _until_ended(fd: int, done_fd: int, cancel: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_when_asked, fd, cancel)
-        await trio.lowlevel.wait_readable(fd)
+        await trio.lowlevel.wait_readable(done_fd)
         nursery.cancel_scope.cancel()
 
 

@@ -384,6 +384,31 @@ async def test_what_import_leaves_for_all_jobs_is_noticed(
         assert made.status["jobsWarm"] == 1
 
 
+@pytest.mark.parametrize("later_s", [0.0, 1.0], ids=["at once", "later"])
+async def test_what_waits_for_a_job_and_opens_more_gets_none(
+    tmp_path: Path, later_s: float
+) -> None:
+    """It is looked at before a job is there, and again just before it is let go."""
+    before = f"""
+import time
+worker = sys.modules.get("_pairio_warm")
+if worker is not None:
+    received = worker._received
+    def opens(link):
+        time.sleep({later_s})
+        worker.kept = [open("/app/main.py") for _ in range(3)]
+        return received(link)
+    worker._received = opens
+"""
+    async with lab(tmp_path) as made:
+        made.app(before=before)
+        await made.warm()
+        await trio.sleep(2 * later_s)
+        assert await made.told("print(1)") == 1
+        assert made.status["jobsWarm"] == 0
+        await until(lambda: "descriptors" in made.status["why"])
+
+
 async def test_import_cannot_get_out_of_the_sandbox(tmp_path: Path) -> None:
     tries = """
 import ctypes, socket
@@ -698,7 +723,7 @@ async def test_what_is_idle_goes(tmp_path: Path) -> None:
         await made.run("pass")
         await until(lambda: made.status["why"] == "not used for long")
         assert made.status["workers"] == "cold"
-        assert list((tmp_path / "warm").iterdir()) == []
+        await until(lambda: list((tmp_path / "warm").iterdir()) == [])
 
 
 # -- a node that is not root --------------------------------------------------------------------

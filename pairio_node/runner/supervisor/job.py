@@ -103,8 +103,7 @@ class Supervisor:
             self._end_all()
         self._drain()
         outcome = self._outcome(error)
-        if self._group is not None:
-            self._group.remove()
+        self._clean()
         if self._node_lives():
             self._leave(outcome)
         elif not self._plan["grace_s"]:
@@ -113,6 +112,11 @@ class Supervisor:
             if self._why == "yield":
                 self._remove_work()
             self._leave(outcome)
+
+    def _clean(self) -> None:
+        """Remove what was made for the job beside its folder."""
+        if self._group is not None:
+            self._group.remove()
 
     def _bound(self) -> None:
         """Make what holds the job's bounds, and what watches them."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from pairio_node.runner.supervisor.processes import descendants
 
-__all__ = ["Namespaces", "import_tricks", "not_shut_in"]
+__all__ = ["Namespaces", "import_tricks", "not_shut_in", "taken_since"]
 
 _SEPARATE = ("mnt", "pid", "net", "ipc")
+#: What a job that waits has open: the standard ones, and the link to its supervisor.
+_OPEN = {"0", "1", "2", "3"}
 _NAMESPACES = (*_SEPARATE, "user", "uts", "cgroup")
 #: What is mounted from here is read-only in a sandbox: shared pages of it are no channel.
 _READ_ONLY = ("/usr/", "/lib", "/opt/pairio/", "/app/")
@@ -91,8 +93,26 @@ def not_shut_in(pid: int, outside: Namespaces, zygote: Namespaces | None) -> str
             wrong.append("it has another user namespace")
         if int(status["Threads"]) > 1:
             wrong.append("it has threads")
-        if more := [n for n in os.listdir(f"/proc/{pid}/fd") if int(n) > 3]:
-            wrong.append(f"it has descriptors {', '.join(sorted(more))}")
+        wrong += _more_descriptors(pid)
         if shared := _shared_mappings(pid):
             wrong.append(f"it shares memory ({shared})")
     return "; ".join(wrong)
+
+
+def taken_since(pid: int) -> str:
+    """Return what a job of a zygote that was found shut in has come to since, "" when nothing. What
+    it has given up is gone for good: capabilities, namespaces, calls. What it has open is not, and
+    memory is shared with others through descriptors only.
+
+    Raises:
+        OSError: as `not_shut_in`.
+    """
+    wrong = _more_descriptors(pid)
+    if len(os.listdir(f"/proc/{pid}/task")) > 1:
+        wrong.append("it has threads")
+    return "; ".join(wrong)
+
+
+def _more_descriptors(pid: int) -> list[str]:
+    more = {*os.listdir(f"/proc/{pid}/fd")} - _OPEN
+    return [f"it has descriptors {', '.join(sorted(more))}"] if more else []

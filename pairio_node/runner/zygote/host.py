@@ -24,7 +24,7 @@ from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces, import_tricks
 from pairio_node.runner.zygote.keeper import Keeper, KeeperGone
-from pairio_node.runner.zygote.warm_job import Warm
+from pairio_node.runner.zygote.warm_job import Warm, group_bounds, make_tmp
 
 __all__ = ["main"]
 
@@ -62,7 +62,8 @@ def main() -> None:
         gc.freeze()
         while (plan := host.wait_for(channel)) is not None:
             try:
-                channel.answer({"pid": host.run(plan)})
+                pid, done_fd = host.run(plan)
+                channel.answer({"pid": pid}, done_fd)
             except (OSError, _Refused, KeeperGone) as error:
                 channel.answer({"error": str(error)})
     except _NodeGone:
@@ -95,6 +96,7 @@ class _Channel:
 
     def __init__(self) -> None:
         self._pending = b""
+        self._socket = socket.socket(fileno=_CHANNEL_FD)
 
     def line(self) -> dict[str, Any] | None:
         """Return the next one; None at the end."""
@@ -106,12 +108,17 @@ class _Channel:
         line, _, self._pending = self._pending.partition(b"\n")
         return dict(json.loads(line))
 
-    def answer(self, message: dict[str, Any]) -> None:
-        """Tell the node; one that is gone is noticed when it is read from."""
+    def answer(self, message: dict[str, Any], fd: int = -1) -> None:
+        """Tell the node, and hand a descriptor over; one that is gone is noticed when it is read
+        from."""
+        line = json.dumps(message).encode() + b"\n"
         try:
-            os.write(_CHANNEL_FD, json.dumps(message).encode() + b"\n")
+            socket.send_fds(self._socket, [line], [fd] if fd >= 0 else [])
         except BrokenPipeError:
             return
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
 
 class _Sandbox:
@@ -162,11 +169,8 @@ class _Single:
     def __init__(self, host: "_Host", number: int) -> None:
         self._asks: str | None = None
         self.folder = host.folder / str(number)
-        for name in ("in", "tmp", "tmp/working", "tmp/working/tmp", "tmp/out", "tmp/other"):
-            (self.folder / name).mkdir(parents=name == "in")
-            if host.config["single"]["user"] and name != "in":
-                user = host.config["single"]["user"]
-                os.chown(self.folder / name, user, user)
+        (self.folder / "in").mkdir(parents=True)
+        make_tmp(self.folder, host.config["single"]["user"])
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.console_fd, out_fd = os.pipe()
         try:
@@ -203,8 +207,8 @@ class _Single:
             raise ProcessLookupError("the worker has ended")
         init_fd = os.pidfd_open(tree[0])
         os.close(self.sandbox.fd)
-        folder = str(self.folder)
-        return Warm(outside, self.link, init_fd, self._job_fd, None, self.console_fd, folder)
+        folder, console_fd = str(self.folder), self.console_fd
+        return Warm(outside, self.link, init_fd, self._job_fd, console_fd=console_fd, folder=folder)
 
     def close(self) -> None:
         """It has ended before it was ready."""
@@ -233,6 +237,8 @@ class _Host:
         self._broken = 0
         self._turn = 0
         self._supervisors: list[int] = []
+        #: Of the job before: those of the next one are most likely the same.
+        self._bounds: dict[str, int] = config["bounds"]
 
     def begin(self) -> dict[str, Any]:
         """Start what the configuration asks for."""
@@ -255,7 +261,8 @@ class _Host:
         for worker in self._workers:
             worker.sandbox.kill()
         for keeper in self._keepers:
-            keeper.channel.close()
+            keeper.close()
+            self._note(keeper.pid)  # it removes what it made
         for fd in self._supervisors:
             select.select([fd], [], [])
         self._end_zygote()
@@ -347,20 +354,29 @@ class _Host:
             pass
         return channel.line()
 
-    def run(self, plan: dict[str, Any]) -> int:
-        """Hand a job over; returns its supervisor's process id."""
+    def run(self, plan: dict[str, Any]) -> tuple[int, int]:
+        """Hand a job over; returns its supervisor's process id, and a descriptor that can be read
+        from when its outcome can."""
         keeper = self._ready_keeper()
         self._keepers.remove(keeper)
         self._turn += 1
-        pid = keeper.run({**plan, "cpu_turn": self._turn})
+        try:
+            pid = keeper.run({**plan, "cpu_turn": self._turn})
+        except KeeperGone:
+            os.close(keeper.done_fd)
+            raise
+        self._bounds = group_bounds(plan)
         running = [fd for fd in self._supervisors if not select.select([fd], [], [], 0)[0]]
         for fd in set(self._supervisors) - set(running):
             os.close(fd)
         self._supervisors = running
+        self._note(pid)
+        self._refill()
+        return pid, keeper.done_fd
+
+    def _note(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             self._supervisors.append(os.pidfd_open(pid))
-        self._refill()
-        return pid
 
     def _ready_keeper(self) -> Keeper:
         """Return one; who is on his way is there sooner than a cold start."""
@@ -390,8 +406,9 @@ class _Host:
             if fd in workers:
                 self._look_at(workers[fd])
             elif fd in keepers and not keepers[fd].look():
+                self._lost = self._lost or keepers[fd].unsafe
                 self._keepers.remove(keepers[fd])
-                keepers[fd].channel.close()
+                keepers[fd].close()
             elif fd in control:
                 self._take_forked()
         return any(fd in more for fd in found)
@@ -399,17 +416,19 @@ class _Host:
     def _take_forked(self) -> None:
         """A child of the zygote is there for a job."""
         assert self._control is not None
-        data, fds, _, _ = socket.recv_fds(self._control, 65536, 4)
-        if not data:
+        fds = socket.recv_fds(self._control, 65536, 4)[1]
+        if len(fds) < 4:
             self._lost = "the zygote has ended"
             self._end_zygote()
             return
-        link, init_fd, job_fd = fds
-        warm = Warm(self.outside, socket.socket(fileno=link), init_fd, job_fd, self._namespaces)
-        self._keep(warm)
+        link, job_link = (socket.socket(fileno=fd) for fd in fds[:2])
+        folder = str(self.folder / str(next(self._numbers)))
+        found = self._namespaces
+        self._keep(Warm(self.outside, link, fds[2], fds[3], found, job_link, folder=folder))
 
     def _keep(self, warm: Warm) -> None:
-        self._keepers.append(Keeper(warm, self.config["groups"]))
+        user = self.config["zygote"]["user"]
+        self._keepers.append(Keeper(warm, self.config["groups"], user, self._bounds))
 
 
 def _hear(link: socket.socket, errors_fd: int, within_s: float) -> tuple[dict[str, Any], str]:

@@ -1,9 +1,10 @@
 """The program in the sandbox of a warm worker. Standard library only, and nothing of the node.
 
-As a zygote it imports the app once and forks a monitor, an init (J1, process 1 of the job) and the
-job (J2) for each job, ahead of it: J1 waits for the job with its namespaces made. As a worker for
-one job it is J1 itself, and the app is imported in J2. `App.run()` of the SDK calls `serve()`,
-which returns in the process of a job only.
+As a zygote it imports the app once and forks an init (J1, process 1 of the job) and the job (J2)
+for each job, ahead of it: both wait with their namespaces made, and J2 has shut itself in. J1 is
+given the job's folders, J2 what else it is to be. As a worker for one job it is J1 itself, and the
+app is imported in J2. `App.run()` of the SDK calls `serve()`, which returns in the process of a job
+only.
 """
 
 import gc
@@ -111,79 +112,57 @@ def _serve_many(asks: str) -> None:
         os.dup2(null_fd, fd)
     os.close(null_fd)
     taken_fd, take_fd = os.pipe()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # monitors are reaped by the system
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps those whose job is over
+    namespaces = kernel.NEW_NS | kernel.NEW_PID | kernel.NEW_IPC | kernel.NEW_NET
     ahead = 0
     while True:
         # With none left the next job waits for one; else the job that took one goes first.
         if ahead and select.select([taken_fd], [], [], _QUIET_S if ahead < _AHEAD else None)[0]:
             ahead -= len(os.read(taken_fd, _AHEAD))
             continue
-        if os.fork() == 0:
+        if kernel.fork_into(namespaces) == 0:
             host.close()
             os.close(taken_fd)
-            _monitor(take_fd)
+            _init(take_fd)
             return
         ahead += 1
 
 
-def _monitor(take_fd: int) -> None:
-    """Make the namespaces of a job; returns in J2."""
+def _init(take_fd: int) -> None:
+    """J1: fork the job, attach its folders when it comes, see it to its end; returns in J2."""
     try:
         kernel.die_with_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        kernel.unshare(kernel.NEW_NS | kernel.NEW_PID | kernel.NEW_IPC | kernel.NEW_NET)
+        _mount_own()
+        control = socket.socket(fileno=_control_fd)
+        link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        of_job, jobs_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            _init(take_fd)
+            _become_job(of_job)
             return
-        kernel.close_from(0)
-        os.waitpid(pid, 0)
-    except BaseException:
-        os._exit(_PROGRAM_END)
-    os._exit(0)
-
-
-def _init(take_fd: int) -> None:
-    """J1: fork the job, wait for what it is to be, attach its folders, see it to its end; returns
-    in J2."""
-    kernel.die_with_parent()
-    _mount_own()
-    control = socket.socket(fileno=_control_fd)
-    link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours, of_job = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        _become_job(of_job)
-        return
-    try:
-        passed = [theirs.detach(), os.pidfd_open(os.getpid()), os.pidfd_open(pid)]
-        fds = (control.fileno(), link.fileno(), ours.fileno(), take_fd)
-        _shut_off((*fds, *passed))
-        _send(control, {"hello": True}, passed)
+        passed = [theirs.detach(), jobs_link.detach(), os.pidfd_open(os.getpid())]
+        job_fd = os.pidfd_open(pid)
+        _shut_off((control.fileno(), link.fileno(), take_fd, *passed, job_fd))
+        _send(control, {"hello": True}, [*passed, job_fd])
         control.close()
-        for fd in passed[:2]:
+        for fd in passed:
             os.close(fd)
-        _serve_init(link, ours, take_fd, pid, passed[2])
+        _serve_init(link, take_fd, pid, job_fd)
     except BaseException:
         os._exit(_PROGRAM_END)
     os._exit(0)
 
 
-def _serve_init(
-    link: socket.socket, to_job: socket.socket, take_fd: int, pid: int, job_fd: int
-) -> None:
-    data, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES_MAX, FDS_MAX)
+def _serve_init(link: socket.socket, take_fd: int, pid: int, job_fd: int) -> None:
+    data, mounts, _, _ = socket.recv_fds(link, MESSAGE_BYTES_MAX, FDS_MAX)
     os.write(take_fd, b"t")  # another one is made, whatever becomes of this one
     os.close(take_fd)
     if not data:
         return  # nobody keeps it any more
-    console_fd, *mounts = fds
     for fd, target in zip(mounts, json.loads(data)["targets"], strict=True):
         kernel.move_mount(fd, target)
-    socket.send_fds(to_job, [data], [link.fileno(), console_fd])
-    for fd in fds:
         os.close(fd)
-    to_job.close()
     kernel.drop_capabilities()
     kernel.die_with_parent()
     kernel.load_filter(bytes.fromhex(_config["strict"]))
@@ -203,36 +182,32 @@ def _mount_own() -> None:
         file.write(str(first))
 
 
-def _become_job(init: socket.socket) -> None:
+def _become_job(link: socket.socket) -> None:
     """J2: shut itself in, wait for the job."""
-    link = None
     try:
         os.setsid()
         null_fd = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null_fd, 0)
-        init_fd = os.dup2(init.detach(), LINK_FD)
+        link = socket.socket(fileno=os.dup2(link.detach(), LINK_FD))
         kernel.close_from(LINK_FD + 1)
         _adjust_oom(_JOB_OOM_SCORE)
         kernel.drop_capabilities()
         kernel.load_filter(bytes.fromhex(_config["strict"]))
-        init = socket.socket(fileno=init_fd)
-        job, fds = _received(init)
+        _send(link, {"shut_in": True})
+        job, fds = _received(link)
         if not job:
             os._exit(0)
-        link_fd, console_fd = fds
         for target in (1, 2):
-            os.dup2(console_fd, target)
-        link = socket.socket(fileno=os.dup2(link_fd, init.detach()))
-        kernel.close_from(LINK_FD + 1)
+            os.dup2(fds[0], target)
+        os.close(fds[0])
         _take_environment(job)
         _send(link, {"prepared": True})
-        if link.recv(16) != b"go":
-            os._exit(_PROGRAM_END)
         link.close()
     except BaseException as error:
-        if link is not None:
+        try:
             _send(link, {"error": f"{type(error).__name__}: {error}"})
-        os._exit(_PROGRAM_END)
+        finally:
+            os._exit(_PROGRAM_END)
 
 
 def _take_environment(job: dict[str, Any]) -> None:

@@ -68,14 +68,15 @@ class HostLink:
         """Process id of the host."""
         return 0 if self._process is None else self._process.pid
 
-    async def start(self, plan: dict[str, Any]) -> int:
-        """Start a supervisor; returns its process id.
+    async def start(self, plan: dict[str, Any]) -> tuple[int, int]:
+        """Start a supervisor; returns its process id, and a descriptor, the caller's, that can be
+        read from when its outcome can.
 
         Raises:
             HostGone: nothing was started.
         """
         answer = await self._asked(plan, _ANSWER_S)
-        return int(answer["pid"])
+        return int(answer["pid"]), int(answer["fds"][0])
 
     async def _asked(
         self, message: dict[str, Any], within_s: float, *, shield: bool = True

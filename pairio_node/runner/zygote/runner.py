@@ -23,11 +23,13 @@ from pairio_node.runner.mounts import (
 from pairio_node.runner.process import common_environment, sdk_root
 from pairio_node.runner.seccomp import middle, native, strict
 from pairio_node.runner.supervise import Ended, SupervisorLost, attach, request_of
+from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import OUTCOME_FILE
 from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.zygote.link import HostGone
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
+from pairio_node.runner.zygote.warm_job import group_bounds
 
 __all__ = ["WarmRunner", "app_of"]
 
@@ -68,6 +70,7 @@ class WarmRunner(BwrapRunner):
         if ended.why == "start" and not cancel.is_set():  # it never began: as if nothing had been
             self.pool.failed(app, warmed, ended.error)
             (spec.work_dir / OUTCOME_FILE).unlink(missing_ok=True)
+            remove_tree(spec.work_dir / "tmp")
             return await super().run(spec, cancel)
         if ended.why == "lost":
             self.pool.failed(app, warmed, ended.error)
@@ -79,24 +82,25 @@ class WarmRunner(BwrapRunner):
         return super()._outcome(spec, ended, cancel)
 
     async def _run_warm(self, spec: RunSpec, warmed: Warmed, cancel: trio.Event) -> Ended:
-        tmp = spec.work_dir / "tmp"
-        for name in ("working/tmp", "out", "other"):
-            (tmp / name).mkdir(parents=True, exist_ok=True)
-        self._write_job(spec, tmp)
-        _hand_over(spec, tmp)
+        _hand_over(spec)
         plan = replace(self._bare_plan(spec, []), user=job_user(), secrets=spec.secrets)
         request = request_of(plan) | {
             "alive": str(self._launcher.alive),
             "groups": self._groups(),
+            "job": self._job_text(spec, spec.work_dir / "tmp"),
             "targets": _targets(spec),
             "cwd": "/tmp/working",
             "limits": _limits(spec, warmed.kind, self._groups()),
             "secrets": SECRETS_INSIDE,
             "streams": _streams(spec),
         }
+        leave = spec.restart_grace_s > 0
         with handed(spec.work_dir, spec.secrets):
-            pid = await warmed.host.start(request)
-            return await attach(spec.work_dir, cancel, leave=spec.restart_grace_s > 0, pid=pid)
+            pid, done_fd = await warmed.host.start(request)
+            try:
+                return await attach(spec.work_dir, cancel, leave=leave, pid=pid, done_fd=done_fd)
+            finally:
+                os.close(done_fd)
 
     # -- what a host is told ----------------------------------------------------------------
 
@@ -113,6 +117,7 @@ class WarmRunner(BwrapRunner):
             "middle": middle(architecture).hex(),
             "shm_bytes": _SHM_SIZE_BYTES,
             "groups": self._groups(),
+            "bounds": group_bounds(request_of(self._bare_plan(spec, []))),
             "zygote": self._zygote(spec),
             "single": self._single(spec, strict(architecture)),
         }
@@ -192,14 +197,9 @@ def _fits(spec: RunSpec, kind: str) -> bool:
     return own <= (_OWN_FILES_MAX if kind == "zygote" else 0)
 
 
-def _hand_over(spec: RunSpec, tmp: Path) -> None:
-    """Give the new folders to whom the job runs as; a walk would take longer than they deserve."""
-    user = job_user()
-    if not user:
-        return
-    for name in ("", "working", "working/tmp", "out", "other", "job.json"):
-        os.chown(tmp / name, user, user)
-    if spec.inputs and (spec.work_dir / "in").is_dir():
+def _hand_over(spec: RunSpec) -> None:
+    """Let whom the job runs as read its inputs."""
+    if job_user() and spec.inputs and (spec.work_dir / "in").is_dir():
         let_read(spec.work_dir / "in")
 
 
@@ -223,9 +223,11 @@ def _limits(spec: RunSpec, kind: str, groups: dict[str, Any] | None) -> dict[str
 def _targets(spec: RunSpec) -> list[tuple[str, str, bool]]:
     """Return what a zygote's child is to attach. Inputs that are the owner's own files are
     attached one by one, onto empty ones that are made for it."""
+    if not spec.inputs:
+        return []
     copies = spec.work_dir / "in"
     copies.mkdir(exist_ok=True)
-    targets = [(str(spec.work_dir / "tmp"), "/tmp", False), (str(copies), "/in", True)]
+    targets = [(str(copies), "/in", True)]
     for number, file in enumerate(spec.inputs):
         if not file.path.is_relative_to(copies):
             place = copies / str(number) / file.base_name

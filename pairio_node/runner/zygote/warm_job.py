@@ -17,10 +17,18 @@ from pairio_node.runner.supervisor.job import Supervisor
 from pairio_node.runner.supervisor.processes import descendants
 from pairio_node.runner.supervisor.watch import Bounds
 from pairio_node.runner.zygote import kernel
-from pairio_node.runner.zygote.check import Namespaces, not_shut_in
+from pairio_node.runner.zygote.check import Namespaces, not_shut_in, taken_since
 from pairio_node.runner.zygote.forwarding import Forwarding
 
-__all__ = ["Warm", "WarmSupervisor", "end_init", "pid_of"]
+__all__ = [
+    "Warm",
+    "WarmSupervisor",
+    "end_init",
+    "group_bounds",
+    "hear",
+    "make_tmp",
+    "pid_of",
+]
 
 MESSAGE_BYTES_MAX = 128 * 1024
 #: Forking and setting up takes milliseconds; on a machine that is overloaded, more.
@@ -33,15 +41,21 @@ _SECRETS_SIZE_BYTES = 2**20
 
 @dataclass
 class Warm:
-    """What a job is to be run in: its init (J1) and its first process (J2) by descriptor, and the
-    `link` to both. Of a zygote `namespaces`; of a worker for one job `console_fd` and its `folder`,
-    which becomes the job's."""
+    """What a job is to be run in: its init (J1) and first process (J2) by descriptor, the `link` to
+    J1, and a `folder` whose `tmp` becomes the job's. Of a zygote `namespaces`, the link to J2,
+    and `tmp_fd`, a detached mount of that; `done_fd` is closed when the node may read the outcome;
+    `bounds` are those of its group. Of a worker for one job
+    the `link` is that to both."""
 
     outside: Namespaces
     link: socket.socket
     init_fd: int
     job_fd: int
     namespaces: Namespaces | None = None
+    job_link: socket.socket | None = None
+    tmp_fd: int = -1
+    done_fd: int = -1
+    bounds: dict[str, int] | None = None
     console_fd: int = -1
     folder: str = ""
 
@@ -49,8 +63,8 @@ class Warm:
 class WarmSupervisor(Supervisor):
     """Has the job's processes elsewhere than below itself, in `group`. `plan` has besides:
     `targets` ([path, where the job sees it, whether it is read-only]), `limits` (RLIMIT by name),
-    `user` (whom the job runs as, 0: as the node), `secrets` (where it finds them), `streams` (see
-    `Forwarding`; None: it has none)."""
+    `job` (the text of its job file), `user` (whom the job runs as, 0: as the node), `secrets`
+    (where it finds them), `streams` (see `Forwarding`; None: it has none)."""
 
     def __init__(self, plan: dict[str, Any], warm: Warm, group: JobCgroup | None) -> None:
         super().__init__(plan, None)
@@ -60,36 +74,25 @@ class WarmSupervisor(Supervisor):
         self._root = pid_of(warm.init_fd)
         self._end_fds = (self._link.fileno(), self._init_fd)
         self._used = dict.fromkeys(_COUNTED, 0)
-        self._heard: set[str] = set()
         self._forwarding: Forwarding | None = None
 
     def _start(self) -> None:
-        self._bound()
         job = pid_of(self._warm.job_fd)
+        if self._warm.job_link is not None:
+            self._start_forked(job, self._warm.job_link)
+        else:
+            self._start_single(job)
+
+    def _bound_all(self, job: int) -> None:
+        self._bound()
         if self._group is None or not self._group.bounds_cpu:
             for pid in (self._root, job):
                 self._keep_to_processors(pid)
-        secrets_fd = self._secrets_fd()
-        try:
-            if self._warm.namespaces is not None:
-                self._send_folders(secrets_fd)
-            else:
-                self._take_folders(job, secrets_fd)
-        finally:
-            if secrets_fd >= 0:
-                os.close(secrets_fd)
-        if self._plan["streams"] is not None:
-            self._forward(job)
-        found = not_shut_in(job, self._warm.outside, self._warm.namespaces)
-        if found:
-            raise OSError(f"the warm worker is not shut in: {found}")
-        self._link.send(b"go")
-        self._began_s = time.monotonic()
 
     def _grouped(self, bounds: Bounds) -> JobCgroup | None:
-        if self._group is not None:
-            cpu_millicores = self._plan["cpu_millicores"]
-            self._group.bound(bounds.memory_bytes, cpu_millicores, bounds.processes)
+        wanted = group_bounds(self._plan)
+        if self._group is not None and self._warm.bounds != wanted:
+            self._group.bound(**wanted)
         return self._group
 
     # -- what not every job has -----------------------------------------------------------
@@ -113,56 +116,92 @@ class WarmSupervisor(Supervisor):
 
     # -- the two kinds --------------------------------------------------------------------
 
-    def _send_folders(self, secrets_fd: int) -> None:
-        """Send the job with its folders to a zygote's child."""
+    def _start_forked(self, job: int, job_link: socket.socket) -> None:
+        """Give a zygote's child its folders, and let it go. It was looked at before there was a
+        job; meanwhile it can only have come to what is looked at again."""
+        self._put_job_file()  # before the job's processes reach the folder
+        self._send_folders()
+        self._take_tmp()
+        self._bound_all(job)
+        if self._plan["streams"] is not None:
+            self._forward(job)
         self._console_fd, write_fd = os.pipe()
-        passed = [write_fd]
-        targets = self._plan["targets"]
         try:
-            for path, _, read_only in targets:
+            hear(self._link, "held")
+            found = taken_since(job)
+            if found:
+                raise OSError(f"the warm worker is not shut in: {found}")
+            self._began_s = time.monotonic()
+            job_link.settimeout(_PREPARE_S)
+            socket.send_fds(job_link, [json.dumps(self._job()).encode()], [write_fd])
+        finally:
+            os.close(write_fd)
+        hear(job_link, "prepared")
+        job_link.close()
+
+    def _send_folders(self) -> None:
+        """Let the job's init attach the folders."""
+        passed, names = [self._warm.tmp_fd], ["/tmp"]
+        try:
+            for path, name, read_only in self._plan["targets"]:
                 passed.append(kernel.open_tree(path, read_only=read_only))
-            names = [target for _, target, _ in targets]
-            more = [] if secrets_fd < 0 else [secrets_fd]
-            job = self._job() | {"targets": names + [self._plan["secrets"]] * len(more)}
+                names.append(name)
+            secrets_fd = self._secrets_fd()
+            if secrets_fd >= 0:
+                passed.append(secrets_fd)
+                names.append(self._plan["secrets"])
             self._link.settimeout(_PREPARE_S)
-            socket.send_fds(self._link, [json.dumps(job).encode()], passed + more)
+            socket.send_fds(self._link, [json.dumps({"targets": names}).encode()], passed)
         finally:
             for fd in passed:
                 os.close(fd)
-        self._hear("held", "prepared")
 
-    def _take_folders(self, job: int, secrets_fd: int) -> None:
-        """Make a worker's folders those of the job."""
-        worker = self._warm.folder
-        self._console_fd = self._warm.console_fd
-        for name in ("in", "tmp"):
-            own, theirs = self._folder / name, os.path.join(worker, name)
-            if not own.is_dir():
-                continue
-            for entry in os.listdir(own) if name == "in" else ["job.json"]:
-                os.rename(own / entry, os.path.join(theirs, entry))
-            os.rename(own, os.path.join(worker, f"unused-{name}"))
-            os.rename(theirs, own)
-        remove_tree(Path(worker))
-        if secrets_fd >= 0:
-            kernel.attach_in(job, secrets_fd, self._plan["secrets"])
+    def _start_single(self, job: int) -> None:
+        self._bound_all(job)
+        self._take_folders(job)
+        if self._plan["streams"] is not None:
+            self._forward(job)
         self._link.send(json.dumps(self._job()).encode())
-        self._hear("prepared")
+        hear(self._link, "prepared")
+        found = not_shut_in(job, self._warm.outside, None)
+        if found:
+            raise OSError(f"the warm worker is not shut in: {found}")
+        self._link.send(b"go")
+        self._began_s = time.monotonic()
+
+    def _take_folders(self, job: int) -> None:
+        """Make a worker's folders those of the job."""
+        self._console_fd = self._warm.console_fd
+        own, theirs = self._folder / "in", os.path.join(self._warm.folder, "in")
+        own.mkdir(exist_ok=True)
+        for entry in os.listdir(own):
+            os.rename(own / entry, os.path.join(theirs, entry))
+        own.rmdir()
+        os.rename(theirs, own)
+        self._put_job_file()
+        self._take_tmp()
+        secrets_fd = self._secrets_fd()
+        if secrets_fd >= 0:
+            try:
+                kernel.attach_in(job, secrets_fd, self._plan["secrets"])
+            finally:
+                os.close(secrets_fd)
+
+    def _put_job_file(self) -> None:
+        """Put the job's file into the worker's folder, whatever lies in its place."""
+        part = self._folder / "job.json.part"
+        part.write_text(self._plan["job"])
+        if self._plan["user"]:
+            os.chown(part, self._plan["user"], self._plan["user"])
+        os.rename(part, os.path.join(self._warm.folder, "tmp", "job.json"))
+
+    def _take_tmp(self) -> None:
+        os.rename(os.path.join(self._warm.folder, "tmp"), self._folder / "tmp")
 
     def _job(self) -> dict[str, Any]:
         plan = self._plan
         names = ("environment", "cwd", "nice", "limits")
         return {name: plan[name] for name in names}
-
-    def _hear(self, *words: str) -> None:
-        """Wait until the job's processes have said all of `words`."""
-        self._link.settimeout(_PREPARE_S)
-        while not {*words} <= self._heard:
-            data = self._link.recv(MESSAGE_BYTES_MAX)
-            message = json.loads(data) if data else {"error": "it has ended"}
-            if "error" in message:
-                raise OSError(f"the warm worker cannot take the job: {message['error']}")
-            self._heard |= message.keys()
 
     # -- what differs from a child ----------------------------------------------------------
 
@@ -174,9 +213,26 @@ class WarmSupervisor(Supervisor):
     def _first(self) -> list[int]:
         return self._tree()[:1]
 
-    def _end_all(self) -> None:
-        """Kill the job's init: the system ends all that is below it."""
+    def run(self) -> None:
+        """See the job to its end. What a job that has ended by itself leaves to be done is done
+        after the node was told: the system takes milliseconds to take namespaces apart."""
+        super().run()
+        if self._warm.done_fd >= 0:
+            os.close(self._warm.done_fd)
+        remove_tree(Path(self._warm.folder))
         end_init(self._init_fd)
+        super()._clean()
+
+    def _clean(self) -> None:
+        """Done at the very end."""
+
+    def _end_all(self) -> None:
+        """Kill the job's init: the system ends all that is below it. When nothing is, and the init
+        was about to end, its end is not waited for: it runs no more."""
+        is_over = self._status is not None and not self._why
+        _kill(self._init_fd)
+        if not is_over or descendants(self._root):
+            end_init(self._init_fd)
         if self._forwarding is not None:
             self._forwarding.end()
         self._reap()
@@ -209,12 +265,50 @@ class WarmSupervisor(Supervisor):
         return super()._outcome(error or lost)
 
 
+def hear(link: socket.socket, word: str) -> None:
+    """Wait until a worker's process has said `word`.
+
+    Raises:
+        OSError: it says that it cannot, or ends.
+    """
+    link.settimeout(_PREPARE_S)
+    message: dict[str, Any] = {}
+    while word not in message:
+        data = link.recv(MESSAGE_BYTES_MAX)
+        message = json.loads(data) if data else {"error": "it has ended"}
+        if "error" in message:
+            raise OSError(f"the warm worker cannot take the job: {message['error']}")
+
+
+def group_bounds(plan: dict[str, Any]) -> dict[str, int]:
+    """Return what bounds the group of a plan's job."""
+    return {
+        "memory_bytes": plan["bounds"]["memory_bytes"],
+        "cpu_millicores": plan["cpu_millicores"],
+        "processes_max": plan["bounds"]["processes"],
+    }
+
+
+def make_tmp(folder: Path, user: int) -> Path:
+    """Make in a worker's folder what will be a job's /tmp, for `user` (0: this process')."""
+    tmp = folder / "tmp"
+    for name in ("", "working", "working/tmp", "out", "other"):
+        (tmp / name).mkdir()
+        if user:
+            os.chown(tmp / name, user, user)
+    return tmp
+
+
 def end_init(init_fd: int) -> None:
     """Kill a job's process 1, and so all that is below it, and wait until it has gone."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(init_fd, signal.SIGKILL)
+    _kill(init_fd)
     if not select.select([init_fd], [], [], _KILL_S)[0]:
         raise TimeoutError("a warm worker cannot be killed")
+
+
+def _kill(init_fd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(init_fd, signal.SIGKILL)
 
 
 def pid_of(pidfd: int) -> int:
