@@ -629,9 +629,10 @@ class Node:
                 yield chunk
 
     async def output_cid(
-        self, job_id: str, service: str | None, output: str
+        self, job_id: str, service: str | None, output: str, *, some: bool = False
     ) -> tuple[str, str, int]:
-        """Return (CID, file name, size) of an output whose blocks are here now."""
+        """Return (CID, file name, size) of an output whose blocks are here now; with `some` they
+        come as they are read, if somebody has them."""
         name, state = self._find(job_id, service)
         view = self.view(name, state)
         results = [*view["outputFileResults"], *view["otherFileOutputs"]]
@@ -642,10 +643,19 @@ class Node:
                         f"job {state.job} is {view['status']}: output {output!r} is not there yet",
                         hint="wait for it: pairio submit --wait, or pairio job show",
                     )
-                await self._ensure(result["cid"], name, state)
+                if not (some and await self._is_somewhere(result["cid"])):
+                    await self._ensure(result["cid"], name, state)
                 return result["cid"], result.get("fileBaseName") or output, result["size"]
         known = ", ".join(r["name"] for r in results) or "none"
         raise NotFoundError(f"job {state.job} has no output {output!r}", hint=f"outputs: {known}")
+
+    async def _is_somewhere(self, cid: str) -> bool:
+        """Say whether content can be read here, with its root at least from somebody else."""
+        try:
+            await self.look_content(cid, (), cid)
+        except UserError:
+            return False  # `_ensure` says why, and tells the core
+        return True
 
     async def ensure_content(self, cid: str, service: str, state: RequestState) -> None:
         """Fetch what belongs to a job's result, if it is not here; UnavailableError."""

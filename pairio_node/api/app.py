@@ -187,9 +187,10 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         path: str | None = None,
         format: str | None = None,
     ) -> Response:
-        """The bytes of an output (Range is understood); of a folder, what lies at `path`, or its
-        entries."""
-        cid, file_name, _ = await node.output_cid(job_id, serviceName, name)
+        """The bytes of an output (Range is understood: no more than that is fetched); of a folder,
+        what lies at `path`, or its entries."""
+        some = "range" in request.headers
+        cid, file_name, _ = await node.output_cid(job_id, serviceName, name, some=some)
         return await output_response(node, request, cid, file_name, path, format == "json")
 
 

@@ -120,12 +120,21 @@ class Api(Address):
         import threading
 
         super().__init__(url, token)
-        self._local = threading.local()
+        self._local: Any = threading.local()
 
     def apart(self) -> "Api":
         """Return another one for the same node, with connections of its own: while an answer is
         read as it comes, this one's is free for other calls."""
         return Api(*self._given)
+
+    def alone(self) -> "Api":
+        """Return another one for the same node, with one connection whichever thread asks: for one
+        caller at a time."""
+        from types import SimpleNamespace
+
+        made = Api(*self._given)
+        made._local = SimpleNamespace()
+        return made
 
     @property
     def _connection(self) -> Any:
@@ -169,6 +178,29 @@ class Api(Address):
             raise refused(response.status, self._read(response))
         while chunk := self._read(response, 256 * 1024):
             yield chunk
+
+    def span(
+        self, path: str, query: dict[str, Any] | None, start: int, stop: int, tag: str = ""
+    ) -> tuple[bytes, int, str]:
+        """Return the bytes of a file from `start` to before `stop` or its end, how many it has, and
+        the tag of what it is; with a `tag` only of that.
+
+        Raises:
+            NodeNotRunning, RequestRefused.
+        """
+        more = {"Range": f"bytes={start}-{stop - 1}", **({"If-Range": tag} if tag else {})}
+        response = self._send("GET", target_of(path, query), None, more)
+        if response.status == 200:
+            self.close()  # all of it would come
+            raise RequestRefused("the node sends no part of this file", None, "http", 200)
+        data = self._read(response)
+        said = str(response.getheader("Content-Range") or "").rpartition("/")[2]
+        size = int(said) if said.isdigit() else 0
+        if response.status == 416 and start >= size:
+            return b"", size, str(response.getheader("ETag") or "")
+        if response.status != 206:
+            raise refused(response.status, data)
+        return data, size, str(response.getheader("ETag") or "")
 
     def lines(self, path: str, query: dict[str, Any] | None = None) -> Iterable[Any]:
         """Yield the documents of an answer that has one a line, as they come."""

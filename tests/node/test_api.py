@@ -280,7 +280,7 @@ class FakeFacade:
         yield b"<b>line</b>\n"
 
     async def output_cid(
-        self, job_id: str, service: str | None, output: str
+        self, job_id: str, service: str | None, output: str, *, some: bool = False
     ) -> tuple[str, str, int]:
         self.job(job_id, service)
         if output != "o":

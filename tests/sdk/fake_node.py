@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-__all__ = ["JOB_ID", "REQUEST_ID", "Asked", "FakeNode", "Raw", "events", "job"]
+__all__ = ["JOB_ID", "REQUEST_ID", "Asked", "FakeNode", "Raw", "events", "job", "ranged"]
 
 JOB_ID = "bafyreifdbt5da5hbtbhcdnnmpmaabhmlchg57ixm4opiicf7jxhfiej6ua"
 REQUEST_ID = "ab" * 32
@@ -34,6 +34,7 @@ class Raw:
     body: bytes
     status: int = 200
     cut: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def events(*told: tuple[str, dict[str, Any]], cut: bool = False) -> Raw:
@@ -41,6 +42,18 @@ def events(*told: tuple[str, dict[str, Any]], cut: bool = False) -> Raw:
     text = "".join(f"event: {kind}\ndata: {json.dumps(data)}\n\n" for kind, data in told)
     body = text.encode()
     return Raw(body + b": alive\n\n" * 1000, cut=len(body)) if cut else Raw(body)
+
+
+def ranged(asked: Asked, data: bytes, tag: str = '"cid"') -> Raw:
+    """Return what a node answers for a file: the range that was asked for, or all of it."""
+    if not asked.range:
+        return Raw(data, headers={"ETag": tag})
+    first, _, last = asked.range.removeprefix("bytes=").partition("-")
+    start, stop = int(first), min(int(last or len(data)) + 1, len(data))
+    told = {"ETag": tag, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+    if start >= len(data):
+        return Raw(b"", 416, headers={**told, "Content-Range": f"bytes */{len(data)}"})
+    return Raw(data[start:stop], 206, headers=told)
 
 
 Answer = Any | Callable[[Asked], Any]
@@ -165,6 +178,8 @@ def _handler(node: FakeNode) -> type[BaseHTTPRequestHandler]:
             raw = node.answer(asked)
             self.send_response(raw.status)
             self.send_header("Content-Length", str(len(raw.body)))
+            for name, value in raw.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(raw.body[: raw.cut])
             self.close_connection = raw.cut is not None

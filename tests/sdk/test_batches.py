@@ -33,7 +33,7 @@ from pairio.errors import (
     RequestRefused,
     WaitTimeout,
 )
-from tests.sdk.fake_node import JOB_ID, Asked, FakeNode, Raw, events, job
+from tests.sdk.fake_node import JOB_ID, Asked, FakeNode, Raw, events, job, ranged
 
 SPEC = {
     "name": "hello_world",
@@ -519,7 +519,8 @@ def test_outputs_are_read_opened_and_downloaded(
 
     def answer(asked: Asked) -> Any:
         is_list = asked.query.get("format") == "json"
-        return Raw(json.dumps(refused).encode(), 400) if is_list else Raw("grüß".encode())
+        text = "grüß".encode()
+        return Raw(json.dumps(refused).encode(), 400) if is_list else ranged(asked, text)
 
     node.on("GET", path, answer)
     output = done.outputs["output"]

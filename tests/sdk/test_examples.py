@@ -30,7 +30,7 @@ from pairio.client import (
     _sync_job,
     _sync_watching,
 )
-from tests.sdk.fake_node import Asked, FakeNode, Raw, events, job
+from tests.sdk.fake_node import Asked, FakeNode, Raw, events, job, ranged
 from tests.sdk.test_batches import SPEC, _app, _id, _taken, _told
 
 MODULES = [
@@ -67,7 +67,7 @@ def _answers(node: FakeNode) -> None:
     refused = Raw(b'{"error": {"message": "it is a file", "hint": null, "code": "x"}}', 400)
 
     def output(asked: Asked) -> Any:
-        return refused if "format" in asked.query else Raw(b"hello")
+        return refused if "format" in asked.query else ranged(asked, b"hello")
 
     def console(asked: Asked) -> Any:
         told = {"attemptId": "a", "text": "hello\n", "nextOffset": 6}

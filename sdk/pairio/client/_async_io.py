@@ -1,6 +1,7 @@
 """What the async client does to the world."""
 
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,17 @@ import anyio.to_thread
 
 from pairio import _upload
 from pairio._http_async import AsyncApi
+from pairio.client import _reader
 
-__all__ = ["AsyncApi", "add_bytes", "add_path", "add_reference", "in_thread", "sleep"]
+__all__ = [
+    "AsyncApi",
+    "add_bytes",
+    "add_path",
+    "add_reference",
+    "in_thread",
+    "open_content",
+    "sleep",
+]
 
 sleep = anyio.sleep
 
@@ -18,6 +28,15 @@ sleep = anyio.sleep
 async def in_thread(function: Any, *arguments: Any) -> Any:
     """Do something that blocks."""
     return await anyio.to_thread.run_sync(partial(function, *arguments))
+
+
+async def open_content(
+    api: AsyncApi, path: str, query: dict[str, Any], reconnect_s: float
+) -> BufferedReader:
+    """Open content for reading; reads block, as those of any file."""
+    return await anyio.to_thread.run_sync(
+        _reader.open_content, api.blocking().alone(), path, query, reconnect_s
+    )
 
 
 async def add_path(api: AsyncApi, path: Path) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 Made of `_async_job.py` by scripts/gen_sync_client: change that one."""
 
 import os
-import tempfile
 import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pairio._http import part
 from pairio.client._base import JobBase
 from pairio.client._files import Part, plain_name
-from pairio.client._sync_io import in_thread
+from pairio.client._sync_io import in_thread, open_content
 from pairio.errors import NodeNotRunning, NotFound, PairioError, WaitTimeout
 
 if TYPE_CHECKING:
@@ -96,8 +96,12 @@ class SpecialJobOutput:
                 "read() gives its bytes",
             ) from None
 
-    def open(self, path: str | None = None) -> IO[bytes]:
-        """Return the content as an open file that can be sought in; it is gone once closed.
+    def open(self, path: str | None = None) -> BufferedReader:
+        """Return the content as an open file, read by ranges as it is needed.
+
+        It can be sought in, and given to h5py, pandas, zipfile and the like, which read only what
+        they need of a large file. At most 16 MiB of it are kept in memory. Reading blocks: async
+        programs do it in a thread. Of a folder it is the file at `path` in it.
 
         Example:
             >>> with job.outputs["output"].open() as file:
@@ -106,17 +110,12 @@ class SpecialJobOutput:
 
         Raises:
             InvalidRequest: it does not exist (yet), or is a folder.
+            NodeUnavailable: nobody who can be reached has it.
         """
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - it is returned
-        try:
-            with closing(self._chunks(path)) as chunks:
-                for chunk in chunks:
-                    in_thread(file.write, chunk)
-        except BaseException:
-            file.close()
-            raise
-        file.seek(0)
-        return file
+        client, data = self._job._client, self._job._data
+        query = {"serviceName": data["serviceName"], "path": path}
+        where = f"/api/v1/jobs/{data['requestId']}/outputs/{part(self.name)}"
+        return open_content(client._api, where, query, client.reconnect_s)
 
     def download(
         self, destination: str | os.PathLike[str] | None = None, *, overwrite: bool = False
