@@ -31,8 +31,11 @@ _QUICK = (
     "a daemon that outlives its job",
     "a file of the job before",
     "shared memory of the job before",
+    "a secret of the job before",
     "an abstract socket of a job beside it",
     "loopback of a job beside it",
+    "a secret of a job beside it",
+    "a streamed input of a job beside it",
 )
 
 
@@ -64,6 +67,7 @@ def test_what_works_outside_is_denied_inside() -> None:
     [
         ("no filter of calls", "keyctl"),
         ("the host's network", "loopback of a job beside it"),
+        ("the host's network", "a streamed input of a job beside it"),
         ("the host's files", "a file of the job before"),
         ("a /dev that can be written to", "write into /dev"),
     ],

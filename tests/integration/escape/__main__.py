@@ -24,7 +24,7 @@ async def _play(kinds: list[str], names: tuple[str, ...], plant: str) -> dict[st
                         print(f"{name}: not on this machine: {kind}")
                         continue
                     runner = planted(kind.runner, plant) if plant else kind.runner
-                    columns[name] = await lab.inside(runner, kind.spec_of)
+                    columns[name] = await lab.inside(runner, kind.spec_of, kind.forwards_inside)
                     for own in set(kind.is_own) & columns[name].keys():
                         columns[name][own] = ("denied", "of others: it is the job's own")
     return columns

@@ -10,15 +10,19 @@ import os
 import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["AFTER", "LOOKS", "clear", "leave", "leave_daemon", "looked"]
+__all__ = ["AFTER", "LOOKS", "clear", "leave", "leave_daemon", "looked", "secret_of"]
 
 World = dict[str, Any]
 libc = ctypes.CDLL(None, use_errno=True)
 _FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/dev", "/in", "/out", "/run", "/app", "/mnt")
 _KEY, _CREATE = 0x70616972, 0o1000
+#: Where files in memory may lie: the host's, and what a job has of them.
+_IN_MEMORY = ("/dev/shm", "/run/secrets", "/run/user", "/run", "/var/tmp", "/tmp")
+_FILE_BYTES_MAX, _PIECE_BYTES = 65536, 1024 * 1024
 _kept: list[Any] = []
 
 
@@ -30,6 +34,8 @@ def leave(world: World) -> None:
             file.write(word)
     builtins.trace = word  # type: ignore[attr-defined]
     os.environ["TRACE"] = word
+    with open(os.path.join(os.environ["PAIRIO_SECRETS_DIR"], "TOKEN")) as secret:
+        _kept.append(secret.read())
     _kept.append(libc.shmget(_KEY, 4096, _CREATE | 0o666))
     _kept.append(libc.semget(_KEY, 1, _CREATE | 0o666))
     _kept.append(libc.msgget(_KEY, _CREATE | 0o666))
@@ -115,6 +121,64 @@ def _connected(family: int, address: Any) -> str:
     return "connected"
 
 
+def secret_of(trace: str) -> str:
+    """Return the secret of the job that leaves a trace; whoever looks for it makes it anew."""
+    return "-".join(("secret", trace[::-1], trace))
+
+
+def _secret(world: World) -> str:
+    """Look for a secret in files, in variables of processes, in this process' own memory."""
+    value = secret_of(world["trace"]).encode()
+    for top in _IN_MEMORY:
+        for folder, _, names in os.walk(top):
+            for name in names:
+                path = os.path.join(folder, name)
+                if os.path.islink(path) or not os.path.isfile(path):
+                    continue
+                with contextlib.suppress(OSError), open(path, "rb") as file:
+                    if value in file.read(_FILE_BYTES_MAX):
+                        return f"a file in {top}"
+    for pid, words in _others():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            if value in environ.read() + words.encode():
+                return f"a variable of process {pid}"
+    if _is_in_memory(value):
+        return "its own memory"
+    raise OSError("no file, variable or memory of it")
+
+
+def _is_in_memory(value: bytes) -> bool:
+    """Say whether this process' memory holds a value elsewhere than where it looks from."""
+    buffer = bytearray(_PIECE_BYTES)
+    seen_from = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    own = (range(id(value), id(value) + 4096), range(seen_from, seen_from + _PIECE_BYTES))
+    with open("/proc/self/maps") as maps:
+        lines = [line.split() for line in maps]
+    with open("/proc/self/mem", "rb", 0) as memory:
+        for fields in lines:
+            start, stop = (int(end, 16) for end in fields[0].split("-"))
+            if not fields[1].startswith("rw"):
+                continue
+            for at in range(start, stop, _PIECE_BYTES - len(value)):
+                buffer[:] = bytes(_PIECE_BYTES)
+                with contextlib.suppress(OSError, ValueError, OverflowError):
+                    memory.seek(at)
+                    memory.readinto(memoryview(buffer)[: min(_PIECE_BYTES, stop - at)])
+                found = buffer.find(value)
+                if found >= 0 and not any(at + found in part for part in own):
+                    return True
+    return False
+
+
+def _stream(world: World) -> str:
+    """Read the streamed input of a job beside this one, by its URL and past it."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(world["stream_url"], timeout=5) as answer:
+        if answer.read() == world["stream_holds"].encode():
+            return "read by its URL"
+    raise OSError("something else")
+
+
 def _others() -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -155,6 +219,7 @@ AFTER: dict[str, Callable[[World], str]] = {
     "a POSIX queue of the job before": _queue,
     "a daemon of the job before": _daemon,
     "a descriptor of the job before": _descriptors,
+    "a secret of the job before": _secret,
 }
 LOOKS: dict[str, Callable[[World], str]] = {
     **{name.replace("the job before", "a job beside it"): look for name, look in AFTER.items()},
@@ -165,6 +230,7 @@ LOOKS: dict[str, Callable[[World], str]] = {
         socket.AF_INET, ("127.0.0.1", w["trace_port"])
     ),
     "a terminal of a job beside it": _terminal,
+    "a streamed input of a job beside it": _stream,
 }
 
 

@@ -26,11 +26,13 @@ __all__ = ["HOLES", "KINDS", "Kind", "planted"]
 @dataclass(frozen=True)
 class Kind:
     """A runner to try. `spec_of` changes a run of a Python app into one for it. `is_own`: attempts
-    that may work, since what they reach is the job's own and nobody else's."""
+    that may work, since what they reach is the job's own and nobody else's. `forwards_inside`: a
+    process of the job's passes on its streams."""
 
     runner: Runner
     spec_of: Callable[[RunSpec], RunSpec] = lambda spec: spec
     is_own: tuple[str, ...] = ()
+    forwards_inside: bool = False
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def _bwrap(launcher: Launcher, _: Path) -> AsyncIterator[Kind | str]:
     if shutil.which("bwrap") is None:
         yield "bubblewrap is not installed"
     else:
-        yield Kind(BwrapRunner(launcher))
+        yield Kind(BwrapRunner(launcher), forwards_inside=True)
 
 
 #: The first process of a container is a shell of the job's, as the job's own user.

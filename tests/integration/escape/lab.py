@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import trio
 
 from pairio_node.runner import RunInput, Runner, RunSpec, probe, selftest
 from pairio_node.runner.bounds import JobBounds
+from pairio_node.streams import JobStreams
+from pairio_node.urls import UrlRules
 from tests.integration.escape import job_traces
 from tests.integration.runner_lab import script_spec
 
@@ -31,6 +33,8 @@ SpecOf = Callable[[RunSpec], RunSpec]
 _HERE = Path(__file__).parent
 DAEMON = "a daemon that outlives its job"
 _MIB = 2**20
+_LEAVE = ("leave", "stay")
+_MEMORY, _SECRETS_PREFIX = "/dev/shm", f"pairio-escape-{os.getpid()}-"
 
 #: name -> (mode, what it is told, changes of the run that are its limits)
 LIMITS: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
@@ -69,16 +73,24 @@ class Lab:
     inherited_fd: int
     names: tuple[str, ...]
     number: int = field(default=0)
+    #: The URL of the stream of the job that was begun last.
+    stream_url: str = ""
+    forwards_inside: bool = False
 
     async def outside(self) -> Found:
         """Try everything as a process that nothing restricts."""
         return await self._tried(self._as_process)
 
-    async def inside(self, runner: Runner, spec_of: SpecOf = lambda spec: spec) -> Found:
-        """Try everything as jobs of a runner. `spec_of` gives a run what this runner needs."""
+    async def inside(
+        self, runner: Runner, spec_of: SpecOf = lambda spec: spec, forwards_inside: bool = False
+    ) -> Found:
+        """Try everything as jobs of a runner. `spec_of` gives a run what this runner needs;
+        `forwards_inside`: what passes on its streams is a process of the job's own."""
+        self.forwards_inside = forwards_inside
 
         async def run(spec: RunSpec, cancel: trio.Event) -> bytes:
-            outcome = await runner.run(spec_of(spec), cancel)
+            async with self._with_needs(spec_of(spec), own_network=True) as ready:
+                outcome = await runner.run(ready, cancel)
             return outcome.console + f"\n{outcome.error}".encode()
 
         return await self._tried(run)
@@ -105,6 +117,29 @@ class Lab:
             parameters=[{"name": "world", "value": {**self.world, **world}}],
             **{"memory_mib": 1024, "time_ms": 60_000, **changes},
         )
+
+    @contextlib.asynccontextmanager
+    async def _with_needs(self, spec: RunSpec, *, own_network: bool) -> AsyncIterator[RunSpec]:
+        """Give a run what not every job has, so that all is tried with it: a secret, and (but for
+        those who look for another's, or for processes beside them) an input by a stream."""
+        world = spec.parameters[0]["value"]
+        trace = world["trace"] if world["mode"] in _LEAVE else "nobody"
+        spec = replace(spec, secrets={"TOKEN": job_traces.secret_of(trace)})
+        with_stream = (*_LEAVE,) if self.forwards_inside else (*_LEAVE, "probe")
+        if world["mode"] not in with_stream:
+            yield spec
+            return
+        number = len(spec.inputs)
+        place = spec.work_dir / "in" / str(number) / "stream.txt"
+        place.parent.mkdir(parents=True)
+        held = spec.work_dir.with_name(f"{spec.work_dir.name}-stream.txt")
+        held.write_text(_stream_of(trace))
+        streams = JobStreams(spec.work_dir / "streams", UrlRules(), own_network=own_network)
+        streams.add_file(number, held)
+        async with streams.serving():
+            self.stream_url = streams.url(number, "stream.txt")
+            file = RunInput("stream", "stream.txt", place, self.stream_url, is_here=False)
+            yield replace(spec, inputs=(*spec.inputs, file), stream_folder=streams.shown)
 
     def _wanted(self, names: Any) -> list[str]:
         return [name for name in names if name in self.names]
@@ -150,7 +185,9 @@ class Lab:
                 while _daemon_of(trace["trace"]) is None:  # noqa: ASYNC110 - another process
                     await trio.sleep(0.05)
             await trio.sleep(0.2)
-            console = await run(self._spec({"mode": "beside", **trace}), trio.Event())
+            holds = _stream_of(trace["trace"])
+            told = {"stream_url": self.stream_url, "stream_holds": holds}
+            console = await run(self._spec({"mode": "beside", **trace, **told}), trio.Event())
             found = _said(console, job_traces.LOOKS)
             cancel.set()
         _end(_daemon_of(trace["trace"]))
@@ -163,29 +200,43 @@ class Lab:
             return {"trace": secrets.token_hex(6), "trace_port": free.getsockname()[1]}
 
     async def _as_process(self, spec: RunSpec, cancel: trio.Event) -> bytes:
-        process = self._started(spec)
-        assert process.stdout is not None
-        console = await trio.to_thread.run_sync(_first_part, process.stdout)
-        if spec.parameters[0]["value"]["mode"] == "stay":
-            await cancel.wait()
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        async with self._with_needs(spec, own_network=False) as ready:
+            process = self._started(ready)
+            assert process.stdout is not None
+            console = await trio.to_thread.run_sync(_first_part, process.stdout)
+            if spec.parameters[0]["value"]["mode"] == "stay":
+                await cancel.wait()
+            process.kill()
+            process.wait()
+            process.stdout.close()
         return console
 
     def _started(self, spec: RunSpec) -> "subprocess.Popen[bytes]":
+        # As where a container's secrets lie while it starts.
+        secrets_folder = Path(_MEMORY, f"{_SECRETS_PREFIX}{self.number}")
+        secrets_folder.mkdir()
+        (secrets_folder / "TOKEN").write_text(spec.secrets["TOKEN"])
         working = spec.work_dir / "working"
         working.mkdir(parents=True)
         job = {"inputs": [{"path": str(spec.inputs[0].path)}], "parameters": spec.parameters}
         (spec.work_dir / "job.json").write_text(json.dumps(job))
         return subprocess.Popen(
             [sys.executable, str(spec.bundle / "main.py")],
-            env={**os.environ, "PAIRIO_JOB_FILE": str(spec.work_dir / "job.json")},
+            env={
+                **os.environ,
+                "PAIRIO_JOB_FILE": str(spec.work_dir / "job.json"),
+                "PAIRIO_SECRETS_DIR": str(secrets_folder),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=[self.inherited_fd],
             cwd=working,
         )
+
+
+def _stream_of(trace: str) -> str:
+    """Return what the streamed input of a job holds."""
+    return f"stream of {trace}"
 
 
 def _first_part(output: Any) -> bytes:
@@ -245,6 +296,7 @@ def open_lab(names: tuple[str, ...]) -> Iterator[Lab]:
         world = stack.enter_context(selftest.targets())
         os.environ["PAIRIO_ESCAPE_SECRET"] = world["word"]
         stack.callback(os.environ.pop, "PAIRIO_ESCAPE_SECRET")
+        stack.callback(_clear_memory)
         fd = os.open(world["secret"], os.O_RDONLY)
         os.set_inheritable(fd, True)
         stack.callback(os.close, fd)
@@ -256,6 +308,11 @@ def open_lab(names: tuple[str, ...]) -> Iterator[Lab]:
                     world["tcp"]["address"] = listener.getsockname()
         (Path(top) / "jobs").mkdir(mode=0o700)
         yield Lab(Path(top) / "jobs", world, fd, names)
+
+
+def _clear_memory() -> None:
+    for folder in Path(_MEMORY).glob(f"{_SECRETS_PREFIX}*"):
+        shutil.rmtree(folder)
 
 
 def _echo(stack: contextlib.ExitStack) -> int:
