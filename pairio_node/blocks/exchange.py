@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
-import trio.lowlevel
 
 from pairio_node.blocks.base import BlockMissing
 from pairio_node.blocks.fetching import FOUND, MISSING, REFUSED, Fetch, FetchFailed, Patience
@@ -142,7 +141,6 @@ class Exchange:
         head = FOUND + len(data).to_bytes(4, "big")
         await stream.send(head + data[:_PIECE_BYTES])  # others have their turn between pieces
         for start in range(_PIECE_BYTES, len(data), _PIECE_BYTES):
-            await trio.lowlevel.checkpoint()  # leave the loop to others (http-and-loop recipe)
             await stream.send(data[start : start + _PIECE_BYTES])
         self.counters["blocks_sent"] += 1
 

@@ -71,6 +71,9 @@ _WRITE_S = 20.0
 #: A peer needs one, and maybe another while the first is not known to be over.
 _SYNC_STREAMS_MAX = 2
 _COALESCE_BYTES = 256 * 1024
+_READ_BYTES = 256 * 1024
+_STEPS_PER_TURN = 32
+_NOTHING = memoryview(b"")
 #: A connection that lasted so long is no sign that dialling again is in vain. Two nodes with one
 #: key push each other out: they take turns that grow.
 _STEADY_S = 20.0
@@ -89,6 +92,8 @@ class _Stream:
         self._note_use = note_use
         self.peer = peer
         self.connection = stream.muxed_conn
+        self._ahead = _NOTHING  # read and not asked for yet
+        self._steps = 0
 
     async def send(self, data: bytes) -> None:
         self._note_use(self.peer)
@@ -98,10 +103,17 @@ class _Stream:
             raise TransportError(f"stream to {self.peer[-6:]} broke: {error!r}") from None
 
     async def receive_exactly(self, size: int) -> bytes:
-        parts: list[bytes] = []
+        ahead = self._ahead
+        if size <= len(ahead):
+            self._ahead = ahead[size:] or _NOTHING  # an empty part would keep the whole
+            await self._maybe_a_turn()
+            return bytes(ahead[:size])
+        parts: list[bytes | memoryview] = [ahead]
+        size -= len(ahead)
+        self._ahead = _NOTHING
         while size > 0:
             try:
-                chunk = await self._stream.read(min(size, 256 * 1024))
+                chunk = await self._stream.read(_READ_BYTES)
             except StreamEOF:
                 chunk = b""
             except Exception as error:
@@ -110,10 +122,17 @@ class _Stream:
                 raise TransportError(f"stream of {self.peer[-6:]} was reset")
             if not chunk:
                 raise StreamEnded(f"{self.peer[-6:]} closed the stream")
-            parts.append(chunk)
-            size -= len(chunk)
+            parts.append(memoryview(chunk)[:size])
+            self._ahead = memoryview(chunk)[size:] or _NOTHING
+            size -= len(parts[-1])
             self._note_use(self.peer)
         return b"".join(parts)
+
+    async def _maybe_a_turn(self) -> None:
+        """Leave the loop to others now and then: a peer may send a thousand frames in one piece."""
+        self._steps += 1
+        if self._steps % _STEPS_PER_TURN == 0:
+            await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
         try:

@@ -5,7 +5,6 @@ upgrade shows which are obsolete. Everything here touches private names of that 
 """
 
 import logging
-import struct
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,17 +18,13 @@ from libp2p.io.exceptions import IncompleteReadError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.pubsub.pubsub import Pubsub, RpcQueue
 from libp2p.stream_muxer.exceptions import MuxedStreamError
-from libp2p.stream_muxer.yamux.yamux import (
-    HEADER_SIZE,
-    MAX_MESSAGE_SIZE,
-    TYPE_DATA,
-    YAMUX_HEADER_FORMAT,
-    YamuxStream,
-)
+from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, YamuxStream
+
+from pairio_node.transport import quick
+from pairio_node.transport.quick import HEADER, WINDOW_BYTES_MAX, frame_bytes
 
 __all__ = ["apply", "contained"]
 
-_WINDOW_BYTES = 1024 * 1024
 #: How long a writer waits for a reader.
 _WINDOW_S = 20.0
 _READ_BYTES = 256 * 1024
@@ -54,6 +49,7 @@ def apply() -> None:
     _read_ahead()
     _wait_for_window_without_polling()
     _credit_window_by_halves()
+    quick.apply(_note)
     _drop_sender_record()
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     logging.getLogger("async_service").setLevel(logging.CRITICAL)
@@ -184,10 +180,10 @@ def _wait_for_window_without_polling() -> None:
                 await wait_for_window(self)
             if self.closed or self.send_closed:
                 raise MuxedStreamError("the stream is closed for sending")
-            size = min(self.send_window, MAX_MESSAGE_SIZE - HEADER_SIZE, len(rest))
+            size = min(self.send_window, frame_bytes(self.conn), len(rest))
             self.send_window -= size
-            header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, self.stream_id, size)
-            await self.conn._write_frame(header + rest[:size])
+            header = HEADER.pack(0, TYPE_DATA, 0, self.stream_id, size)
+            await self.conn._write_frame(header, rest[:size])
             rest = rest[size:]
 
     YamuxStream.send_window = property(get_window, set_window)
@@ -204,9 +200,9 @@ def _credit_window_by_halves() -> None:
         if self._pending_recv_release < self.target_recv_window // 2:
             return
         increment, self._pending_recv_release = self._pending_recv_release, 0
-        if self.target_recv_window < _WINDOW_BYTES:  # grow once
-            increment += _WINDOW_BYTES - self.target_recv_window
-            self.target_recv_window = _WINDOW_BYTES
+        if self.target_recv_window < WINDOW_BYTES_MAX:  # grow once
+            increment += WINDOW_BYTES_MAX - self.target_recv_window
+            self.target_recv_window = WINDOW_BYTES_MAX
         self.recv_window += increment
         await self.send_window_update(increment)
 

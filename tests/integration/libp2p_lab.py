@@ -5,7 +5,9 @@ Each runs in a process of its own, so that one can run without the patches.
 
 import os
 import socket
+import struct
 import sys
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -23,10 +25,11 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+from libp2p.stream_muxer.yamux.yamux import YAMUX_HEADER_FORMAT, Yamux, YamuxStream
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
+from trio._socket import _SocketType as SocketType  # the socket below each connection
 
 from pairio_node.transport import patches
 
@@ -199,6 +202,106 @@ async def window_wait() -> None:
         await stream.write(bytes(size))
         answer = await stream.read(1)
     assert answer == b"k"  # unbound where the write failed: the host keeps its exceptions
+
+
+class _Passes(trio.abc.Instrument):
+    """Counts how often the loop looks for what is next."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def few_turns() -> None:
+    """16 MiB take few turns of the loop, and arrive as they were."""
+    a, b = _host(b"A" * 32), _host(b"B" * 32)
+    piece, pieces = os.urandom(256 * 1024), 64
+    passes = _Passes()
+
+    async def serve(stream: Any) -> None:
+        for _ in range(pieces):
+            await stream.write(piece)
+        await stream.close()
+
+    b.set_stream_handler(TProtocol("/bulk"), serve)
+    async with a.run(listen_addrs=LOOPBACK), b.run(listen_addrs=LOOPBACK):
+        await a.connect(_address(b))
+        trio.lowlevel.add_instrument(passes)
+        stream = await a.new_stream(b.get_id(), [TProtocol("/bulk")])
+        came = bytearray()
+        while len(came) < len(piece) * pieces:
+            came += await stream.read(len(piece))
+        trio.lowlevel.remove_instrument(passes)
+    assert came == piece * pieces
+    assert passes.count < 20 * pieces, f"{passes.count / pieces:.0f} turns for 256 KiB"
+
+
+async def window_kept() -> None:
+    """A peer that sends more than it may is let go; what it sent is not kept."""
+    a, b = _host(b"A" * 32), _host(b"B" * 32)
+    arrived, kept_bytes = trio.Event(), 0
+
+    async def serve(stream: Any) -> None:
+        nonlocal kept_bytes
+        connection = stream.muxed_conn
+        arrived.set()
+        for _ in range(100):
+            kept_bytes = max(kept_bytes, sum(map(len, connection.stream_buffers.values())))
+            await trio.sleep(0.02)
+
+    b.set_stream_handler(TProtocol("/full"), serve)
+    async with a.run(listen_addrs=LOOPBACK), b.run(listen_addrs=LOOPBACK):
+        await a.connect(_address(b))
+        stream = await a.new_stream(b.get_id(), [TProtocol("/full")])
+        await arrived.wait()
+        muxed, data = stream.muxed_stream, bytes(60_000)
+        header = struct.pack(YAMUX_HEADER_FORMAT, 0, 0, 0, muxed.stream_id, len(data))
+        with suppress(Exception), trio.move_on_after(20):  # broken off at some frame
+            for _ in range(400):
+                await muxed.conn._write_frame(header + data)
+        await trio.sleep(2)
+        is_let_go = not b.get_network().get_connections(a.get_id())
+    assert 0 < kept_bytes <= 1024 * 1024, f"{kept_bytes} bytes kept"
+    assert is_let_go
+
+
+async def cancelled_write() -> None:
+    """A write that is cancelled before anything of it has left spoils nothing."""
+    a, b = _host(b"A" * 32), _host(b"B" * 32)
+    send, waits = SocketType.send, trio.Event()
+    is_held = False
+
+    async def held(self: Any, *args: Any) -> Any:
+        if is_held:
+            waits.set()
+            await trio.sleep_forever()
+        return await send(self, *args)
+
+    SocketType.send = held  # type: ignore[method-assign]
+
+    async def serve(stream: Any) -> None:
+        while True:
+            await stream.write(await stream.read(1))
+
+    b.set_stream_handler(TProtocol("/echo"), serve)
+    async with a.run(listen_addrs=LOOPBACK), b.run(listen_addrs=LOOPBACK):
+        await a.connect(_address(b))
+        stream = await a.new_stream(b.get_id(), [TProtocol("/echo")])
+        other = await a.new_stream(b.get_id(), [TProtocol("/echo")])
+        await other.write(b"1")
+        assert await other.read(1) == b"1"
+        is_held = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.write, b"never sent")
+            await waits.wait()
+            nursery.cancel_scope.cancel()
+        is_held = False
+        with trio.fail_after(10):
+            await other.write(b"2")
+            answer = await other.read(1)
+    assert answer == b"2"
 
 
 async def _repeat(pubsub: Any) -> None:

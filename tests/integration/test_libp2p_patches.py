@@ -27,6 +27,9 @@ def _lab(name: str, patched: bool, *arguments: str) -> "subprocess.CompletedProc
         "sender_record",
         "read_ahead",
         "window_wait",
+        "few_turns",
+        "window_kept",
+        "cancelled_write",
     ],
 )
 def test_a_patch_is_needed_and_works(name: str) -> None:
