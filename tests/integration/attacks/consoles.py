@@ -10,6 +10,7 @@ from pairio_protocol.limits import LOG_STREAMS_PER_PEER_MAX
 from tests.integration.attacks.crowd import KEYS, crowd, opened
 from tests.integration.attacks.lab import Lab
 from tests.integration.attacks.peers import Peer
+from tests.integration.attacks.streams import waiting
 from tests.integration.attacks.table import attack
 
 CONSOLES = "The door for consoles"
@@ -48,19 +49,24 @@ async def _stranger(lab: Lab) -> None:
     assert answer in (b"", b"\x02"), f"answered {answer!r}"
 
 
-@attack(CONSOLES, "another service's member who knows an attempt", has="a role in another one",
-        does="asks for its console", counted="logs_refused")  # fmt: skip
+@attack(CONSOLES, "another service's member who knows a run", has="a role in another one",
+        does="asks for its console while it goes on", counted="logs_refused")  # fmt: skip
 async def _other(lab: Lab) -> None:
-    answer = await _answer(await _ask(lab.guest, lab.service, _attempt(lab), 0, True))
-    assert answer == b"\x02", f"answered {answer!r}"
+    async with waiting(lab) as job:
+        asked = (job["serviceId"], job["attempts"][0]["attemptId"], 0, True)
+        assert await _answer(await _ask(lab.reader, *asked)) == b"\x01", "members read nothing"
+        answer = await _answer(await _ask(lab.guest, *asked))
+        assert answer == b"\x02", f"answered {answer!r}"
 
 
-@attack(CONSOLES, "a console of one service, asked for under another", has="a role in another one",
-        does="asks for an attempt of this one in the other's name",
-        refused_by="answered `unknown`: attempts of one service are none of another")  # fmt: skip
+@attack(CONSOLES, "a run of one service, asked for under another", has="a role in another one",
+        does="asks for its console in the other's name",
+        refused_by="answered `unknown`: runs of one service are none of another")  # fmt: skip
 async def _under_another(lab: Lab) -> bool:
-    answer = await _answer(await _ask(lab.guest, lab.other.service, _attempt(lab), 0, True))
-    return answer == b"\x03"
+    async with waiting(lab) as job:
+        attempt = job["attempts"][0]["attemptId"]
+        answer = await _answer(await _ask(lab.guest, lab.other.service, attempt, 0, True))
+        return answer == b"\x03"
 
 
 @attack(CONSOLES, "a path for an attempt", has="role submit",

@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     ),
     "guests": (GuestBlocks, "may_read", _yes, "a member's result, asked for by a guest"),
     "outputs": (ServiceFold, "lacks_outputs", _no, "a result without its outputs, for a guest"),
-    "logs": (Node, "_may_read", _yes, "another service's member who knows an attempt"),
+    "logs": (Node, "_may_read", _yes, "another service's member who knows a run"),
     "peers": (Places, "_free", _place, "one member's flood of streams for consoles"),
     "secrets": (NodeCore, "gives_secrets", _secrets, "a reader who knows the attempt"),
     "inputs": (_Connection, "_source", _first, "another job's input"),

@@ -7,6 +7,8 @@ loopback behind a word that only the job is told.
 
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -29,12 +31,15 @@ SPEC = {
 }  # fmt: skip
 #: Sends each of what it is told to its node, on a connection of its own, and writes what comes.
 MAIN = """
-import json, os, socket, urllib.parse
+import json, os, socket, time, urllib.parse
 job = json.load(open(os.environ["PAIRIO_JOB_FILE"]))
 url = urllib.parse.urlsplit(job["inputs"][0]["url"])
 heard = []
 for text in json.loads(job["parameters"][0]["value"]):
     token = url.path.split("/")[1]
+    if text == "WAIT":
+        print("it waits", flush=True)
+        time.sleep(600)
     text = text.replace("PATH", url.path).replace("TOKEN", token).replace("HOST", url.netloc)
     with socket.create_connection((url.hostname, url.port), 10) as made:
         made.settimeout(10)
@@ -47,14 +52,17 @@ json.dump([token, heard], open(job["outputs"][0]["path"], "w"))
 """
 
 
-async def _service(lab: Lab) -> Chain:
+async def reading(lab: Lab) -> Chain:
     """Make, once, a service with the app; the node computes in it."""
     if "reading" in lab.made:
         found: Chain = lab.made["reading"]
         return found
     admins = [lab.root.key.peer, lab.node.info["peerId"]]
     chain = lab.made["reading"] = await lab.found(
-        "reading", lab.add("node", "submit", "compute"), admins=admins
+        "reading",
+        lab.add("node", "submit", "compute"),
+        lab.add("reader", "read"),
+        admins=admins,
     )
     folder = lab.work / "reading"
     folder.mkdir()
@@ -65,7 +73,7 @@ async def _service(lab: Lab) -> Chain:
 
 
 async def _submit(lab: Lab, source: str, says: list[str]) -> Any:
-    chain = await _service(lab)
+    chain = await reading(lab)
     definition = {
         "appName": "reading", "processorName": "tries", "outputFiles": [{"name": "output"}],
         "inputFiles": [{"name": "data", "url": source, "fileBaseName": "data.txt"}],
@@ -75,6 +83,18 @@ async def _submit(lab: Lab, source: str, says: list[str]) -> Any:
     body = {"serviceName": chain.service, "jobDefinition": definition,
             "requiredResources": resources}  # fmt: skip
     return await lab.call("POST", "jobs", body)
+
+
+@asynccontextmanager
+async def waiting(lab: Lab) -> AsyncIterator[Any]:
+    """Run a job that says something and waits, while the block runs."""
+    cid = await lab.upload(b"what the job may read " + os.urandom(8))
+    job = await _submit(lab, f"ipfs://{cid}", ["WAIT"])
+    try:
+        assert await until(lambda: lab.get(f"jobs/{job['requestId']}")["attempts"]), "it is not run"
+        yield lab.get(f"jobs/{job['requestId']}")
+    finally:
+        await lab.call("POST", f"jobs/{job['requestId']}/cancel")
 
 
 async def _tried(lab: Lab, *says: str) -> tuple[str, list[str]]:
