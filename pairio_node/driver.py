@@ -16,7 +16,8 @@ from pairio_node.clock import Clock
 from pairio_node.errors import UnavailableError, UserError
 from pairio_protocol.core import NodeCore
 from pairio_protocol.effects import Commit, Effect, Fail, Reply
-from pairio_protocol.events import CommitFailed, Committed, Event, TimePassed, Woke
+from pairio_protocol.errors import DecodeError
+from pairio_protocol.events import CommitFailed, Committed, Event, Restored, TimePassed, Woke
 from pairio_protocol.limits import SEGMENT_RECORDS_MAX
 
 __all__ = ["Driver", "Shell"]
@@ -145,7 +146,16 @@ class Driver:
             await self._wake.wait()
 
     def _handle(self, event: Event) -> None:
-        effects = self.core.handle(event, self._clock.now_ms(), self._clock.unix_ms())
+        try:
+            effects = self.core.handle(event, self._clock.now_ms(), self._clock.unix_ms())
+        except DecodeError as error:
+            if not isinstance(event, Restored):
+                raise
+            raise UserError(
+                f"what node.db holds does not verify any more: {error}",
+                hint="the disk is damaged, or somebody has changed it: put an older copy of node.db"
+                " in its place, or move it away and join again; members send what they have",
+            ) from None
         self._carry_out(effects)
         stored = self._stored.pop(id(event), None)
         if stored is not None:

@@ -2,13 +2,21 @@
 carried by file, through a real Kubo too."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pairio_protocol.car import CarReader, car_header, car_section
+from pairio_protocol.export import pack_export, results_in, unpack_export
+from pairio_protocol.records import Result, ResultDocument, result_cid
+from pairio_protocol.segment import Segment
+from pairio_protocol.signing import SigningKey
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.kubo import StartKubo
 
@@ -100,6 +108,84 @@ def test_a_file_carries_a_result_to_a_node_and_to_anybody_else(
     broken = stranger.cli("verify", str(car))
     assert broken.returncode == 1
     assert "the chain breaks at" in broken.stderr
+
+
+def _forged(car: Path, part: str) -> str:
+    """Forge a file as one who knows its form would: the names of blocks follow. Return where
+    `verify` is to break."""
+    reader = CarReader()
+    blocks = {cid: data for cid, data, _ in reader.feed(car.read_bytes())}
+    [root] = reader.finish()
+    evidence, contents = unpack_export(root, blocks.get)
+    segments, changes = list(evidence.segments), list(evidence.changes)
+    breaks_at = {"block": "file", "change": "changes", "signature": "segments"}.get(part, part)
+    number = next(n for n, data in enumerate(segments) if evidence.result in results_in([data]))
+    if part == "block":
+        output = ResultDocument.decode(results_in(segments)[evidence.result]).outputs["output"][0]
+        blocks[output] = b'{"count": 14}'
+    elif part == "change":
+        changes[-1] = changes[-1][:-1] + bytes([changes[-1][-1] ^ 1])
+    elif part == "signature":
+        segments[number] = segments[number][:-1] + bytes([segments[number][-1] ^ 1])
+    elif part == "result":  # another one, signed by one who is on no list
+        segment = Segment.decode(segments[number])
+        [place] = [n for n, r in enumerate(segment.records()) if isinstance(r, Result)]
+        document = ResultDocument.decode(results_in(segments)[evidence.result])
+        key, at = SigningKey(b"f" * 32), (segment.log.boot, segment.first_seq)
+        forged = replace(document, worker=key.peer, usage={}).sign(key)
+        records = [Result(forged) if n == place else r for n, r in enumerate(segment.records())]
+        made = Segment.seal(key, evidence.service, *at, segment.epoch, segment.prev, records)
+        segments[number] = made.encode()
+        asked = tuple((result_cid(forged), r) if c == evidence.result else (c, r)
+                      for c, r in evidence.asked)  # fmt: skip
+        evidence = replace(evidence, asked=asked)
+    evidence = replace(evidence, segments=tuple(segments), changes=tuple(changes))
+    export = pack_export(evidence, [], contents)
+    blocks.update(export.blocks)
+    sections = b"".join(car_section(cid, data) for cid, data in blocks.items())
+    car.write_bytes(car_header(export.root) + sections)
+    return breaks_at
+
+
+def _flip_last_byte(database: Path, table: str) -> None:
+    """Spoil the signature of every row."""
+    with closing(sqlite3.connect(database)) as db:
+        for key, data in db.execute(f"select rowid, data from {table}").fetchall():
+            spoilt = data[:-1] + bytes([data[-1] ^ 1])
+            db.execute(f"update {table} set data = ? where rowid = ?", (spoilt, key))
+        db.commit()
+
+
+def test_whatever_is_tampered_with_is_caught(start_node: StartNode, tmp_path: Path) -> None:
+    """The end of the demo: a block, a result, a signature, a change."""
+    first, worker, job = _network(start_node)
+    car = tmp_path / "result.car"
+    _done(first, "export", job["jobId"], "-o", str(car))
+    assert "verified  completed: 2 results" in _done(first, "verify", str(car))
+    for part in ("block", "result", "signature", "change"):
+        wrong = tmp_path / f"{part}.car"
+        wrong.write_bytes(car.read_bytes())
+        breaks_at = _forged(wrong, part)
+        said = first.cli("verify", str(wrong))
+        assert said.returncode == 1, part
+        assert f"the chain breaks at {breaks_at}:" in said.stderr, (part, said.stderr)
+    for node in (worker, first):
+        assert node.stop() == 0
+    database = first.home / "node.db"  # on the disk of a node, too
+    kept = database.read_bytes()
+    _flip_last_byte(database, "segments")
+    first = start_node("first", "--no-compute")
+    said = first.cli("verify", job["jobId"], "--offline")
+    assert said.returncode == 1
+    assert "is not signed by" in said.stderr + said.stdout, said
+    assert first.stop() == 0
+    database.write_bytes(kept)
+    _flip_last_byte(database, "changes")
+    said = first.cli("run", "--listen", "/ip4/127.0.0.1/tcp/0", program="node_main")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert "error: what node.db holds does not verify any more" in said.stderr
+    assert "hint: the disk is damaged" in said.stderr
+    assert "crash" not in said.stderr
 
 
 def test_a_tampered_block_on_a_nodes_disk_is_caught(start_node: StartNode) -> None:
