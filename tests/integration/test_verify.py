@@ -129,12 +129,12 @@ def _forged(car: Path, part: str) -> str:
         segments[number] = segments[number][:-1] + bytes([segments[number][-1] ^ 1])
     elif part == "result":  # another one, signed by one who is on no list
         segment = Segment.decode(segments[number])
-        [place] = [n for n, r in enumerate(segment.records()) if isinstance(r, Result)]
         document = ResultDocument.decode(results_in(segments)[evidence.result])
         key, at = SigningKey(b"f" * 32), (segment.log.boot, segment.first_seq)
         forged = replace(document, worker=key.peer, usage={}).sign(key)
-        records = [Result(forged) if n == place else r for n, r in enumerate(segment.records())]
-        made = Segment.seal(key, evidence.service, *at, segment.epoch, segment.prev, records)
+        made = Segment.seal(
+            key, segment.service, *at, segment.epoch, segment.prev, [Result(forged)]
+        )
         segments[number] = made.encode()
         asked = tuple((result_cid(forged), r) if c == evidence.result else (c, r)
                       for c, r in evidence.asked)  # fmt: skip
