@@ -104,6 +104,7 @@ async def _looked_for(far: Kubo, asker: Libp2pTransport, jobs: list[str], holder
 
     async def look(row: Row, job: str) -> None:
         began_s = time.perf_counter()
+        row.tried += 1
         named = await trio.to_thread.run_sync(api.providers, job, 8, 2.0)
         contacts = await ask_holders(asker, named, job) if named else []
         row.took_s.append(time.perf_counter() - began_s)

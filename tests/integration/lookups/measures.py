@@ -29,11 +29,14 @@ _IDLE_S = 3.0
 
 @dataclass
 class Row:
-    """Times of one kind of look-up, and how many found something."""
+    """Times of one kind of look-up, and how many of those that were `tried` found something."""
 
     what: str
     took_s: list[float] = field(default_factory=list)
+    tried: int = 0
     found: int = 0
+    #: CPU of the node that looks.
+    cpu_s: float = 0.0
     note: str = ""
     #: Nothing is to be found.
     in_vain: bool = False
@@ -41,11 +44,10 @@ class Row:
     def line(self) -> str:
         """Return it for the table."""
         took_ms = sorted(1000 * s for s in self.took_s)
-        p50, p99 = (
-            statistics.median(took_ms),
-            took_ms[min(len(took_ms) - 1, len(took_ms) * 99 // 100)],
-        )
-        cells = [self.what, len(took_ms), self.found, f"{p50:.1f}", f"{p99:.1f}", self.note]
+        last = min(len(took_ms) - 1, len(took_ms) * 99 // 100)
+        times = [f"{statistics.median(took_ms):.1f}", f"{took_ms[last]:.1f}"]
+        cpu = f"{1000 * self.cpu_s / self.tried:.1f}" if self.cpu_s else ""
+        cells = [self.what, self.tried, self.found, *times, cpu, self.note]
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -55,7 +57,9 @@ def nobodys() -> str:
 
 
 async def _asked(lab: Lab, row: Row, service: str, job: str) -> None:
-    began_s = time.perf_counter()
+    node = psutil.Process(lab.node.process.pid)
+    spent_s, began_s = _cpu_s(node), time.perf_counter()
+    row.tried += 1
     try:
         view = await lab.call("GET", f"jobs/{job}?serviceName={service}")
         row.found += view["status"] == "completed"
@@ -63,6 +67,7 @@ async def _asked(lab: Lab, row: Row, service: str, job: str) -> None:
         if not row.in_vain:
             return
     row.took_s.append(time.perf_counter() - began_s)
+    row.cpu_s += _cpu_s(node) - spent_s
 
 
 async def at_node(lab: Lab, them: Members, repeats: int) -> list[Row]:
@@ -110,6 +115,7 @@ async def hops(lab: Lab, them: Members, repeats: int) -> Row:
         them.tell_nearest(others, job, holder)
         before = asker.counters["asked"]
         began_s = time.perf_counter()
+        row.tried += 1
         if await _search(them.service, asker, others[:2], job, by_peer):
             row.found += 1
             row.took_s.append(time.perf_counter() - began_s)
