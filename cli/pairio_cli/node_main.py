@@ -160,6 +160,7 @@ def status(
         return
     capacity = found["capacity"]
     data(f"peer       {found['peerId']}")
+    data(f"version    {found['version']}")
     for address in found["addresses"]:
         data(f"address    {address}")
     for line in relay_lines(found):

@@ -319,6 +319,9 @@ def refused(status: int, data: bytes) -> RequestRefused:
     """Return the error that an answer is."""
     try:
         error = json.loads(data)["error"]
-        return refusal_of(error["message"], error.get("hint"), error["code"], status)
+        hint = error.get("hint")
+        if error["code"] == "http" and status in (404, 405):  # it has no such call
+            hint = "the node may be older than this program: pairio-node status, pairio --version"
+        return refusal_of(error["message"], hint, error["code"], status)
     except (ValueError, KeyError, TypeError):
         return refusal_of(f"the node answered {status}", None, "http", status)

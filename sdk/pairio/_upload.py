@@ -14,6 +14,7 @@ from pairio.errors import PairioError
 __all__ = ["add_bytes", "add_path", "add_reference"]
 
 _FILES_MAX = 50_000
+_HINT = "give a file or folder of this machine that you may read"
 
 
 def add_path(api: Api, path: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
     try:
         found = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise PairioError(f"cannot read {folder}: {error.strerror}") from None
+        raise PairioError(f"cannot read {folder}: {error.strerror}", _HINT) from None
     for entry in found:
         path = Path(entry.path)
         try:
@@ -90,7 +91,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
         if entry.is_file():
             yield path, False
         elif not entry.is_dir():
-            raise PairioError(f"{path} is neither file nor folder")
+            raise PairioError(f"{path} is neither file nor folder", _HINT)
         elif os.listdir(path):
             yield from _walk(path)
         else:
@@ -102,7 +103,7 @@ def _opened(path: Path) -> Any:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise PairioError(f"{path} is neither file nor folder")
+            raise PairioError(f"{path} is neither file nor folder", _HINT)
         return os.fdopen(fd, "rb")
     except OSError as error:
-        raise PairioError(f"cannot read {path}: {error.strerror}") from None
+        raise PairioError(f"cannot read {path}: {error.strerror}", _HINT) from None

@@ -10,6 +10,7 @@ PairioError
 │   ├── NodeFailed          500: a bug of the node; its log says more
 │   ├── NodeUnavailable     503: not now; too much is waiting, or nobody reachable has it
 │   └── StorageFull         507: the quota or the disk of the node is full
+├── NoSuchOutput            the job has none of that name; a KeyError, too
 ├── JobFailed               a job that was waited for did not complete (`job`)
 │   ├── JobCanceled         it was withdrawn
 │   └── JobBlocked          a job whose output it needs has failed
@@ -24,6 +25,7 @@ __all__ = [
     "JobBlocked",
     "JobCanceled",
     "JobFailed",
+    "NoSuchOutput",
     "NodeFailed",
     "NodeNotRunning",
     "NodeUnavailable",
@@ -47,6 +49,12 @@ class PairioError(Exception):
 
 class NodeNotRunning(PairioError):
     """No node answers at the address that was found. Nothing was sent, or it is not known."""
+
+
+class NoSuchOutput(PairioError, KeyError):
+    """A job has no output of the name that was given."""
+
+    __str__ = Exception.__str__
 
 
 class RequestRefused(PairioError):

@@ -59,6 +59,7 @@ WHY = {
 }
 STATUS = {
     "peerId": "12D3KooWme",
+    "version": "1.0.0",
     "addresses": ["/ip4/127.0.0.1/tcp/1/p2p/12D3KooWme"],
     "apiUrl": "http://127.0.0.1:1",
     "services": ["lab"],

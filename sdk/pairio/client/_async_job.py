@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pairio._http import part
 from pairio.client._async_io import in_thread, open_content
-from pairio.client._base import JobBase
+from pairio.client._base import JobBase, Outputs
 from pairio.client._files import Part, plain_name
 from pairio.errors import NodeNotRunning, NotFound, PairioError, WaitTimeout
 
@@ -204,10 +204,14 @@ class AsyncPairioJob(JobBase):
 
     @property
     def outputs(self) -> dict[str, AsyncSpecialJobOutput]:
-        """The outputs by name: those that the definition names, then others that the job made."""
+        """The outputs by name: those that the definition names, then others that the job made.
+
+        Raises (when one is taken out):
+            NoSuchOutput: the job has none of that name.
+        """
         data = self._data
         results = [*data["outputFileResults"], *(data.get("otherFileOutputs") or [])]
-        return {r["name"]: self._output(r) for r in results}
+        return Outputs({r["name"]: self._output(r) for r in results})
 
     def _output(self, result: dict[str, Any]) -> AsyncSpecialJobOutput:
         base = result.get("fileBaseName") or result["name"].rpartition("/")[2]
@@ -221,13 +225,9 @@ class AsyncPairioJob(JobBase):
             5
 
         Raises:
-            PairioError: the job has no such output.
+            NoSuchOutput: the job has none of that name.
         """
-        outputs = self.outputs
-        if name not in outputs:
-            known = ", ".join(outputs) or "none"
-            raise PairioError(f"the job has no output {name!r}", f"its outputs: {known}")
-        return outputs[name]
+        return self.outputs[name]
 
     async def _get(self, what: str, query: dict[str, Any]) -> Any:
         """Ask about this request; one that the node forgot (an answer from the cache is noted in

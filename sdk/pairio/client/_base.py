@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pairio.client import _html
-from pairio.errors import JobBlocked, JobCanceled, JobFailed, RequestRefused
+from pairio.errors import JobBlocked, JobCanceled, JobFailed, NoSuchOutput, RequestRefused
 
 __all__ = ["FINAL", "BatchProgress", "JobBase", "Refused", "Service", "failure_of"]
 
+_Output = TypeVar("_Output")
 #: What a job that goes on no more by itself is.
 FINAL = ("completed", "failed", "canceled", "blocked")
 
@@ -35,6 +36,14 @@ def entry(value: Any) -> Any:
 
 #: Attributes of the original's jobs that say nothing here.
 _ORIGINALS_ONLY = ("jobPrivateKey", "secrets", "imageUri", "resourceUtilizationLogUrl")
+
+
+class Outputs(dict[str, _Output]):
+    """The outputs of a job by name."""
+
+    def __missing__(self, name: str) -> _Output:
+        known = ", ".join(self) or "none"
+        raise NoSuchOutput(f"the job has no output {name!r}", f"its outputs: {known}")
 
 
 class JobBase:

@@ -56,7 +56,7 @@ class SubmitOptions(TypedDict, total=False):
     """Options of every submit, as `submit_job` describes them."""
 
     service_name: str | None
-    required_resources: PairioJobRequiredResources | None
+    required_resources: PairioJobRequiredResources | Mapping[str, float] | None
     tags: list[str] | None
     skip_cache: bool
     rerun_failing: bool
@@ -77,6 +77,8 @@ def submit_body(
     wanted = definition.model_dump(exclude={"inputFiles"})
     inputs = [_input(entry, urls) for entry in definition.inputFiles]
     resources = options.get("required_resources") or PairioJobRequiredResources()
+    if isinstance(resources, Mapping):
+        resources = PairioJobRequiredResources(**resources)
     targets = options.get("target_compute_client_ids")
     body: dict[str, Any] = {
         "serviceName": service,
@@ -120,6 +122,11 @@ def source_name(url: Any) -> str:
     if isinstance(reference, str):
         return reference
     if isinstance(url, str):
+        if ":" not in url and os.path.exists(url):
+            raise InvalidRequest(
+                f"{url!r} is a file here, but an input given as text is a URL, a CID or an output",
+                f"give pathlib.Path({url!r}), or './{url}'",
+            )
         return url
     raise InvalidRequest(
         f"{type(url).__name__} is no source of an input",

@@ -41,7 +41,7 @@ def submit_job(
     *,
     service_name: str | None = None,
     job_definition: PairioJobDefinition,
-    required_resources: PairioJobRequiredResources | None = None,
+    required_resources: PairioJobRequiredResources | Mapping[str, float] | None = None,
     tags: list[str] | None = None,
     skip_cache: bool = False,
     rerun_failing: bool = False,

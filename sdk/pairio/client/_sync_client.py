@@ -51,7 +51,7 @@ class Client(Finding):
         *,
         service_name: str | None = None,
         job_definition: PairioJobDefinition,
-        required_resources: PairioJobRequiredResources | None = None,
+        required_resources: PairioJobRequiredResources | Mapping[str, float] | None = None,
         tags: list[str] | None = None,
         skip_cache: bool = False,
         rerun_failing: bool = False,
@@ -69,7 +69,7 @@ class Client(Finding):
         Args:
             service_name: may be left out when the node is in one service.
             job_definition: what to compute.
-            required_resources: what a run may use.
+            required_resources: what a run may use: `numCpus`, `numGpus`, `memoryGb`, `timeSec`.
             tags: texts to find the job by.
             skip_cache: run it anew in any case.
             rerun_failing: run it anew if its result is a failure.
