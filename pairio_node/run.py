@@ -58,13 +58,13 @@ async def _open_runners(
     )
 
 
-def _warm_pool(home: Home, config: NodeConfig) -> WarmPool:
+def _warm_pool(home: Home, config: NodeConfig, launcher: Launcher) -> WarmPool:
     limits = WarmLimits(
         mode=config.warm,
         apps_max=config.warm_apps,
         memory_bytes=int(config.warm_memory_gb * 2**30),
     )
-    return WarmPool(home.path / "warm", limits)
+    return WarmPool(home.path / "warm", launcher, limits)
 
 
 def _libp2p(home: Home, config: NodeConfig, again: bool) -> Transport:
@@ -126,7 +126,7 @@ async def run_node(
                 if len(gpus) < config.gpus:
                     say_and_log(f"gpus is {config.gpus}, and this machine has {len(gpus)}")
                     config = replace(config, gpus=len(gpus))
-                warm = _warm_pool(home, config)
+                warm = _warm_pool(home, config, launcher)
                 runners, note = await _open_runners(home, config, launcher, warm)
                 if note and config.compute:
                     say_and_log(note)

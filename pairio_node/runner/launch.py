@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from pairio_node.runner.lines import ask_in_lines
 __all__ = ["Launcher"]
 
 _ANSWER_S = 20.0
+#: It ends when its channel does.
+_END_S = 1.0
 _MAIN = "import sys; sys.path.append(sys.argv[1]); from supervisor.launcher import main; main()"
 
 
@@ -66,21 +69,28 @@ class Launcher:
             OSError: no process can be started, the folder is not there.
         """
         groups = None if self.groups is None else asdict(self.groups)
-        message = {**plan, "alive": str(self.alive), "groups": groups}
+        return await self._begun({**plan, "alive": str(self.alive), "groups": groups})
+
+    async def start_host(self, argv: Sequence[str], channel: socket.socket) -> int:
+        """Start a host of warm workers, whose standard input is `channel`; returns its process id.
+        Raises OSError as `start` does."""
+        return await self._begun({"host": list(argv)}, [channel.fileno()])
+
+    async def _begun(self, message: dict[str, Any], fds: Sequence[int] = ()) -> int:
         async with self._lock:
             with trio.CancelScope(shield=True):  # half a request would garble the next one
-                answer = await self._asked(message) or await self._asked(message)
+                answer = await self._asked(message, fds) or await self._asked(message, fds)
         if answer is None:
             raise OSError("the launcher of jobs does not answer")
         if "error" in answer:
             raise OSError(answer["error"])
         return int(answer["pid"])
 
-    async def _asked(self, message: dict[str, Any]) -> dict[str, Any] | None:
+    async def _asked(self, message: dict[str, Any], fds: Sequence[int]) -> dict[str, Any] | None:
         """Return the helper's answer; None when it is gone, and the next one will be another."""
         channel = self._channel or self._start_helper()
         try:
-            return dict(await ask_in_lines(channel, message, _ANSWER_S))
+            return dict(await ask_in_lines(channel, message, _ANSWER_S, fds))
         except (OSError, trio.TooSlowError):
             self._end_helper()
             return None
@@ -107,8 +117,11 @@ class Launcher:
             self._channel.close()
             self._channel = None
         if self._helper is not None:
-            self._helper.kill()  # it keeps nothing: supervisors do not depend on it
-            self._helper.wait()
+            try:
+                self._helper.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._helper.kill()  # it keeps nothing: supervisors do not depend on it
+                self._helper.wait()
             self._helper = None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -11,10 +12,12 @@ __all__ = ["ask_in_lines"]
 _FDS_MAX = 4
 
 
-async def ask_in_lines(channel: socket.socket, message: dict[str, Any], within_s: float) -> Any:
-    """Send a message and return its answer; descriptors that come with it are its `fds`, the
-    caller's. One question at a time; a caller that is cancelled in
-    the middle leaves half a message, so shield it.
+async def ask_in_lines(
+    channel: socket.socket, message: dict[str, Any], within_s: float, given: Sequence[int] = ()
+) -> Any:
+    """Send a message, with the descriptors `given`, and return its answer; those that come with
+    that are its `fds`, the caller's. One question at a time; a caller that is cancelled in the
+    middle leaves half a message, so shield it.
 
     Raises:
         OSError: the helper has gone. trio.TooSlowError: no answer in time. After either the channel
@@ -25,7 +28,7 @@ async def ask_in_lines(channel: socket.socket, message: dict[str, Any], within_s
     with trio.fail_after(within_s):
         while line:
             await trio.lowlevel.wait_writable(channel.fileno())
-            line = line[channel.send(line) :]
+            line, given = line[socket.send_fds(channel, [line], given) :], ()
         while not answer.endswith(b"\n"):
             await trio.lowlevel.wait_readable(channel.fileno())
             data, came, _, _ = socket.recv_fds(channel, 4096, _FDS_MAX)

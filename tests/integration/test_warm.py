@@ -602,7 +602,7 @@ async def _importing(made: Lab) -> list[psutil.Process]:
     found: list[psutil.Process] = []
 
     def begun() -> bool:
-        found[:] = [p for p in psutil.Process().children() if _MAIN in _command(p)]
+        found[:] = [p for p in _below(psutil.Process()) if _MAIN in _command(p)]
         return any(p.name().startswith("python") for host in found for p in _below(host))
 
     await until(begun)

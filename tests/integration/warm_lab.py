@@ -126,7 +126,7 @@ async def lab(
     for name in ("apps", "jobs"):
         (top / name).mkdir(exist_ok=True)
     with Launcher(top / "alive", with_groups=groups) as launcher:
-        pool = WarmPool(top / "warm", limits or WarmLimits())
+        pool = WarmPool(top / "warm", launcher, limits or WarmLimits())
         made = Lab(top, WarmRunner(launcher, pool))
         made.app()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 __all__ = [
     "TreeUse",
     "bytes_moved",
+    "children",
     "descendants",
     "sandboxes_below",
     "send",
@@ -38,9 +39,9 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     queue = [pid]
     for parent in queue:
-        children = _children(parent)
-        found += children
-        queue += children
+        below = children(parent)
+        found += below
+        queue += below
     return found
 
 
@@ -48,11 +49,12 @@ def sandboxes_below(pid: int) -> list[int]:
     """Return the sandboxes below `pid`: for each the first process inside, then its own outside.
     With the first inside the system ends all that is inside, also what forks faster than it can be
     found, and nothing new starts there."""
-    own = _children(pid)
-    return [inner for one in own for inner in _children(one)] + own
+    own = children(pid)
+    return [inner for one in own for inner in children(one)] + own
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the processes whose parent `pid` is."""
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):

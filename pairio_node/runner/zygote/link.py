@@ -1,13 +1,15 @@
 """The node's side of a host of warm workers: starts it, asks it for supervisors, lets it go."""
 
+import os
+import select
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from pairio_node.runner.launch import Launcher
 from pairio_node.runner.lines import ask_in_lines
 
 __all__ = ["HostGone", "HostLink"]
@@ -29,11 +31,13 @@ class HostGone(Exception):
 
 
 class HostLink:
-    """One host."""
+    """One host. `pid`: its process id."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
         self._channel: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+        self._fd: int | None = None
         self._lock = trio.Lock()
 
     async def begin(self, config: dict[str, Any], within_s: float) -> dict[str, Any]:
@@ -43,30 +47,25 @@ class HostLink:
         Raises:
             HostGone: it does not work here.
         """
-        self._channel = self._started()
         try:
+            await self._start()
             return await self._asked(config, within_s, shield=False)
         except trio.Cancelled:
             self.close()
             raise
 
-    def _started(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            # In the loop's own thread, as the launcher, and for the same reason.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _MAIN, str(Path(__file__).parents[2])],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={"LANG": "C.UTF-8"},
-            )
-        return ours
-
-    @property
-    def pid(self) -> int:
-        """Process id of the host."""
-        return 0 if self._process is None else self._process.pid
+    async def _start(self) -> None:
+        """Have the launcher start it: what a host leaves when it is killed is the launcher's."""
+        self._channel, theirs = socket.socketpair()
+        self._channel.setblocking(False)
+        argv = [sys.executable, "-I", "-S", "-c", _MAIN, str(Path(__file__).parents[2])]
+        try:
+            with theirs:
+                self.pid = await self._launcher.start_host(argv, theirs)
+            self._fd = os.pidfd_open(self.pid)
+        except OSError as error:
+            self.close()
+            raise HostGone(f"there is no host of warm workers: {error}") from None
 
     async def start(self, plan: dict[str, Any]) -> tuple[int, int]:
         """Start a supervisor; returns its process id, and a descriptor, the caller's, that can be
@@ -102,9 +101,15 @@ class HostLink:
 
     def has_ended(self) -> bool:
         """Say whether the process has ended; called until it has."""
-        return self._process is None or self._process.poll() is not None
+        if self._fd is not None:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            if poll.poll(0):
+                self.leave()
+        return self._fd is None
 
     def leave(self) -> None:
         """Its end is nobody's any more: this process ends before it."""
-        if self._process is not None:
-            self._process.returncode = self._process.poll() or 0
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.processes import descendants, tree_use
 from pairio_node.runner.zygote.link import HostGone, HostLink
@@ -82,6 +83,7 @@ class WarmPool:
     warm."""
 
     folder: Path
+    launcher: Launcher
     limits: WarmLimits = field(default_factory=WarmLimits)
 
     def __post_init__(self) -> None:
@@ -192,7 +194,7 @@ class WarmPool:
     async def _start(self, entry: _Entry) -> None:
         """Start workers; those that are there before serve until the others are ready."""
         now_s = trio.current_time()
-        host = HostLink()
+        host = HostLink(self.launcher)
         try:
             config = entry.config() | {
                 "folder": str(self.folder / secrets.token_hex(8)),

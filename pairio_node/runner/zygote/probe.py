@@ -26,9 +26,9 @@ async def probe_warm(launcher: Launcher, spec: RunSpec) -> tuple[str, str]:
         bundle = Path(folder) / "app"
         bundle.mkdir()
         (bundle / "app.py").write_text(_APP)
-        host = HostLink()
+        host = HostLink(launcher)
         try:
-            runner = WarmRunner(launcher, WarmPool(Path(folder) / "warm"))
+            runner = WarmRunner(launcher, WarmPool(Path(folder) / "warm", launcher))
             config = runner.config(replace(spec, bundle=bundle, executable="app.py")) | {
                 "folder": str(Path(folder) / "worker"),
                 "single_because": "",

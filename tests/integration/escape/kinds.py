@@ -101,7 +101,7 @@ def _warm(mode: str) -> Callable[[Launcher, Path], AbstractAsyncContextManager[K
         if shutil.which("bwrap") is None:
             yield "bubblewrap is not installed"
             return
-        pool = WarmPool(folder / f"warm-{mode}", WarmLimits(mode=mode))
+        pool = WarmPool(folder / f"warm-{mode}", launcher, WarmLimits(mode=mode))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.serve)
             yield Kind(_AlwaysWarm(launcher, pool), _with_copies)
