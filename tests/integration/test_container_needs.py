@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from pairio_node.runner import Launcher, RunInput, RunOutcome, RunSpec
+from pairio_node.runner.container.beside import beside_body
 from pairio_node.runner.container.runner import ContainerRunner
 from pairio_node.runner.container.settings import ContainerSettings
 from pairio_node.runner.supervisor.memory import MemoryFiles
@@ -282,6 +283,29 @@ async def test_a_stream_and_secrets_come_together_and_one_job_has_not_the_others
         (spec.work_dir / "tmp/go").touch()
     assert outcomes[0].console == f"{len(DATA)}\n[secret TOKEN]".encode(), outcomes
     assert running.containers() == []
+
+
+async def test_a_job_whose_streams_cannot_be_passed_on_is_nobodys_failure(
+    runner: ContainerRunner,
+    running: RunningEngine,
+    image: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pairio_node.runner.container import runner as module
+
+    def broken(*arguments: Any) -> dict[str, Any]:
+        return {**beside_body(*arguments), "Cmd": ["/bin/sh", "-c", "echo it is broken"]}
+
+    monkeypatch.setattr(module, "beside_body", broken)
+    spec = _spec(tmp_path, "echo it began", image, secrets=TOKEN)
+    async with _streaming(tmp_path, spec) as ready:
+        outcome = await _run(runner, ready)
+    assert (outcome.status, outcome.console) == ("infra", b"")
+    # Podman notices by itself, when it is to make the other container.
+    assert "it is broken" in outcome.error or "are not started" in outcome.error
+    assert running.containers() == []
+    assert _holding(tmp_path, *MEMORY) == []
 
 
 async def test_a_killed_supervisor_leaves_no_container_beside_its_job(

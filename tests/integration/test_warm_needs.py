@@ -15,6 +15,7 @@ import trio
 
 from pairio_node.runner import RunSpec
 from pairio_node.runner.base import FORWARD_PORT
+from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.pool import WarmLimits
 from pairio_node.streams import JobStreams
 from pairio_node.urls import UrlRules
@@ -200,6 +201,18 @@ async def test_a_job_whose_secrets_do_not_come_runs_cold_with_them(warm: Lab) ->
     )
     assert told is True
     assert warm.status["jobsWarm"] == 0
+
+
+async def test_where_the_kernel_lacks_what_it_takes_such_a_job_runs_cold_and_others_stay_warm(
+    warm: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernel.makes_memory_folders()
+    monkeypatch.setattr(kernel, "_SYS_MOUNT_SETATTR", 9999)  # no kernel has it
+    code = "print(json.dumps(len(open('/run/secrets/TOKEN').read())))"
+    assert await warm.told(code, secrets=TOKEN) == len(VALUE)
+    assert warm.status["jobsWarm"] == 0
+    monkeypatch.undo()
+    await _told_warm(warm, "print(json.dumps(1))")
 
 
 # -- streams ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import re
 import select
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class ContainerSupervisor(Supervisor):
         self._was_killed = False
         self._started = False
         self._secret_files: MemoryFiles | None = None
+        self._beside: socket.socket | None = None
+        self._said_beside = b""
 
     # -- the engine -----------------------------------------------------------------------
 
@@ -94,6 +97,7 @@ class ContainerSupervisor(Supervisor):
             connection.setblocking(True)
             self._console_fd = connection.detach()
             self._add(came)
+            self._wait_beside()
             self._started = True
             self._engine.ask("POST", f"/containers/{self._name}/start")
             self._see(self._inspect())
@@ -105,6 +109,8 @@ class ContainerSupervisor(Supervisor):
         finally:
             if self._secret_files is not None:
                 self._secret_files.remove()
+            if self._beside is not None:
+                self._beside.close()
 
     def _create(self, container: dict[str, Any]) -> None:
         body, query = container["body"], {"name": container["name"]}
@@ -134,22 +140,25 @@ class ContainerSupervisor(Supervisor):
         ]
 
     def _start_beside(self) -> None:
-        """Start the container whose network the job is to have, and wait until it listens."""
+        """Start the container whose network the job is to have."""
         beside = self._container["beside"]
-        if beside is None:
-            return
-        self._create(beside)
-        connection, came = self._engine.attach(beside["name"])
-        with connection:
+        if beside is not None:
+            self._create(beside)
+            self._beside, self._said_beside = self._engine.attach(beside["name"])
             self._engine.ask("POST", f"/containers/{quote(beside['name'], safe='')}/start")
-            connection.settimeout(_READY_S)
-            frames = Frames()
-            said = frames.feed(came)
-            while _READY not in said:
-                data = connection.recv(4096)
-                said += frames.feed(data)
-                if not data:
-                    raise OSError(f"what passes on the job's streams has ended: {said[-500:]!r}")
+
+    def _wait_beside(self) -> None:
+        """Wait until it listens."""
+        if self._beside is None:
+            return
+        self._beside.settimeout(_READY_S)
+        frames = Frames()
+        said = frames.feed(self._said_beside)
+        while _READY not in said:
+            data = self._beside.recv(4096)
+            said += frames.feed(data)
+            if not data:
+                raise OSError(f"what passes on the job's streams has ended: {said[-500:]!r}")
 
     def _inspect(self) -> dict[str, Any]:
         answer = self._engine.ask("GET", f"/containers/{self._name}/json", timeout_s=_ANSWER_S)

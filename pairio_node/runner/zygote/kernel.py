@@ -25,6 +25,7 @@ __all__ = [
     "load_filter",
     "loopback_up",
     "make_private",
+    "makes_memory_folders",
     "memory_folder",
     "mount",
     "move_mount",
@@ -80,6 +81,13 @@ def open_tree(path: str, *, read_only: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def makes_memory_folders() -> bool:
+    """Say whether this kernel has what `memory_folder` needs (Linux 5.12, and nobody forbids it):
+    whether it finds fault with the question, and does not fail to know it."""
+    result = _libc.syscall(_SYS_MOUNT_SETATTR, -1, b"", _AT_EMPTY_PATH, None, 0)
+    return bool(result == -1 and ctypes.get_errno() == errno.EINVAL)
 
 
 def memory_folder(files: Mapping[str, bytes], owner: int, size_bytes: int) -> int:

@@ -27,6 +27,7 @@ from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import OUTCOME_FILE
 from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.supervisor.secret import handed
+from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.link import HostGone
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
 from pairio_node.runner.zygote.warm_job import group_bounds
@@ -191,7 +192,9 @@ def _streams(spec: RunSpec) -> dict[str, Any] | None:
 
 
 def _fits(spec: RunSpec, kind: str) -> bool:
-    """Say whether a worker of this kind can show the job its inputs."""
+    """Say whether a worker of this kind can show the job its inputs and secrets."""
+    if spec.secrets and not kernel.makes_memory_folders():
+        return False
     copies = spec.work_dir / "in"
     own = sum(not file.path.is_relative_to(copies) for file in spec.inputs)
     return own <= (_OWN_FILES_MAX if kind == "zygote" else 0)
