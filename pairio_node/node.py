@@ -23,6 +23,7 @@ from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.references import References
 from pairio_node.blocks.referencing import ReferencingStore
 from pairio_node.cache import Cache
+from pairio_node.cache_needs import key_of
 from pairio_node.cars import Cars
 from pairio_node.cids import CidIndex
 from pairio_node.clock import Clock
@@ -437,10 +438,14 @@ class Node:
     async def _fetch(self, effect: ef.FetchBlocks) -> None:
         try:
             with self.blocks.in_use.working():
-                made = self.cache.has_just_made(effect.ticket, effect.service, effect.cids)
-                if not made and not await self.cache.is_here(effect.service, effect.cids):
+                here = self.cache.has_just_made(effect.ticket, effect.service, effect.cids)
+                here = here or await self.cache.is_here(effect.service, effect.cids)
+                if not here:
                     await self._fetch_copy(effect)
                     await self.contents.settle(effect.service)
+                elif not key_of(effect.ticket)[0]:
+                    # Who waits here for the result is told now: not before it is on the disk.
+                    await self.driver.post_stored(ev.TimePassed())
         except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
         except (UserError, OSError) as error:

@@ -1,5 +1,6 @@
 """Whole nodes in one loop: what one submits another computes, and nobody computes it twice."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from pairio_node.blocks import FetchFailed
 from pairio_node.errors import UserError
+from pairio_node.store import CommitRows
 from pairio_node.transport import MemoryNetwork
 from tests.node.node_lab import SERVICE, LabNode, app_directory, running, three, until
 from tests.node.transport_lab import a_moment
@@ -30,6 +32,30 @@ async def test_a_job_is_computed_by_another_and_comes_from_the_cache_at_a_third(
         assert (again["jobId"], again["cached"]) == (job["jobId"], True)
         assert await guest.output(again) == "hello Ada"
         assert (worker.runner.ran, admin.runner.ran, guest.runner.ran) == (["Ada"], [], [])
+
+
+async def test_alone_a_result_is_told_when_it_is_on_the_disk_and_no_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(MemoryNetwork(), tmp_path / "alone") as alone:
+        await alone.services.create(SERVICE)
+        await alone.services.install_app(SERVICE, str(app_directory(tmp_path / "app")), None)
+        assert alone.writer is not None
+        submit, held = alone.writer.submit, []
+
+        def slow(rows: CommitRows, on_done: Callable[[Exception | None], None]) -> None:
+            if rows.answers:
+                held.append((rows, on_done))
+            else:
+                submit(rows, on_done)
+
+        monkeypatch.setattr(alone.writer, "submit", slow)
+        job = await alone.greet("Ada")
+        await until(lambda: held, "the result is to be written")
+        assert not (await alone.wait(job["requestId"], None, 0.3))["isSettled"]
+        for rows, on_done in held:
+            submit(rows, on_done)
+        assert (await alone.done(job))["isSettled"]
 
 
 async def test_what_a_node_knew_is_there_after_a_restart_without_anybody(tmp_path: Path) -> None:
