@@ -27,9 +27,10 @@ MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 200
 _J1_OOM_SCORE, _JOB_OOM_SCORE = 900, 1000
 _REAP_S = 1.0
-#: How many processes wait for jobs, and how long nothing is taken before one more is made.
+#: How many processes wait for jobs, and how long nothing is taken before one more is made: less
+#: than a job takes in all, or those that come one after another would each wait for a fork.
 _AHEAD = 2
-_QUIET_S = 0.02
+_QUIET_S = 0.005
 _PROGRAM_END = 70
 
 #: The numbers of the descriptors that the host passes: where jobs come from, and its own.
