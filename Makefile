@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: escape interop bench-content bench-dht attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
+.PHONY: bench-warm escape interop bench-content bench-dht attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -47,6 +47,11 @@ attacks: venv
 
 escape: venv
 	$(BIN)/python -m tests.integration.escape $(if $(WRITE),--write) $(if $(ONLY),--only "$(ONLY)")
+
+COUNT ?= 200
+
+bench-warm: venv
+	$(BIN)/python scripts/bench_jobs $(COUNT) --one --batch
 
 burst: venv
 	$(BIN)/python -m tests.integration.burst $(if $(WRITE),--write)
