@@ -2,12 +2,12 @@
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from pairio_cli import complete
-from pairio_cli.output import as_json, data, finished, note, table
+from pairio_cli.output import as_json, data, fail, finished, note, short, table
 from pairio_cli.shared import Json, SecretOption, ServiceOption, api, new_typer, part
 from pairio_cli.times import clock_s
 from pairio_protocol.figures import counted
@@ -171,11 +171,26 @@ def batch_retry(
                 data(job["jobId"])
     for words in dict.fromkeys(refused):
         note(f"refused: {words}")
-    finished(f"Submitted {len(made) - len(refused)} jobs of batch {batch!r} again")
+    finished(f"Submitted {counted(len(made) - len(refused), 'job')} of batch {batch!r} again")
+    blocked = [job for job in latest.values() if job["status"] == "blocked"]
+    if blocked and not made:
+        _say_blocked(node, blocked)
     if refused:
         note(f"error: {len(refused)} jobs were refused")
         note(f"\nhint: pairio batch show {batch}")
         sys.exit(_EXIT_FAILED)
+
+
+def _say_blocked(node: Any, blocked: list[dict[str, Any]]) -> NoReturn:
+    """Leave with what failed elsewhere, on which jobs of a batch rest."""
+    first = blocked[0]
+    path, query = f"/api/v1/jobs/{first['requestId']}/why", {"serviceName": first["serviceName"]}
+    failed = node.call("GET", path, None, query).get("failedJob")
+    fail(
+        f"{counted(len(blocked), 'job')} blocked by what is not in the batch: {first['error']}",
+        f"mend it, then pairio job rerun {short(failed)}; they go on then",
+        _EXIT_FAILED,
+    )
 
 
 def submit_again(

@@ -450,6 +450,18 @@ def test_a_retry_submits_what_failed_last_again(lab: FakeNode, run: Run) -> None
     assert (refused.code, "no app" in refused.err) == (1, True)
 
 
+def test_a_retry_of_what_rests_on_other_jobs_names_the_one_that_failed(
+    lab: FakeNode, run: Run
+) -> None:
+    blocked = job(status="blocked", error="input job bafyroot failed: it broke")
+    lab.on("GET", "/jobs", {"jobs": [blocked], "nextCursor": None})
+    lab.on("GET", f"/jobs/{REQUEST_ID}/why", {"failedJob": "bafyreirootjobthatfailed"})
+    again = run("batch", "retry", "nightly")
+    assert (again.code, again.out) == (1, "")
+    assert "1 job blocked by what is not in the batch: input job bafyroot failed" in again.err
+    assert again.err.endswith("hint: mend it, then pairio job rerun thatfailed; they go on then\n")
+
+
 # -- jobs in files ---------------------------------------------------------------------------
 
 MANY = """\
