@@ -630,6 +630,29 @@ async def test_async_streams_close_their_connection(node: FakeNode) -> None:
             pass
 
 
+# -- jobs as inputs ----------------------------------------------------------------------------
+
+
+def test_jobs_batches_and_what_is_generated_are_inputs(client: Client, node: FakeNode) -> None:
+    first = client.submit(GREET)
+    batch = client.map(GREET, [{"name": "a"}, {"name": "b"}])
+    many = ({"input": [job, first.outputs["output"]]} for job in batch)
+    client.map(GREET, ({"name": str(n)} for n in range(2)), inputs=many)
+    client.map(GREET, [{}, {}], inputs={"input": (job for job in batch)})
+    client.submit(GREET, inputs={"input": first})
+    client.submit(GREET, inputs={"input": batch})
+    reference = f"job:{JOB_ID}/output"
+    bodies = [b for asked in node.calls("POST", "/jobs/batch")[1:] for b in asked.body["jobs"]]
+    bodies += [asked.body for asked in node.calls("POST", "/jobs")[1:]]
+    given = [[(i["name"], i["url"]) for i in b["jobDefinition"]["inputFiles"]] for b in bodies]
+    pair = [("input[0]", reference), ("input[1]", reference)]
+    assert given == [pair, pair, pair, pair, [("input", reference)], pair]
+    outputs = [{**job()["outputFileResults"][0], "name": name} for name in ("x", "y")]
+    with pytest.raises(InvalidRequest, match="a job with 2 outputs") as caught:
+        client.submit(GREET, inputs={"input": PairioJob(client, job(outputFileResults=outputs))})
+    assert caught.value.hint == "name one: job.outputs['x'] or job.outputs['y']"
+
+
 # -- the guide -----------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The client, for async programs. `_sync_client.py` is made of this file."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 from pairio.client._async_batch import AsyncBatch
@@ -127,7 +127,8 @@ class AsyncClient(AsyncFinding):
         Args:
             processor: `APP/PROCESSOR`.
             inputs: by name: a URL, a CID, a local file or folder (`Path`), bytes, an output of
-                another job, or a list of these for an input that is a list.
+                another job, or that job if it has one output; for an input that is a list, a list
+                of these, or a batch.
             parameters: values by name; those left out have their defaults.
             outputs: file names by output; all outputs are asked for, under their own names if they
                 are not given one.
@@ -195,7 +196,7 @@ class AsyncClient(AsyncFinding):
         processor: str,
         parameters: Iterable[Mapping[str, Any]],
         *,
-        inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
         outputs: Mapping[str, str] | None = None,
         cache_bust: str | None = None,
         **options: Unpack[SubmitOptions],
@@ -205,7 +206,7 @@ class AsyncClient(AsyncFinding):
         Args:
             processor: `APP/PROCESSOR`.
             parameters: for each job its values by name.
-            inputs: as for `submit`, the same for all jobs; or a list with those of each.
+            inputs: as for `submit`, the same for all jobs; or those of each, one after the other.
             outputs: as for `submit`.
             cache_bust: text that makes them other jobs.
             options: as for `submit_job`.

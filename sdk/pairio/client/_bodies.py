@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
+from pairio._http import part
 from pairio.client._base import JobBase
 from pairio.client._models import (
     PairioJobDefinition,
@@ -118,7 +119,7 @@ def source_name(url: Any) -> str:
     path = file_of(url)
     if path is not None:
         return f"file {path.absolute()}"
-    reference = getattr(url, "reference", None)
+    reference = _only_output(url) if isinstance(url, JobBase) else getattr(url, "reference", None)
     if isinstance(reference, str):
         return reference
     if isinstance(url, str):
@@ -130,8 +131,20 @@ def source_name(url: Any) -> str:
         return url
     raise InvalidRequest(
         f"{type(url).__name__} is no source of an input",
-        "give a URL, a CID, a pathlib.Path, bytes, or job.get_output(NAME)",
+        "give a URL, a CID, a pathlib.Path, bytes, a job, or job.get_output(NAME)",
     )
+
+
+def _only_output(job: JobBase) -> str:
+    """Return the reference of a job's output, if it has but one."""
+    names = [output["name"] for output in job._data["outputFileResults"]]
+    if len(names) != 1:
+        raise InvalidRequest(
+            f"a job with {len(names)} outputs is no source of an input",
+            "name one: "
+            + (" or ".join(f"job.outputs[{name!r}]" for name in names) or "it has none"),
+        )
+    return f"job:{job._data['jobId']}/{part(names[0])}"
 
 
 def file_of(url: Any) -> Path | None:
@@ -153,7 +166,7 @@ def is_web_url(url: Any) -> bool:
 def definitions_of(
     spec: Mapping[str, Any],
     parameters: Sequence[Mapping[str, Any]],
-    inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+    inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
     outputs: Mapping[str, str] | None,
     cache_bust: str | None,
 ) -> list[PairioJobDefinition]:
@@ -163,7 +176,8 @@ def definitions_of(
         InvalidRequest: there are not as many inputs as parameters.
     """
     if inputs is None or isinstance(inputs, Mapping):
-        each: Sequence[Mapping[str, Any]] = [inputs or {}] * len(parameters)
+        shared = {name: _as_sources(given) for name, given in (inputs or {}).items()}
+        each: Sequence[Mapping[str, Any]] = [shared] * len(parameters)
     else:
         each = list(inputs)
     if len(each) != len(parameters):
@@ -191,12 +205,20 @@ def definitions_of(
 
 
 def _inputs(given: Mapping[str, Any]) -> Iterator[PairioJobInputFile]:
-    for name, url in given.items():
-        if isinstance(url, list | tuple):
-            for number, item in enumerate(url):
+    for name, source in given.items():
+        sources = _as_sources(source)
+        if isinstance(sources, list):
+            for number, item in enumerate(sources):
                 yield PairioJobInputFile(name=f"{name}[{number}]", url=item)
         else:
-            yield PairioJobInputFile(name=name, url=url)
+            yield PairioJobInputFile(name=name, url=sources)
+
+
+def _as_sources(given: Any) -> Any:
+    """Return the sources of an input that is a list (a list, a batch, what is generated) as a list,
+    one source as it is."""
+    is_one = isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable)
+    return given if is_one else list(given)
 
 
 def swept(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:

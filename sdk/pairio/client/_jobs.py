@@ -1,6 +1,6 @@
 """The original's functions: those of a client for the node of this machine, made when needed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -98,7 +98,7 @@ def map_jobs(
     processor: str,
     parameters: Iterable[Mapping[str, Any]],
     *,
-    inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
     outputs: Mapping[str, str] | None = None,
     cache_bust: str | None = None,
     **options: Unpack[SubmitOptions],

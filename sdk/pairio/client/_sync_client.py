@@ -3,7 +3,7 @@
 Made of `_async_client.py` by scripts/gen_sync_client: change that one."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 from pairio.client._base import Refused
@@ -129,7 +129,8 @@ class Client(Finding):
         Args:
             processor: `APP/PROCESSOR`.
             inputs: by name: a URL, a CID, a local file or folder (`Path`), bytes, an output of
-                another job, or a list of these for an input that is a list.
+                another job, or that job if it has one output; for an input that is a list, a list
+                of these, or a batch.
             parameters: values by name; those left out have their defaults.
             outputs: file names by output; all outputs are asked for, under their own names if they
                 are not given one.
@@ -197,7 +198,7 @@ class Client(Finding):
         processor: str,
         parameters: Iterable[Mapping[str, Any]],
         *,
-        inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
         outputs: Mapping[str, str] | None = None,
         cache_bust: str | None = None,
         **options: Unpack[SubmitOptions],
@@ -207,7 +208,7 @@ class Client(Finding):
         Args:
             processor: `APP/PROCESSOR`.
             parameters: for each job its values by name.
-            inputs: as for `submit`, the same for all jobs; or a list with those of each.
+            inputs: as for `submit`, the same for all jobs; or those of each, one after the other.
             outputs: as for `submit`.
             cache_bust: text that makes them other jobs.
             options: as for `submit_job`.
