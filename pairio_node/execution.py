@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,13 @@ from pairio_node.runner.gpus import GpuPool, NoGpu
 from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.streams import JobStreams
+from pairio_node.streams.content import ReadContent, StreamedContent
 from pairio_node.urls import UrlError, UrlRules, fetch_url
 from pairio_protocol.apps import Needs
+from pairio_protocol.cid import DAG_PB, parse_cid
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted, Executed
+from pairio_protocol.limits import STREAMED_SIZE_BYTES_MIN
 from pairio_protocol.records import SAMPLES_OUTPUT, SourceRead
 
 __all__ = ["Executions"]
@@ -213,7 +216,8 @@ class Executions:
             return _no_result(card.attempt, "infra", reason)
         bounds = await self._bounds_now()
         spec = _resumed_spec(run.folder, card, self._grace_s, bounds)
-        streams = JobStreams.found(run.folder / _STREAMS, self._url_rules, self.counters)
+        read = self._reader(card.service)
+        streams = JobStreams.found(run.folder / _STREAMS, self._url_rules, self.counters, read)
         outcome = await _served(streams, lambda: runner.resume(spec, run.cancel))
         return await self._executed(card, outcome, streams)
 
@@ -275,31 +279,18 @@ class Executions:
             rules = replace(rules, allow_hosts=())
         inputs = []
         for number, entry in enumerate(effect.document["inputs"]):
-            source = entry["source"]
-            input_folder = folder / "in" / str(number)
-            input_folder.mkdir(parents=True)
-            path = input_folder / entry["base_name"]
-            streams = entry["name"].partition("[")[0] in streamed
-            if streams and run.streams is None:
-                run.streams = JobStreams(
+            streams = None
+            if entry["name"].partition("[")[0] in streamed:
+                streams = run.streams = run.streams or JobStreams(
                     folder / _STREAMS, rules, own_network=own_network, refused=self.counters
                 )
-            if "url" in source:
-                try:
-                    if streams and run.streams is not None:
-                        await run.streams.add_url(number, entry["name"], source["url"])
-                    else:
-                        run.sources[entry["name"]] = await _fetched(source["url"], path, rules)
-                except UrlError as error:  # elsewhere it may be allowed, or reachable
-                    said = "; ".join(part for part in (error.message, error.hint) if part)
-                    reason = f"input {entry['name']!r}: {said}"
-                    return _no_result(effect.attempt, "infra", reason)
-            else:
-                path = await self._input(effect, run, source["cid"], path, may_bind)
-                if streams and run.streams is not None and path.is_file():
-                    run.streams.add_file(number, path)
-            is_here = not (streams and "url" in source)
-            inputs.append(RunInput(entry["name"], entry["base_name"], path, is_here=is_here))
+            try:
+                made = await self._run_input(effect, run, number, entry, streams, may_bind, rules)
+            except UrlError as error:  # elsewhere it may be allowed, or reachable
+                said = "; ".join(part for part in (error.message, error.hint) if part)
+                reason = f"input {entry['name']!r}: {said}"
+                return _no_result(effect.attempt, "infra", reason)
+            inputs.append(made)
         return RunSpec(
             attempt=effect.attempt,
             job_id=effect.job,
@@ -328,6 +319,71 @@ class Executions:
         if not needs.secrets or self._secrets_of is None:
             return {}
         return await self._secrets_of(effect, needs.secrets)
+
+    async def _run_input(
+        self,
+        effect: Execute,
+        run: _Run,
+        number: int,
+        entry: dict[str, Any],
+        streams: JobStreams | None,
+        may_bind: bool,
+        rules: UrlRules,
+    ) -> RunInput:
+        """Fetch an input, or have it read by `streams`. Raises UrlError."""
+        name, source = entry["name"], entry["source"]
+        folder = run.folder / "in" / str(number)
+        folder.mkdir(parents=True)
+        path, is_here = folder / entry["base_name"], True
+        if "url" in source:
+            if streams is not None:
+                await streams.add_url(number, name, source["url"])
+                is_here = False
+            else:
+                run.sources[name] = await _fetched(source["url"], path, rules)
+            return RunInput(name, entry["base_name"], path, is_here=is_here)
+        content = None
+        if streams is not None:
+            content = await self._streamed(effect, name, source["cid"], may_bind)
+        if streams is not None and content is not None:
+            streams.add_content(number, content, self._reader(effect.service))
+            return RunInput(name, entry["base_name"], path, is_here=False)
+        path = await self._input(effect, run, source["cid"], path, may_bind)
+        if streams is not None and path.is_file():
+            streams.add_file(number, path)
+        return RunInput(name, entry["base_name"], path)
+
+    async def _streamed(
+        self, effect: Execute, name: str, cid: str, may_bind: bool
+    ) -> StreamedContent | None:
+        """Return an input that the job reads by parts, if it is a large file: not one of the
+        owner's own, which is shown to it where it lies. Only its root is fetched for that."""
+        if parse_cid(cid).codec != DAG_PB:
+            return None  # one block
+        if may_bind and await trio.to_thread.run_sync(self._bindable, cid) is not None:
+            return None
+        content = self._contents.of(effect.service)
+        try:
+            await self._exchange.fetch_range(effect.service, cid, 0, 1, effect.holders)
+            size_bytes = await content.size(cid)
+        except (FetchFailed, BlockMissing, UnixfsError):
+            return None  # a folder, or not at any member: it is fetched whole, if it can be
+        if size_bytes < STREAMED_SIZE_BYTES_MIN:
+            return None
+        return StreamedContent(name, cid, size_bytes, tuple(effect.holders))
+
+    def _reader(self, service: str) -> ReadContent:
+        """Return what reads content for a service, fetched from its holders as it is read."""
+
+        async def read(
+            cid: str, holders: Sequence[str], start: int, stop: int
+        ) -> AsyncIterator[bytes]:
+            self._used(cid)
+            await self._exchange.fetch_range(service, cid, start, stop, holders)
+            async for chunk in self._contents.of(service).read(cid, start, stop):
+                yield chunk
+
+        return read
 
     async def _input(
         self, effect: Execute, run: _Run, cid: str, path: Path, may_bind: bool

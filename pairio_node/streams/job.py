@@ -23,6 +23,7 @@ import trio
 
 from pairio_node.runner.base import FORWARD_PORT, SOCKET
 from pairio_node.streams.blocks import Room
+from pairio_node.streams.content import ContentSource, ReadContent, StreamedContent
 from pairio_node.streams.remote import Remote
 from pairio_node.streams.server import serve_connections
 from pairio_node.streams.sources import LocalSource, Source, UrlSource
@@ -64,6 +65,7 @@ class JobStreams:
         self._sources: dict[int, Source] = {}
         self._urls: dict[int, tuple[str, str, UrlSource]] = {}  # (name of the input, URL, source)
         self._files: dict[int, str] = {}
+        self._contents: dict[int, ContentSource] = {}
         self._at_once = trio.CapacityLimiter(_AT_ONCE_MAX)
         free_bytes = psutil.disk_usage(str(folder)).free
         self._room = Room(min(_CACHE_BYTES_MAX, free_bytes * _DISK_PERCENT_MAX // 100))
@@ -92,6 +94,11 @@ class JobStreams:
         """Let the job read a file of this machine."""
         self._sources[number] = LocalSource(path)
         self._files[number] = str(path)
+
+    def add_content(self, number: int, content: StreamedContent, read: ReadContent) -> None:
+        """Let the job read a file by CID, part by part."""
+        source = ContentSource(content, read)
+        self._sources[number] = self._contents[number] = source
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -172,9 +179,9 @@ class JobStreams:
     @property
     def trouble(self) -> str:
         """Why the run was not given what it asked for last, in words."""
-        return next(
-            (f"input {n!r}: {s.trouble}" for n, _, s in self._urls.values() if s.trouble), ""
-        )
+        said = [(name, source.trouble) for name, _, source in self._urls.values()]
+        said += [(source.content.name, source.trouble) for source in self._contents.values()]
+        return next((f"input {name!r}: {trouble}" for name, trouble in said if trouble), "")
 
     async def told(self) -> dict[str, SourceRead]:
         """Return what a result tells of inputs by URL, by their names."""
@@ -189,6 +196,7 @@ class JobStreams:
             "own_network": self._own_network,
             "allow_hosts": list(self._rules.allow_hosts),
             "files": self._files,
+            "contents": {str(n): source.content.kept() for n, source in self._contents.items()},
             "urls": {
                 str(number): {"name": name, "url": url, **source.kept()}
                 for number, (name, url, source) in self._urls.items()
@@ -200,13 +208,20 @@ class JobStreams:
 
     @staticmethod
     def found(
-        folder: Path, rules: UrlRules, refused: Counter[str] | None = None
+        folder: Path,
+        rules: UrlRules,
+        refused: Counter[str] | None = None,
+        read: ReadContent | None = None,
     ) -> "JobStreams | None":
         """Return the streams of a run that an earlier start began, None if it had none. Of its
-        hosts those are allowed that the owner still allows."""
+        hosts those are allowed that the owner still allows; content by CID is had by `read`."""
         try:
             card = json.loads((folder / _CARD).read_text())
-            return JobStreams._taken_up(card, folder, rules, refused)
+            streams = JobStreams._taken_up(card, folder, rules, refused)
+            if read is not None:
+                for number, kept in card.get("contents", {}).items():
+                    streams.add_content(int(number), StreamedContent.of(kept), read)
+            return streams
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

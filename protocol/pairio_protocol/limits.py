@@ -442,6 +442,8 @@ RENEWALS_OPEN_MAX: Final = 8
 CONTENT_BLOCKS_MAX: Final = 1_000_000
 #: Entries of one folder that is listed or made, and shards that it is read from.
 FOLDER_ENTRIES_MAX: Final = 100_000
+#: From this size on a job that reads an input by CID as a stream has only what it reads fetched.
+STREAMED_SIZE_BYTES_MIN: Final = 64 * 1024 * 1024
 #: Results that one export or verification rests on.
 EVIDENCE_RESULTS_MAX: Final = 10_000
 #: Changes, segments and definitions of one export, which are held in memory.

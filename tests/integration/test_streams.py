@@ -132,6 +132,31 @@ def test_an_input_by_cid_is_read_in_the_same_way(
     assert (job["sources"], len(web.asked)) == ([], asked)
 
 
+def test_of_data_by_reference_on_another_node_only_what_is_read_comes(
+    node: RunningNode, tmp_path: Path
+) -> None:
+    """The node `node` computes; the file lies with another, which does not."""
+    size = 100 * 2**20
+    path = tmp_path / "large.txt"
+    path.write_bytes((NUMBERS * (size // len(NUMBERS) + 1))[:size])
+    other = launch(tmp_path / "other", "--no-compute", "--bootstrap", node.info["addresses"][0])
+    try:
+        granted = node.cli("service", "grant", "lab", other.info["peerId"], "--roles", "submit")
+        assert granted.returncode == 0, granted.stderr
+        _wait_for(lambda: any(s["apps"] for s in other.get("services")["services"]))
+        before = node.get("status")["blocks"]["blocks_received"]
+        sent = other.cli("submit", "streaming/slowly", "-i", f"data={path}", "--nocopy")
+        assert sent.returncode == 0, sent.stderr
+        job = _wait_for(lambda: _completed(other, sent.stdout.strip()))
+        assert job["computeNodeId"] == node.info["peerId"]
+        told = json.loads(other.cli("get", job["jobId"], "output").stdout)
+        assert told == (NUMBERS[:10] + NUMBERS[9_000_000:9_000_010]).decode()
+        came = node.get("status")["blocks"]["blocks_received"] - before
+        assert came < 30, "of a hundred"
+    finally:
+        other.stop()
+
+
 def test_the_sdk_downloads_it_whole(node: RunningNode, web: RangeWeb) -> None:
     told, _ = _run(node, "by_download", web.url("/numbers.txt"))
     assert told == SIZE
@@ -192,7 +217,7 @@ def _completed(node: RunningNode, job: str) -> Any:
 
 
 def _wait_for(look: Callable[[], Any]) -> Any:
-    ends = time.monotonic() + 90
+    ends = time.monotonic() + 120
     while not (found := look()):
         assert time.monotonic() < ends
         time.sleep(0.2)  # house: waiting for another process
