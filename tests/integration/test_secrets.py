@@ -25,10 +25,40 @@ open(job["outputs"][0]["path"], "w").write(str(len(token)))
 """
 
 
-def _ready(home: Path) -> RunningNode:
+#: The same, of an app that waits for jobs.
+WARM_APP = """
+import sys, time
+from pairio.sdk import App, BaseModel, Field, OutputFile, ProcessorBase, get_secret
+
+class Context(BaseModel):
+    output: OutputFile = Field(description="A number")
+
+def run(name, context):
+    token = get_secret("TOKEN")
+    print("the token is", token, flush=True)
+    if name == "fails":
+        sys.exit("failed with " + token)
+    time.sleep(600 if name == "lasts" else 1)
+    open("made", "w").write(str(len(token)))
+    context.output.upload("made")
+
+app = App("teller")
+for each in ("tells", "fails", "lasts"):
+    class Teller(ProcessorBase):
+        name = each
+        secrets = ["TOKEN"]
+        @staticmethod
+        def run(context: Context, each=each):
+            run(each, context)
+    app.add_processor(Teller)
+app.run()
+"""
+
+
+def _ready(home: Path, program: str = APP) -> RunningNode:
     app = home.with_name("app")
     app.mkdir()
-    (app / "main.py").write_text(APP)
+    (app / "main.py").write_text(program)
     processors = [
         {
             "name": name,
@@ -133,4 +163,66 @@ def test_a_secret_is_nowhere_after_its_node_was_killed_and_came_back(tmp_path: P
         _is_over(again, job, "canceled")
     finally:
         again.stop()
+    assert _holding(tmp_path) == []
+
+
+def _warm(node: RunningNode) -> Any:
+    found = node.get("status")["warm"]
+    return found[0] if found else {"workers": "cold", "jobsWarm": 0}
+
+
+def test_a_secret_of_a_warm_job_is_nowhere_either(tmp_path: Path) -> None:
+    node = _ready(tmp_path / "a", WARM_APP)
+    try:
+        _is_over(node, _submit(node, "fails"), "failed")  # cold; its app is warm then
+        _wait_for(lambda: _warm(node)["workers"] == "zygote")
+        job = _submit(node, "tells")
+        _is_over(node, job, "completed")
+        assert node.cli("get", job, "output").stdout == str(len(VALUE))
+        assert "[secret TOKEN]" in node.cli("job", "logs", job).stdout
+        job = _submit(node, "lasts")
+        _wait_for(lambda: _begun(node, job))
+        assert _warm(node)["jobsWarm"] == 2
+        held = _holding(tmp_path) + _holding(Path("/dev/shm"))
+        assert held
+        assert all(path.startswith("a/secrets/") for path in held)
+    except BaseException:
+        node.stop()
+        raise
+    # The job does not outlive its node, which takes the secret along.
+    node.process.send_signal(signal.SIGKILL)
+    node.process.wait(20)
+    assert node.process.stdout is not None
+    node.process.stdout.close()
+    again = launch(node.home)
+    try:
+        _wait_for(lambda: [a["ended"] for a in _shown(again, job)["attempts"]][:1] == ["infra"])
+        assert again.cli("job", "cancel", job).returncode == 0
+        _is_over(again, job, "canceled")
+    finally:
+        again.stop()
+    assert _holding(tmp_path) == []
+
+
+def test_jobs_of_a_file_and_a_retried_batch_have_their_secrets(tmp_path: Path) -> None:
+    node = _ready(tmp_path / "a")
+    file = tmp_path / "jobs.yaml"
+    file.write_text('job: teller/fails\nsecrets: {TOKEN: "@token"}\nbatch: nightly\n')
+    (tmp_path / "token").write_text(VALUE)
+    try:
+        done = node.cli("submit", "--file", str(file))
+        assert done.returncode == 0, done.stderr
+        job = done.stdout.strip()
+        _wait_for(lambda: _shown(node, job)["status"] == "failed")
+        refused = node.cli("batch", "retry", "nightly")
+        assert refused.returncode == 1
+        assert "pairio batch retry nightly --secret TOKEN=@FILE" in refused.stderr
+        given = f"TOKEN=@{tmp_path}/token"
+        again = node.cli("batch", "retry", "nightly", "--secret", given)
+        assert (again.returncode, again.stdout.strip()) == (0, job), again.stderr
+        (tmp_path / "token").unlink()
+        _wait_for(lambda: _shown(node, job)["status"] == "failed" and not _holding(tmp_path))
+        assert "failed with [secret TOKEN]" in _shown(node, job)["error"]
+    finally:
+        node.stop()
     assert _holding(tmp_path) == []
