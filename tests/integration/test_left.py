@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import trio
+import trio.testing
 
 from pairio_node.runner import Launcher, RunSpec
 from pairio_node.runner.bwrap import BwrapRunner
@@ -115,6 +116,7 @@ async def test_nothing_is_left_of_hosts_that_are_killed(tmp_path: Path) -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_begun, host, config)
                     await until(lambda host=host: host.pid > 0)  # type: ignore[misc]
+                    await trio.testing.wait_all_tasks_blocked()  # it has been told what to do
                     waiting += _kill_while_its_sandbox_is_made(host.pid)
             await until(host.has_ended)
         await until(lambda: not _named(word))
