@@ -48,6 +48,7 @@ from pairio_node.pinning import UrlPins
 from pairio_node.public import Public
 from pairio_node.publishing import Publishing
 from pairio_node.referenced import ReferencedData
+from pairio_node.remembering import remember_members
 from pairio_node.results import Results
 from pairio_node.runner import Runner, Runners, Wish
 from pairio_node.runner.zygote.pool import WarmPool
@@ -268,6 +269,7 @@ class Node:
         nursery.start_soon(self.executions.progress.run)
         nursery.start_soon(self.code.run)
         nursery.start_soon(self.secrets.run)
+        nursery.start_soon(remember_members, self)
         nursery.start_soon(self.publishing.run)
         if self.bitswap is not None:
             nursery.start_soon(self.bitswap.run)
@@ -295,7 +297,7 @@ class Node:
         match event:
             case PeerUp():
                 posted: ev.Event = ev.PeerUp(event.peer, event.addresses)
-                self._remember(event.peer, event.addresses)
+                self.remember(event.peer, event.addresses)
             case PeerDown():
                 posted = ev.PeerDown(event.peer)
                 self._pace.forget(event.peer)
@@ -319,7 +321,7 @@ class Node:
             return False
         return not (core.own_wishes.names(peer) or core.guests.names(peer))
 
-    def _remember(self, peer: str, addresses: tuple[str, ...]) -> None:
+    def remember(self, peer: str, addresses: tuple[str, ...]) -> None:
         """Store where a member was found; with the next transaction, as the loop never waits."""
         if not addresses or self.writer is None:
             return
@@ -362,7 +364,7 @@ class Node:
                 self.transport.announce(_topic(effect.service), effect.data)
             case ef.Connect():
                 self.transport.keep_connected(effect.peer, effect.addresses)
-                self._remember(effect.peer, effect.addresses)
+                self.remember(effect.peer, effect.addresses)
             case ef.JoinTopic():
                 service = effect.service
                 self.transport.join_topic(

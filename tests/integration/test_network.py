@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,26 @@ def test_without_a_sandbox_the_demo_says_so_and_runs_its_own_app(tmp_path: Path)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "without a sandbox" in demo.stdout
     assert "apt install bubblewrap" in demo.stdout
+
+
+def test_whom_all_others_dialled_finds_them_again_from_another_port(start_node: StartNode) -> None:
+    """Nobody knows where it is now, and it never dialled anybody."""
+    first = start_node("first", "--no-compute")
+    other = start_node("other", "--no-compute")
+    assert first.cli("service", "create", "lab").returncode == 0
+    link = first.cli("service", "invite", "lab").stdout.split()[0]
+    assert other.cli("join", link).returncode == 0
+
+    def remembered() -> list[tuple[str]]:
+        with closing(sqlite3.connect(first.home / "node.db")) as db:
+            return db.execute("select peer from known_peers").fetchall()
+
+    _until("it is remembered", lambda: (other.info["peerId"],) in remembered(), 60)
+    before = first.info["addresses"]
+    assert first.stop() == 0
+    first = start_node("first", "--no-compute")
+    assert first.info["addresses"] != before
+    _until("found", lambda: other.info["peerId"] in first.get("status")["peers"], 60)
 
 
 def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
