@@ -23,7 +23,7 @@ _FileOption = Annotated[
 _Id = Annotated[str | None, typer.Argument(metavar="ID", help="Its id, or the end of it.")]
 
 
-def _show(proposal: dict[str, Any]) -> None:
+def _show(name: str, proposal: dict[str, Any]) -> None:
     fits = "" if proposal["fits"] else ": does not fit the list any more"
     data(f"{proposal['id']}{fits}")
     for words in proposal["does"]:
@@ -34,7 +34,7 @@ def _show(proposal: dict[str, Any]) -> None:
     data(f"  proposed by: {people([proposal['proposedBy']])}, {clock(proposal['issuedUnixMs'])}")
     data(f"  signed by: {people(proposal['signedBy'])}")
     if not proposal["fits"]:
-        data(f"  made anew with: pairio service propose SERVICE --renew {short(proposal['id'])}")
+        data(f"  made anew with: pairio service propose {name} --renew {short(proposal['id'])}")
         return
     data(f"  missing: {people(proposal['missing'])}")
     data(f"  {proposal['have']} of {proposal['needed']} signatures")
@@ -50,7 +50,7 @@ def proposals(name: Service, json: Json = False) -> None:
         as_json(found)
         return
     for proposal in found:
-        _show(proposal)
+        _show(name, proposal)
     if not found:
         note("No change waits for signatures")
 
@@ -90,7 +90,7 @@ def sign(
     what is complete takes effect. Example: pairio service sign lab"""
     body = {"id": proposal or "", "data": _read(file) if file is not None else None}
     if sys.stdin.isatty() and not yes:
-        _show(api().call("POST", service_path(name, "proposals/look"), body))
+        _show(name, api().call("POST", service_path(name, "proposals/look"), body))
         if not typer.confirm("Sign it?", err=True):
             fail("not signed", None, 1)
     made = api().call("POST", service_path(name, "proposals/sign"), body)

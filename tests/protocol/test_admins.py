@@ -390,6 +390,8 @@ def test_a_proposal_does_not_fit_once_the_list_has_changed_and_is_made_anew() ->
     [stale] = lab.proposals(1)
     assert (stale.change.cid, stale.is_newest) == (first, False)
     assert "does not fit any more" in lab.fails(1, ev.SignProposal, first)
+    fresh = lab.act(0, ev.RenameMember, lab.name(0), "Eve")["proposal"]
+    assert lab.act(2, ev.SignProposal)["signed"] == fresh, "without a name it is what fits"
     renewed = lab.act(0, ev.RenewProposal, first)["proposal"]
     assert renewed != first
     assert lab.act(2, ev.SignProposal, renewed)["changed"]

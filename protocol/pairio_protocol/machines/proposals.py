@@ -66,13 +66,16 @@ class Proposals:
         return replace(known, is_newest=known.document["prev"] == chain.head)
 
     def find(self, service: str, name: str) -> Weighed:
-        """Return the proposal with this id, a unique end of it, or the only one for "".
+        """Return the proposal with this id, a unique end of it, or for "" the only one that fits
+        the list, or the only one.
 
         Raises:
             DefinitionError: none such.
         """
         proposals = self.of(service)
         found = [w for w in proposals if w.change.cid.endswith(name)]
+        if not name:
+            found = [w for w in found if w.is_newest] or found
         if len(found) == 1:
             return found[0]
         known = ", ".join(w.change.cid[-10:] for w in proposals) or "none"
