@@ -17,7 +17,7 @@ from pairio_protocol.printable import PrintableStream
 
 __all__ = ["job_app", "show_jobs"]
 
-job_app = new_typer("Jobs.")
+job_app = new_typer("Jobs: how they are, why, what they write and rest on.")
 job_app.command("provenance")(results.provenance)
 _STATUSES = ("pending", "starting", "running", "completed", "failed", "canceled", "blocked")
 _EXIT_FAILED, _EXIT_TIMEOUT = 1, 4

@@ -63,6 +63,17 @@ _ORDER = (
     *("log", "verify-log", "sign-over"),
 )
 service_app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
+_JOB_ORDER = (
+    *("ls", "show", "why", "logs", "wait", "cancel", "rerun", "rm"),
+    *("explain", "graph", "script", "provenance"),
+)
+job_app.registered_commands.sort(key=lambda command: _JOB_ORDER.index(command.name or ""))
+
+
+def _name(command: typer.models.CommandInfo) -> str:
+    """Return what a command is called: by default as its function."""
+    function = command.callback.__name__ if command.callback is not None else ""
+    return command.name or function
 
 
 _Texts = list[str] | None
@@ -188,6 +199,14 @@ def demo(
     from pairio_cli.demo import run_demo
 
     sys.exit(run_demo(keep))
+
+
+#: How `pairio --help` lists its commands: what a newcomer needs first.
+_FIRST = (
+    *("demo", "join", "submit", "watch", "get", "open", "verify", "export", "import"),
+    *("publish", "unpublish", "published"),
+)
+app.registered_commands.sort(key=lambda command: _FIRST.index(_name(command)))
 
 
 def main() -> None:
