@@ -161,7 +161,7 @@ def batch_retry(
             submit_again(job, rerun_failing=True, secrets=values)
             for job, values in zip(again[page], secrets[page], strict=True)
         ]
-        made += node.call("POST", "/api/v1/jobs/batch", {"jobs": bodies})["jobs"]
+        made += node.submit({"jobs": bodies}, many=True)["jobs"]
     refused = [job["error"]["message"] for job in made if "jobId" not in job]
     if json:
         as_json(made)

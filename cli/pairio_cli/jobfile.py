@@ -175,9 +175,7 @@ def submit_file(api: Api, jobs: list[Named], waiting: Waiting, *, dry_run: bool,
         wish = jobs[0][1]
         if dry_run:
             return plan_wish(api, wish, json=json)
-        return seen_to(
-            api, api.call("POST", "/api/v1/jobs", body_of(api, wish)), waiting, json=json
-        )
+        return seen_to(api, api.submit(body_of(api, wish)), waiting, json=json)
     if waiting.follow:
         raise PairioError("--follow shows one job, and these are many", "use --wait")
     if dry_run:
@@ -229,11 +227,11 @@ def _submitted(api: Api, jobs: list[Named]) -> Iterator[dict[str, Any]]:
     if not any("=step:" in text for _, wish in jobs for text in wish.inputs):
         for start in range(0, len(jobs), _PER_CALL):
             bodies = [body_of(api, wish) for _, wish in jobs[start : start + _PER_CALL]]
-            yield from api.call("POST", "/api/v1/jobs/batch", {"jobs": bodies})["jobs"]
+            yield from api.submit({"jobs": bodies}, many=True)["jobs"]
         return
     known: dict[str, str] = {}
     for name, wish in jobs:
-        job = api.call("POST", "/api/v1/jobs", body_of(api, _with_steps(wish, known)))
+        job = api.submit(body_of(api, _with_steps(wish, known)))
         known[name] = job["jobId"]
         yield job
 

@@ -253,7 +253,7 @@ def job_rerun(
     failed = before["status"] in ("failed", "canceled")
     [values] = secrets_again(node, [before], secret or [], f"pairio job rerun {short(job_id)}")
     body = submit_again(before, skip_cache=not failed, rerun_failing=failed, secrets=values)
-    job = node.call("POST", "/api/v1/jobs", body)
+    job = node.submit(body)
     sys.exit(seen_to(node, job, Waiting(wait, follow_, timeout), json=json))
 
 

@@ -68,7 +68,7 @@ class Waiting:
 
 def submit_wish(api: Api, wish: Wish, waiting: Waiting, *, json: bool) -> int:
     """Submit, maybe wait, print; return the exit code."""
-    return seen_to(api, api.call("POST", "/api/v1/jobs", body_of(api, wish)), waiting, json=json)
+    return seen_to(api, api.submit(body_of(api, wish)), waiting, json=json)
 
 
 def plan_wish(api: Api, wish: Wish, *, json: bool) -> int:

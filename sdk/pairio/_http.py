@@ -165,6 +165,13 @@ class Api(Address):
         more = {"Idempotency-Key": key} if key else None
         return self._json(self._send(method, target_of(path, query), body, more))
 
+    def submit(self, body: Any, *, many: bool = False) -> Any:
+        """Submit a job, or `many`, under a key of its own: sent again, it is done once."""
+        import secrets
+
+        path = "/api/v1/jobs/batch" if many else "/api/v1/jobs"
+        return self.call("POST", path, body, None, secrets.token_urlsafe(16))
+
     def stream(
         self, path: str, query: dict[str, Any] | None = None, start: int = 0
     ) -> Generator[bytes, None, None]:

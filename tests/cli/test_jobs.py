@@ -611,3 +611,26 @@ def test_watch_prints_a_line_for_each_change_where_there_is_no_screen(
     once = run("watch", "--once")
     assert "1 of 2 nodes alive, 1 run" in once.out
     assert JOB_ID[-10:] in once.out
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("/jobs", "submit hello/greet"),
+        ("/jobs", f"job rerun {JOB_ID}"),
+        ("/jobs/batch", "batch retry nightly"),
+    ],
+)
+def test_what_is_submitted_has_a_key_under_which_it_is_done_once(
+    path: str, command: str, lab: FakeNode, run: Run
+) -> None:
+    failed = job(status="failed")
+    lab.on("GET", "/jobs", {"jobs": [failed], "nextCursor": None})
+    lab.on("GET", f"/jobs/{JOB_ID}", failed)
+    lab.on("POST", "/jobs", job())
+    lab.on("POST", "/jobs/batch", {"jobs": [job()]})
+    for _ in range(2):
+        run(*command.split())
+    first, second = lab.calls("POST", path)
+    assert first.key
+    assert first.key != second.key
