@@ -1,13 +1,18 @@
 """The command line with real nodes: a job is planned, followed, explained, drawn, written down, and
 submitted again by the program that it was written as."""
 
+import json
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pairio.errors import NotFound
+from tests.integration.cancel_lab import until
+from tests.integration.conftest import RunningNode
 from tests.integration.console_delay import pair
 
 pytestmark = pytest.mark.integration
@@ -61,3 +66,38 @@ def test_a_job_from_plan_to_program(tmp_path: Path) -> None:
         assert last[-10:] not in node.cli("job", "ls").stdout
         log = other.cli("logs", program="node_main")
         assert f"run begins: talker/talk, job {job_id}" in log.stdout
+
+
+SLOW = """\
+import time
+print("[progress] 40.0% fitting", flush=True)
+time.sleep(3600)
+"""
+SPEC = {
+    "name": "slow",
+    "processors": [{"name": "slow", "executable": "main.py", "inputs": [], "outputs": []}],
+}
+
+
+def test_how_far_a_job_is_comes_from_where_it_runs(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        node, other = pair(tmp_path, stack)
+        app = tmp_path / "slow"
+        app.mkdir()
+        (app / "main.py").write_text(SLOW)
+        (app / "spec.json").write_text(json.dumps(SPEC))  # the newer one: it is taken as it is
+        assert node.cli("app", "install", "lab", str(app)).returncode == 0
+        job_id = node.cli("submit", "slow/slow").stdout.strip()
+        for each in (node, other):  # who submitted, and who runs it
+            until("it is said", partial(_is_said, each, job_id))
+            assert "status     running 40%" in each.cli("job", "show", job_id).stdout
+        assert "running 40%" in node.cli("job", "ls").stdout
+        assert "[progress] 40.0% fitting" in node.cli("job", "logs", job_id).stdout
+        assert node.cli("job", "cancel", job_id).returncode == 0
+
+
+def _is_said(node: RunningNode, job_id: str) -> bool:
+    try:
+        return bool(node.get(f"jobs/{job_id}")["progress"] == 0.4)
+    except NotFound:  # it has not come there yet
+        return False
