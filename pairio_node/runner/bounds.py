@@ -5,11 +5,13 @@ here, by the owner's settings or by what the disk has left, is this node's: the 
 and another node may have more room.
 """
 
+import contextlib
 import errno
 import os
 import re
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 from pairio_node.runner.supervisor.watch import Passed
 from pairio_protocol.limits import (
@@ -25,6 +27,7 @@ __all__ = [
     "is_nodes_own",
     "passed_words",
     "processes_rlimit",
+    "processes_rlimit_shared",
     "rlimits",
     "size_words",
 ]
@@ -33,7 +36,8 @@ __all__ = [
 _PROCESSES_SPARE = 64
 #: The first Linux that counts the processes of a user in each sandbox (user namespace) apart.
 _COUNTED_APART = [5, 14]
-#: Before it, all that the jobs' user runs counts together: what a machine bears.
+#: Before it, and without a sandbox, all that the jobs' user runs counts together: what a machine
+#: bears.
 _PROCESSES_TOGETHER = 8192
 
 
@@ -115,17 +119,35 @@ def processes_rlimit(bounds: JobBounds, *, release: str = "") -> int:
     return bounds.processes + _PROCESSES_SPARE
 
 
-def rlimits(bounds: JobBounds, *, processes: bool) -> list[str]:
-    """Return the options of `prlimit` for a job. `processes`: also bound how many it has, which is
-    right only in a sandbox. Never the address space: CUDA and others
-    reserve far more than they use."""
-    files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = bounds.open_files
-    if files_max != resource.RLIM_INFINITY:
-        files = min(files, files_max)
+def processes_rlimit_shared(user: int, proc: Path = Path("/proc")) -> int | None:
+    """Return RLIMIT_NPROC of a job that runs as the node's own `user`, which has other jobs, the
+    node, and maybe a desktop: far above what there is now, so that no honest job meets it because
+    of others. It holds what forks faster than it is looked at. None: the kernel bounds no root."""
+    if user == 0:
+        return None
+    count = 0
+    for path in proc.iterdir():
+        # Processes that have gone since, and that this user may not see.
+        with contextlib.suppress(OSError, ValueError):
+            if path.name.isdigit() and path.stat().st_uid == user:
+                count += len(list((path / "task").iterdir()))
+    return count + _PROCESSES_TOGETHER
+
+
+def rlimits(bounds: JobBounds, processes: int | None) -> list[str]:
+    """Return the options of `prlimit` for a job. `processes` bounds how many the system lets its
+    user have (see `processes_rlimit`); None: as many as before. Never more than this process may
+    give, and never the address space: CUDA and others reserve far more than they use."""
+    files = _allowed(resource.RLIMIT_NOFILE, bounds.open_files)
     found = [f"--nofile={files}:{files}", "--core=0:0"]
     found += [f"--fsize={bounds.disk_bytes}:{bounds.disk_bytes}"]
-    if processes:
-        most = processes_rlimit(bounds)
+    if processes is not None:
+        most = _allowed(resource.RLIMIT_NPROC, processes)
         found += [f"--nproc={most}:{most}"]
     return found
+
+
+def _allowed(which: int, most: int) -> int:
+    """Return a limit that any process may give itself: at most its hard one."""
+    hard = resource.getrlimit(which)[1]
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)

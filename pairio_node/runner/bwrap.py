@@ -14,7 +14,7 @@ from typing import Literal
 import trio
 
 from pairio_node.runner.base import FORWARD_PORT, SOCKET, ProbeResult, RunSpec, bare_spec
-from pairio_node.runner.bounds import rlimits
+from pairio_node.runner.bounds import processes_rlimit, rlimits
 from pairio_node.runner.mounts import (
     SECRETS_INSIDE,
     STREAMS_INSIDE,
@@ -135,7 +135,8 @@ class BwrapRunner(ProcessRunner):
         return [*argv, "--chdir", "/tmp/working", "--remount-ro", "/"]
 
     def _limited(self, spec: RunSpec, argv: list[str]) -> list[str]:
-        return ["prlimit", *rlimits(spec.bounds, processes=True), "--", *argv]
+        limits = rlimits(spec.bounds, processes_rlimit(spec.bounds))
+        return ["prlimit", *limits, "--", *argv]
 
 
 def probe_spec(work: Path) -> RunSpec:

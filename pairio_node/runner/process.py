@@ -21,6 +21,7 @@ from pairio_node.runner.bounds import (
     explained,
     is_nodes_own,
     passed_words,
+    processes_rlimit_shared,
     rlimits,
     size_words,
 )
@@ -150,7 +151,8 @@ class ProcessRunner:
         prlimit = shutil.which("prlimit")
         if prlimit is None:
             return argv
-        return [prlimit, *rlimits(spec.bounds, processes=False), "--", *argv]
+        most = processes_rlimit_shared(os.geteuid())
+        return [prlimit, *rlimits(spec.bounds, most), "--", *argv]
 
     def _write_job(self, spec: RunSpec, tmp: Path) -> None:
         (tmp / "job.json").write_text(self._job_text(spec, tmp))

@@ -12,6 +12,7 @@ from pairio_node.runner.bounds import (
     is_nodes_own,
     passed_words,
     processes_rlimit,
+    processes_rlimit_shared,
     rlimits,
     size_words,
 )
@@ -61,11 +62,33 @@ def test_words_of_the_system_for_a_bound_are_explained() -> None:
 
 
 def test_the_address_space_is_never_bounded_and_descriptors_never_beyond_the_nodes_own() -> None:
-    options = rlimits(JobBounds(open_files=2**20, disk_bytes=7), processes=True)
+    options = rlimits(JobBounds(open_files=2**20, disk_bytes=7), 576)
     assert not any(option.startswith("--as") for option in options)
     assert "--fsize=7:7" in options
     assert "--nofile=1048576:1048576" not in options or os.sysconf("SC_OPEN_MAX") >= 2**20
-    assert not any("nproc" in option for option in rlimits(JobBounds(), processes=False))
+    assert not any("nproc" in option for option in rlimits(JobBounds(), None))
+
+
+def test_no_limit_is_above_what_this_process_may_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prlimit` would refuse to start the job."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 200))
+    assert "--nproc=200:200" in rlimits(JobBounds(), 576)
+    assert "--nproc=150:150" in rlimits(JobBounds(), 150)
+    assert "--nofile=200:200" in rlimits(JobBounds(), None)
+
+
+def test_without_a_sandbox_the_system_bounds_a_users_processes_far_above_what_there_is(
+    tmp_path: Path,
+) -> None:
+    user = os.geteuid() or 12345
+    for pid, threads in (("1", 3), ("22", 5), ("self", 7)):
+        for thread in range(threads):
+            (tmp_path / pid / "task" / str(thread)).mkdir(parents=True)
+        if os.geteuid() == 0:
+            os.chown(tmp_path / pid, user, user)
+    assert processes_rlimit_shared(user, tmp_path) == 8 + 8192
+    assert processes_rlimit_shared(0, tmp_path) is None  # the kernel bounds no root
+    assert processes_rlimit_shared(user + 1, tmp_path) == 8192
 
 
 def test_processes_are_bounded_for_one_job_only_where_the_kernel_counts_each_sandbox_apart() -> (
