@@ -13,9 +13,13 @@ from pairio_node.blocks.referencing import ReferencingStore
 from pairio_node.blocks.unixfs import Entry, UnixfsError, parse_node
 from pairio_node.errors import NotFoundError, UserError
 from pairio_node.folders import build_folder
+from pairio_node.runner import RunOutcome, RunSpec
+from pairio_node.transport import MemoryNetwork
 from pairio_protocol import shards
 from pairio_protocol.cid import DAG_PB, RAW, cid_of
 from pairio_protocol.limits import FOLDER_ENTRIES_MAX
+from tests.node.node_lab import three, until
+from tests.node.test_cars import cut_off, exported, imported, verified
 from tests.node.test_gateway import Gateway, gateway, two
 from tests.protocol.test_shards import chain, file, shard
 
@@ -117,6 +121,29 @@ async def test_a_listing_of_one_at_a_member_fetches_its_shards_and_no_files(tmp_
         (many_of,) = await reader.content.entries(added.cid)
         assert len(await reader.content.entries(many_of.cid)) == len(NAMES) + 2
         assert (await reader.content.has(cid_of(RAW, b"00"))) is False
+
+
+async def test_an_output_is_verified_exported_and_imported(tmp_path: Path) -> None:
+    network = MemoryNetwork()
+    async with three(network, tmp_path) as (admin, worker, guest):
+        run = worker.runner.run
+
+        async def folder(spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+            outcome = await run(spec, cancel)
+            outcome.outputs["output"] = many(spec.work_dir / "out") / "many"
+            return outcome
+
+        worker.runner.run = folder  # type: ignore[method-assign]
+        cut_off(network, guest, admin, worker)
+        await until(lambda: not guest.transport.connected(), "cut off")
+        job = await admin.done(await admin.greet("Ada"))
+        cid = job["outputFileResults"][0]["cid"]
+        assert parse_node(cid, await admin.content.store.get(cid)).fanout == 256
+        assert all(step["ok"] for step in await verified(admin, job["jobId"]))
+        assert (await imported(guest, await exported(admin, job["jobId"])))["results"][0]["counts"]
+        assert all(step["ok"] for step in await verified(guest, job["jobId"], offline=True))
+        await guest.content.export(cid, tmp_path / "got")
+        assert tree(tmp_path / "got") == tree(many(tmp_path) / "many")
 
 
 # -- what others may have made ---------------------------------------------------------------
