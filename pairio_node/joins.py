@@ -34,7 +34,8 @@ _LEAVE_S = 1.0
 _WORDS = {
     "": (
         "no member of the link has answered yet",
-        "it goes on in the background: leave this node running, and see `pairio-node status`",
+        "it goes on in the background: leave this node running, and see `pairio-node status`;"
+        " whoever made the link can see with `pairio-node doctor` whether others reach that node",
     ),
     "waits_admin": (
         "a member has it and passes it on as soon as an admin is there",

@@ -492,6 +492,7 @@ def test_init_on_a_file_or_a_corrupt_home_is_said(run: Run, tmp_path: Path) -> N
     [
         (["--listen", "nonsense"], "nonsense"),
         (["--bootstrap", "/ip4/127.0.0.1/tcp/1"], "/p2p/"),
+        (["--relay", "/ip4/127.0.0.1/tcp/1"], "relays address"),
         (["--listen", "/ip4/1.2.3.4/udp/1"], "/ip4/1.2.3.4/udp/1"),
         (["--listen", "/ip4/1.2.3.4/tcp/x"], "/ip4/1.2.3.4/tcp/x"),
         (["--cpus", "-1"], "cpus"),

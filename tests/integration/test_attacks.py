@@ -42,6 +42,8 @@ _QUICK = (
     "give of another service's member",
     "one job's holders, all of one member",
     "a forged result, given by a holder",
+    "a place at a relay, for a stranger",
+    "another than the node's relay says",
     "API from another origin",
 )
 

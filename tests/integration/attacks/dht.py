@@ -97,7 +97,7 @@ def _door(kind: str, who: str, name: str, has: str, counted: str) -> None:
 
 for _kind in ("find", "give", "provide"):
     _refused = f"refused: a DHT {'provide' if _kind == 'provide' else 'question'} of no member"
-    _door(_kind, "stranger", "a stranger", "a key of his own, the service's id", STRANGER)
+    _door(_kind, "nobody", "a stranger", "a key of his own, the service's id", STRANGER)
     _door(_kind, "xavier", "a removed member", "a key that was on the list", STRANGER)
     _door(_kind, "guest", "another service's member", "a role in another one", _refused)
 

@@ -8,6 +8,7 @@ import trio
 from libp2p.peer.id import ID
 
 from pairio_node.transport.base import BLOCKS, CHANNEL_SYNC, TransportError
+from pairio_node.transport.circuits import is_circuit
 from pairio_protocol.codec import pack
 from pairio_protocol.limits import FRAME_SIZE_BYTES_MAX
 from tests.integration.attacks.lab import Lab, until
@@ -96,7 +97,8 @@ async def _blocks(lab: Lab) -> bool:
 @attack(FRAMES, "bytes that are no libp2p", has="the port", does="speaks HTTP, and garbage",
         refused_by="the connection is closed")  # fmt: skip
 async def _no_libp2p(lab: Lab) -> bool:
-    port = int(lab.node.info["addresses"][0].split("/")[4])
+    direct = (a for a in lab.node.info["addresses"] if not is_circuit(a))
+    port = int(next(direct).split("/")[4])
     for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(500), b"\x13/multistream/1.0.0\n" * 50):
         with socket.create_connection(("127.0.0.1", port), 5) as connection:
             connection.sendall(data)

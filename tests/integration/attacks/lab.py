@@ -4,7 +4,9 @@ peers with every kind of place on it.
     root    admin, honest          honest  may submit, is served throughout
     second  admin, malicious       mallory may submit      cruncher may compute     reader may read
     old     an admin once          xavier  was removed     yves     was removed and came back
-    stranger, visitor in nothing   guest   member of another service that the node is in
+    stranger, visitor in nothing, but rows let them join services of their own
+    nobody  in nothing at all      guest   member of another service that the node is in
+    The node is a relay, and the visitor is the relay that its owner named.
 """
 
 import hashlib
@@ -44,7 +46,7 @@ _SEEDS = {
     name: hashlib.sha256(f"attacks {name}".encode()).digest()
     for name in (
         "root", "second", "honest", "mallory", "cruncher", "reader", "xavier", "yves", "old",
-        "stranger", "visitor", "guest",
+        "stranger", "visitor", "nobody", "guest",
     )
 }  # fmt: skip
 #: Whose own logs may grow: what they write is theirs. Everything else must stay as it was.
@@ -360,7 +362,11 @@ async def laboratory(plants: tuple[str, ...] = ()) -> AsyncIterator[Lab]:
         home = work / "node"
         home.mkdir(mode=0o700)
         trusted = SigningKey(_SEEDS["root"]).peer
-        (home / "node.toml").write_text(f'trust = ["{trusted}"]\n')
+        relay = SigningKey(_SEEDS["visitor"]).peer
+        (home / "node.toml").write_text(
+            f'trust = ["{trusted}"]\nrelay = true\n'
+            f'relays = ["/ip4/127.0.0.1/tcp/1/p2p/{relay}"]\n'  # it is not there: he comes himself
+        )
         lab = made = await trio.to_thread.run_sync(Lab, home, work, plants)
         async with connected(list(lab.peers.values()), lambda: made.node):
             await lab.set_up()

@@ -17,6 +17,7 @@ from pairio_node.node import Node
 from pairio_node.places import Places
 from pairio_node.streams.server import _Connection
 from pairio_node.transport.base import ByteStream
+from pairio_node.transport.relay import Relay
 from pairio_protocol import joining, sponsors
 from pairio_protocol.changes import Weighed
 from pairio_protocol.core import NodeCore
@@ -65,6 +66,11 @@ def _no(*_: Any) -> bool:
 def _members(weighed: Weighed) -> tuple[str, ...]:
     """Every member may sign a proposal."""
     return (*weighed.before.admins, *weighed.before.peers())
+
+
+def _known(relay: Relay, peer: str) -> list[tuple[str, str]]:
+    """Everybody is somebody whom the owner named."""
+    return [("", peer)]
 
 
 def _place(places: Places, peer: str) -> tuple[str, str]:
@@ -121,6 +127,7 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "waits": (kad_server, "_IDLE_S", 10_000.0, "a question that never ends"),
     "frames": (kad_asker, "read_frame", _any_frame, "an answer of 4 GiB"),
     "gifts": (kad_asker, "KAD_GIVEN_SIZE_BYTES_MAX", 2**40, "more than is taken of one holder"),
+    "relays": (Relay, "_known_as", _known, "a place at a relay, for a stranger"),
     "streams": (exchange, "BLOCK_STREAMS_PER_PEER_MAX", 10_000, "flood of streams for blocks"),
 }
 

@@ -14,6 +14,7 @@ from tests.integration.attacks import (
     members,
     proposals,
     public,
+    relays,
     restarts,
     secret_streams,
     sponsors,
@@ -26,7 +27,7 @@ __all__ = ["ROWS"]
 #: Importing a module adds its rows.
 _MODULES = (
     *(doors, members, forged, lists, proposals, joining, public, sponsors),
-    *(frames, blocks, consoles, secret_streams, streams, dht, bitswap, api, restarts),
+    *(frames, blocks, consoles, secret_streams, streams, dht, bitswap, relays, api, restarts),
 )
 _ORDER = [module.__name__ for module in _MODULES]
 ROWS = sorted(_ROWS, key=lambda row: _ORDER.index(row.module))

@@ -142,8 +142,8 @@ async def _gets_nothing(peer: Peer, question: list[str]) -> None:
 @attack(PART, "a stranger who knows the attempt", has="ids of a service, a request, an attempt",
         does="asks for its secrets", counted=STRANGER)  # fmt: skip
 async def _stranger(lab: Lab) -> None:
-    async with _given(lab, "stranger") as given:
-        await _gets_nothing(lab.stranger, given.question)
+    async with _given(lab, "nobody") as given:
+        await _gets_nothing(lab.nobody, given.question)
 
 
 @attack(PART, "a member of another service who knows the attempt", has="a role in another one",
