@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from urllib.parse import unquote
 
+import trio
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -117,7 +118,8 @@ async def output_response(
     found = await node.look_content(cid, names, cid)
     last = names[-1] if names else name
     if found.is_folder and as_json:
-        return JSONResponse(folder_json(found, await node.list_content(found.cid, cid), last))
+        items = await node.list_content(found.cid, cid)
+        return await trio.to_thread.run_sync(lambda: JSONResponse(folder_json(found, items, last)))
     if found.is_folder or as_json:
         raise UserError(
             f"{last!r} is a {'folder' if found.is_folder else 'file'}",
@@ -172,7 +174,9 @@ def make_gateway(node: NodeFacade, links: Links, port: int) -> Starlette:
         except UserError as error:
             return _refusal(error.message, error.http_status)
         base = links.below(cid, name, path)
-        return folder_response(request, found, items, [name, *path], base, key)
+        return await trio.to_thread.run_sync(  # it may have 100,000 entries
+            folder_response, request, found, items, [name, *path], base, key
+        )
 
     route = Route("/ipfs/{rest:path}", content, methods=["GET", "HEAD"])
     route.path_regex = re.compile(route.path_regex.pattern, re.DOTALL)  # names may have line ends
