@@ -28,13 +28,15 @@ from pairio.client import (
     _sync_client,
     _sync_finding,
     _sync_job,
+    _sync_output,
     _sync_watching,
 )
 from tests.sdk.fake_node import Asked, FakeNode, Raw, events, job, ranged
 from tests.sdk.test_batches import SPEC, _app, _id, _taken, _told
 
 MODULES = [
-    *(_base, _sync_batch, _sync_calls, _sync_client, _sync_finding, _sync_job, _sync_watching)
+    *(_base, _sync_batch, _sync_calls, _sync_client, _sync_finding, _sync_job, _sync_output),
+    _sync_watching,
 ]
 CLASSES = [
     *(AsyncBatch, AsyncClient, AsyncPairioJob, AsyncSpecialJobOutput),

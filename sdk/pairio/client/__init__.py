@@ -26,12 +26,14 @@ from pairio.client._models import (
 )
 from pairio.client._sync_batch import Batch
 from pairio.client._sync_client import Client
-from pairio.client._sync_job import PairioJob, SpecialJobOutput
+from pairio.client._sync_job import PairioJob
+from pairio.client._sync_output import SpecialJobOutput
 
 if TYPE_CHECKING:
     from pairio.client._async_batch import AsyncBatch
     from pairio.client._async_client import AsyncClient
-    from pairio.client._async_job import AsyncPairioJob, AsyncSpecialJobOutput
+    from pairio.client._async_job import AsyncPairioJob
+    from pairio.client._async_output import AsyncSpecialJobOutput
 
 __all__ = [
     "AsyncBatch",
@@ -65,7 +67,7 @@ _ASYNC = {
     "AsyncBatch": "_async_batch",
     "AsyncClient": "_async_client",
     "AsyncPairioJob": "_async_job",
-    "AsyncSpecialJobOutput": "_async_job",
+    "AsyncSpecialJobOutput": "_async_output",
 }
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from pairio._http import part
 from pairio.client import _html
-from pairio.client._async_job import AsyncPairioJob, AsyncSpecialJobOutput
+from pairio.client._async_job import AsyncPairioJob
+from pairio.client._async_output import AsyncSpecialJobOutput
 from pairio.client._base import BatchProgress, Refused
 from pairio.client._progress import ProgressBar
 from pairio.errors import WaitTimeout

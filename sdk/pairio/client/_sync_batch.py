@@ -11,7 +11,8 @@ from pairio._http import part
 from pairio.client import _html
 from pairio.client._base import BatchProgress, Refused
 from pairio.client._progress import ProgressBar
-from pairio.client._sync_job import PairioJob, SpecialJobOutput
+from pairio.client._sync_job import PairioJob
+from pairio.client._sync_output import SpecialJobOutput
 from pairio.errors import WaitTimeout
 
 if TYPE_CHECKING:
