@@ -269,13 +269,18 @@ def hear(link: socket.socket, word: str) -> None:
     """Wait until a worker's process has said `word`.
 
     Raises:
-        OSError: it says that it cannot, or ends.
+        OSError: it says that it cannot, or something else than such a process says, or ends.
     """
     link.settimeout(_PREPARE_S)
     message: dict[str, Any] = {}
     while word not in message:
         data = link.recv(MESSAGE_BYTES_MAX)
-        message = json.loads(data) if data else {"error": "it has ended"}
+        try:
+            message = dict(json.loads(data)) if data else {"error": "it has ended"}
+        except (ValueError, TypeError, RecursionError):
+            message = {
+                "error": "it says what is no message"
+            }  # the app's import may have changed it
         if "error" in message:
             raise OSError(f"the warm worker cannot take the job: {message['error']}")
 
