@@ -1,5 +1,7 @@
 """What an app says of how far it is."""
 
+import doctest
+
 import pytest
 
 from pairio.sdk import _progress, report_progress
@@ -27,3 +29,8 @@ def test_it_is_a_line_at_most_five_times_a_second(
 def test_what_is_no_fraction_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="0 to 1"):
         report_progress(wrong)
+
+
+def test_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "_said_s", 0.0)
+    assert doctest.testmod(_progress, extraglobs={"report_progress": report_progress}) == (0, 1)
