@@ -40,7 +40,8 @@ HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 #: only where the socket takes it at once.
 _FRAME_BYTES_MIN: int = MAX_PLAINTEXT_LENGTH - HEADER.size
 _FRAME_BYTES_MAX = 256 * 1024
-_READ_BYTES = 256 * 1024
+#: Taken from a socket at once: others wait while it is decrypted.
+_READ_BYTES = 128 * 1024
 _LENGTH_BYTES = 2
 #: A piece from here on is kept as it came.
 _LARGE_BYTES = 16 * 1024

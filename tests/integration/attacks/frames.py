@@ -3,12 +3,15 @@
 import os
 import socket
 from contextlib import suppress
+from typing import Any
 
 import trio
 from libp2p.peer.id import ID
+from libp2p.stream_muxer.yamux.yamux import TYPE_DATA
 
 from pairio_node.transport.base import BLOCKS, CHANNEL_SYNC, TransportError
 from pairio_node.transport.circuits import is_circuit
+from pairio_node.transport.quick import HEADER
 from pairio_protocol.codec import pack
 from pairio_protocol.limits import FRAME_SIZE_BYTES_MAX
 from tests.integration.attacks.lab import Lab, until
@@ -53,6 +56,19 @@ async def _oversized(lab: Lab) -> None:
     await stream.send((2**31).to_bytes(4, "big"))
     peer, me = lab.stranger.node, lab.stranger.transport
     assert await until(lambda: lab.counters().get("frames_refused", 0) > 0)
+    assert await until(lambda: peer in me.connected(), 10), "the next connection works"
+    await trio.sleep(0.5)  # house: waiting for another process
+
+
+@attack(FRAMES, "data beyond the window", has=HAS, does="announces 16 MiB on a stream",
+        counted="contained: data beyond the window")  # fmt: skip
+async def _beyond(lab: Lab) -> None:
+    peer, me = lab.stranger.node, lab.stranger.transport
+    stream: Any = await me.open_stream(peer, CHANNEL_SYNC)
+    muxed = stream._stream.muxed_stream
+    await muxed.conn._write_frame(HEADER.pack(0, TYPE_DATA, 0, muxed.stream_id, 2**24))
+    counted = "contained: data beyond the window"
+    assert await until(lambda: lab.counters().get(counted, 0) > 0)
     assert await until(lambda: peer in me.connected(), 10), "the next connection works"
     await trio.sleep(0.5)  # house: waiting for another process
 
