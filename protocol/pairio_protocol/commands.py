@@ -138,9 +138,13 @@ class Commands:
         if "submit" not in folded.roles_of(self._ctx.me):
             why = why_without(chain, self._ctx.me, "submit")
             told = f" any more: {why}" if why else ""
+            hint = f"ask an admin for the role: {', '.join(folded.admins)}"
+            if why:
+                hint = REVOKED_HINT
+            if folded.ended:
+                hint = "its admins have ended it: use another service (pairio service ls)"
             raise DefinitionError(
-                f"this node may not submit to {self._name_of(service)!r}{told}",
-                REVOKED_HINT if why else f"ask an admin for the role: {', '.join(folded.admins)}",
+                f"this node may not submit to {self._name_of(service)!r}{told}", hint
             )
         name = event.definition.get("appName")
         if name not in folded.apps:

@@ -143,22 +143,31 @@ async def _search(
 def _counted_bytes() -> Any:
     """Count what goes over this process's sockets."""
     counts = {"sent": 0, "received": 0}
-    send, receive = trio.SocketStream.send_all, trio.SocketStream.receive_some
+    with trio.socket.socket() as made:
+        sockets: Any = type(made)
+    stock = sockets.send, sockets.recv, sockets.recv_into
+    send, receive, receive_into = stock
 
-    async def send_all(self: Any, data: Any) -> None:
-        counts["sent"] += len(data)
-        await send(self, data)
+    async def sent(self: Any, *arguments: Any) -> int:
+        size: int = await send(self, *arguments)
+        counts["sent"] += size
+        return size
 
-    async def receive_some(self: Any, max_bytes: int | None = None) -> Any:
-        data = await receive(self, max_bytes)
+    async def received(self: Any, *arguments: Any) -> bytes:
+        data: bytes = await receive(self, *arguments)
         counts["received"] += len(data)
         return data
 
-    trio.SocketStream.send_all, trio.SocketStream.receive_some = send_all, receive_some  # type: ignore[method-assign]
+    async def received_into(self: Any, *arguments: Any) -> int:
+        size: int = await receive_into(self, *arguments)
+        counts["received"] += size
+        return size
+
+    sockets.send, sockets.recv, sockets.recv_into = sent, received, received_into
     try:
         yield counts
     finally:
-        trio.SocketStream.send_all, trio.SocketStream.receive_some = send, receive  # type: ignore[method-assign]
+        sockets.send, sockets.recv, sockets.recv_into = stock
 
 
 def _cpu_s(process: psutil.Process) -> float:
