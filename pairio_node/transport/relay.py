@@ -37,10 +37,11 @@ from pairio_protocol.limits import (
     RELAY_CIRCUITS_OF_PEER_MAX,
     RELAY_IDLE_MS,
     RELAY_RESERVATION_MS,
+    RELAY_STRANGER_AT_ONCE_MAX,
     RELAY_STRANGER_CIRCUIT_MS,
-    RELAY_STRANGERS_AT_ONCE_MAX,
+    RELAY_STRANGER_LEAST_MS,
+    RELAY_STRANGER_PER_S_MAX,
     RELAY_STRANGERS_MAX,
-    RELAY_STRANGERS_PER_S_MAX,
     RELAY_STRANGERS_SHARE,
     RELAY_STRANGERS_TO_PEER_MAX,
 )
@@ -109,6 +110,7 @@ class _Carried:
     source: str
     target: str
     scope: trio.CancelScope
+    began_s: float
     used_s: float
 
 
@@ -139,7 +141,7 @@ class Relay:
         self._pace = _Pace(per_s, per_s * _BURST_S)
         strangers_per_s = per_s / RELAY_STRANGERS_SHARE
         self._strangers_pace = _Pace(strangers_per_s, strangers_per_s * _BURST_S)
-        self._strangers_come = _Pace(RELAY_STRANGERS_PER_S_MAX, RELAY_STRANGERS_AT_ONCE_MAX)
+        self._strangers_come: dict[str, _Pace] = {}
 
     def status(self) -> dict[str, int]:
         """Return what is carried now, and how much it was since the start."""
@@ -220,7 +222,7 @@ class Relay:
             lasts_ms = RELAY_CIRCUIT_MS if self._may_reserve(source) else RELAY_STRANGER_CIRCUIT_MS
             now_s = trio.current_time()
             scope = trio.CancelScope(deadline=now_s + lasts_ms / 1000)
-            carried = _Carried(source, target, scope, now_s)
+            carried = _Carried(source, target, scope, now_s, now_s)
             self._carried.append(carried)  # before anything is waited for
             onward = None
             try:
@@ -243,11 +245,12 @@ class Relay:
         stranger when there are too many."""
         if not self._is_here(target):
             raise _Refused(pb.NO_RESERVATION, "a circuit to a peer without a reservation")
+        if not self._may_reserve(source):
+            self._make_place_among_strangers(source, target)
         pair = sum((c.source, c.target) == (source, target) for c in self._carried)
         if pair >= RELAY_CIRCUITS_OF_PAIR_MAX:
             raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "a circuit beyond the bound")
         if not self._may_reserve(source):
-            self._make_place_among_strangers(target)
             yield
             return
         with self._circuits.place(source) as is_free:
@@ -256,19 +259,26 @@ class Relay:
                 raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "a circuit beyond the bound")
             yield
 
-    def _make_place_among_strangers(self, target: str) -> None:
-        if not self._strangers_come.try_take():
-            raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "circuits of strangers, too fast")
+    def _make_place_among_strangers(self, source: str, target: str) -> None:
+        """Refuse a stranger who comes too fast, or let the oldest of too many go: not before he
+        had the time to join."""
+        known = self._strangers_come.get(source)
+        if known is None:
+            known = _Pace(RELAY_STRANGER_PER_S_MAX, RELAY_STRANGER_AT_ONCE_MAX)
+            self._strangers_come[source] = known
+        is_too_fast = not known.try_take()
         strangers = self._strangers()
         there = [c for c in strangers if c.target == target]
-        if len(there) >= RELAY_STRANGERS_TO_PEER_MAX:
-            self._replace(there[0])
-        elif len(strangers) >= RELAY_STRANGERS_MAX:
-            self._replace(strangers[0])
-
-    def _replace(self, carried: _Carried) -> None:
-        self._counters["circuits of strangers that made place for others"] += 1
-        carried.scope.cancel()
+        oldest = there[0] if len(there) >= RELAY_STRANGERS_TO_PEER_MAX else None
+        if oldest is None and len(strangers) >= RELAY_STRANGERS_MAX:
+            oldest = strangers[0]
+        if oldest is not None:
+            is_too_fast |= trio.current_time() < oldest.began_s + RELAY_STRANGER_LEAST_MS / 1000
+        if is_too_fast:
+            raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "circuits of strangers, too fast")
+        if oldest is not None:
+            self._counters["circuits of strangers that made place for others"] += 1
+            oldest.scope.cancel()
 
     async def _knock(self, source: str, target: str, lasts_ms: int) -> Any:
         """Return a stream to the target, which knows who comes and has said yes."""
@@ -319,6 +329,9 @@ class Relay:
             return False
         if not self._may_reserve(peer):
             return False
+        return self._is_linked(peer)
+
+    def _is_linked(self, peer: str) -> bool:
         found = self._host.get_network().get_connections(ID.from_base58(peer))
         return any(not is_relayed(connection) for connection in found)
 
@@ -326,6 +339,8 @@ class Relay:
         for peer in [peer for peer in self._reserved if not self._is_here(peer)]:
             self._reserved.pop(peer).place.close()
             self._others.let_go(peer)
+        for stranger in [p for p in self._strangers_come if not self._is_linked(p)]:
+            del self._strangers_come[stranger]
         idle_s = trio.current_time() - RELAY_IDLE_MS / 1000
         for carried in self._carried:
             if carried.target not in self._reserved or carried.used_s < idle_s:

@@ -359,9 +359,11 @@ RELAY_CIRCUITS_OF_PAIR_MAX: Final = 2
 #: The same for strangers, who want to join: in all, and to one peer; then the oldest makes place.
 RELAY_STRANGERS_MAX: Final = 32
 RELAY_STRANGERS_TO_PEER_MAX: Final = 16
-#: Circuits that strangers may open in a second, and at once.
-RELAY_STRANGERS_PER_S_MAX: Final = 4
-RELAY_STRANGERS_AT_ONCE_MAX: Final = 16
+#: Circuits that one stranger may open in a second, and at once.
+RELAY_STRANGER_PER_S_MAX: Final = 1
+RELAY_STRANGER_AT_ONCE_MAX: Final = 4
+#: A stranger's circuit makes no place before this time: joining takes about one second.
+RELAY_STRANGER_LEAST_MS: Final = 3_000
 #: Strangers together get this share of a relay's bytes per second.
 RELAY_STRANGERS_SHARE: Final = 8
 #: A circuit ends after this time, and is made again if it is wanted; one of a stranger earlier.

@@ -91,11 +91,8 @@ def test_an_inviter_and_a_joiner_who_listen_nowhere(start_node: StartNode, tmp_p
     assert _computed(first, "Bob") == guest.info["peerId"]
     assert relay.get("services")["services"] == []
     assert _status(relay)["relay"]["circuits"] >= 1
-    said = _done_by_node(first, "status")
-    assert "holds a place, 1 connections" in said
-    assert "relaying   for 1 of at most 32, 1 connections (1 of strangers)" in _done_by_node(
-        relay, "status"
-    )
+    assert "holds a place" in _done_by_node(first, "status")
+    assert "relaying   for 1 of at most 32" in _done_by_node(relay, "status")
 
     assert relay.stop() == 0
     _until("they are apart", lambda: _status(guest)["peers"] == [])

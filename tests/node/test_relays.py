@@ -20,7 +20,7 @@ from pairio_node.transport import (
 from pairio_node.transport.circuits import Circuit, is_circuit, split_circuit, write_message
 from pairio_protocol.limits import (
     RELAY_CIRCUITS_OF_PAIR_MAX,
-    RELAY_STRANGERS_AT_ONCE_MAX,
+    RELAY_STRANGER_AT_ONCE_MAX,
 )
 from tests.node.relay_lab import (
     Net,
@@ -124,7 +124,8 @@ async def test_two_that_listen_on_nothing_have_everything_over_a_circuit() -> No
 
 
 @pytest.mark.integration
-async def test_a_node_that_can_be_dialled_is_not_relayed() -> None:
+async def test_a_node_that_can_be_dialled_is_not_relayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pairio_node.transport.libp2p_transport._DIRECT_FIRST_S", 60.0)
     async with network() as net:
         relay = await net.relay("relay", "near")
         at = (relay.transport.addresses()[0],)
@@ -249,6 +250,7 @@ async def test_strangers_make_place_for_strangers_and_take_none_of_members(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGERS_TO_PEER_MAX", 2)
+    monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGER_LEAST_MS", 0)
     async with network() as net:
         relay = await net.relay("relay", "hidden", "member")
         hidden, member = await net.hidden("hidden", relay), await net.open("member")
@@ -263,18 +265,40 @@ async def test_strangers_make_place_for_strangers_and_take_none_of_members(
 
 
 @pytest.mark.integration
-async def test_circuits_of_strangers_that_come_too_fast_are_refused() -> None:
+async def test_a_stranger_has_the_time_to_join_before_his_circuit_makes_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGERS_TO_PEER_MAX", 1)
+    monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGER_LEAST_MS", 60_000)
+    async with network() as net:
+        relay = await net.relay("relay", "hidden")
+        hidden, joiner = await net.hidden("hidden", relay), await net.open("joiner")
+        await _met(joiner, hidden)
+        stranger = await net.open("stranger")
+        status, _ = await ask(stranger, relay, connect_to(hidden.id))
+        assert status == pb.RESOURCE_LIMIT_EXCEEDED
+        assert served(relay)["circuitsOfStrangers"] == 1
+        assert joiner.downs(hidden) == []
+
+
+@pytest.mark.integration
+async def test_a_stranger_who_comes_too_fast_is_refused_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGER_PER_S_MAX", 0.01)
     async with network() as net:
         relay = await net.relay("relay", "hidden")
         hidden, stranger = await net.hidden("hidden", relay), await net.open("stranger")
         await until(lambda: held(hidden) == [True])
         said = []
-        for _ in range(RELAY_STRANGERS_AT_ONCE_MAX * 3):
+        for _ in range(RELAY_STRANGER_AT_ONCE_MAX + 1):
             status, stream = await ask(stranger, relay, connect_to(hidden.id))
             said.append(status)
             await stream.reset()
-        assert pb.RESOURCE_LIMIT_EXCEEDED in said
+        assert said[-1] == pb.RESOURCE_LIMIT_EXCEEDED
         await relay.until_counted("refused: circuits of strangers, too fast")
+        other = await net.open("other")
+        assert (await ask(other, relay, connect_to(hidden.id)))[0] == pb.OK
 
 
 @pytest.mark.integration
