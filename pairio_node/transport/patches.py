@@ -27,7 +27,7 @@ __all__ = ["apply", "contained"]
 
 #: How long a writer waits for a reader.
 _WINDOW_S = 20.0
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 64 * 1024
 _NOTHING = memoryview(b"")
 _applied = False
 #: Streams that a peer may have open here, of all protocols; about 50 are of use to it.

@@ -41,7 +41,7 @@ HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 _FRAME_BYTES_MIN: int = MAX_PLAINTEXT_LENGTH - HEADER.size
 _FRAME_BYTES_MAX = 256 * 1024
 #: Taken from a socket at once: others wait while it is decrypted.
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 64 * 1024
 _LENGTH_BYTES = 2
 #: A piece from here on is kept as it came.
 _LARGE_BYTES = 16 * 1024
