@@ -158,7 +158,7 @@ def test_a_job_reads_data_by_reference_where_it_lies(start_node: StartNode, tmp_
     assert "changed" in node.cli("content", "refs").stdout
     again = node.cli(*submit)
     assert "has changed since it was added last" in again.stderr
-    assert "1 jobs known here have it as an input" in again.stderr
+    assert "known here as an input of 1 job" in again.stderr
     assert not json.loads(again.stdout)["cached"]
     token = node.cli("token", "create", "reader", "--read-only").stdout.strip()
     url = json.loads((node.home / "api.json").read_text())["url"]
