@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: bench-warm escape interop bench-content bench-dht attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
+.PHONY: compare bench-warm escape interop bench-content bench-dht attacks simulate defects scale chaos burst venv demo test check docs wheel format lint types lock clean
 
 venv: .venv/.ready
 
@@ -65,6 +65,9 @@ REPEATS ?= 200
 
 bench-dht: venv
 	$(BIN)/python -m tests.integration.lookups --repeats $(REPEATS) $(if $(WRITE),--write)
+
+compare: venv
+	$(BIN)/python -m tests.integration.compare $(if $(WRITE),--write)
 
 SIZES ?= 1,20,200
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pairio.client import _jobs
+from tests.integration.compare.findings import ROWS, table
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.pages import Block, Reader, blocks
 
@@ -122,3 +123,18 @@ def test_commands_name_what_earlier_ones_printed(tmp_path: Path) -> None:
     Reader(run, "a").follow(page)
     assert seen == [("a", ["invite"]), ("b", ["join", "pairio:real"])]
     assert list(blocks(page))[1] == Block("console", ("b",), "$ join pairio:abc\n")
+
+
+def test_the_comparison_shows_what_both_sides_found() -> None:
+    dask = {"version": "Dask", "start_s": 0.5, "p50_ms": 11.0, "p99_ms": 20.0, "map_s": 2.0}
+    dask |= {"again_ran": 100, "killed": {"s": 2.0, "done": 60}, "centre_had": 0}
+    dask |= {"cancel_s": 1.9, "stranger": "a private key"}
+    ours = dask | {"version": "pairio", "again_ran": 0, "again_s": 0.5, "cancel_s": 0.2}
+    made = table(dask, ours, 1000, 1.0)
+    assert "| the same jobs again, from a new program | 100 run | 0 run, 0.50 s |" in made
+    assert "| goes on to its end | ended after 0.20 s |" in made
+    with pytest.raises(KeyError):
+        table(dask, {"version": "pairio"}, 1000, 1.0)
+    page = (ROOT / "docs/comparison.md").read_text()
+    for what, _ in ROWS:
+        assert f"| {what.format(jobs=1000)} |" in page
