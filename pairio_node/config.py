@@ -1,6 +1,6 @@
 """A node's settings: `node.toml` in its home, overridden by the command line.
 
-Every setting is described in docs/reference/settings.md (a test holds the two together).
+A field's comment is its row in docs/reference/settings.md (`scripts/gen_settings_docs`).
 """
 
 import math
@@ -38,74 +38,99 @@ _WARM = ("on", "single", "off")
 class NodeConfig:
     """Settings of one run. Sequences are tuples; units end the names."""
 
-    #: Multiaddrs to listen on; empty: all interfaces, on the port kept in the home; only `none`:
-    #: nowhere.
+    #: multiaddrs to listen on; `["none"]`: nowhere, others reach this node by way of `relays`
+    #: only. Default: all interfaces, on a port chosen once and kept.
     listen: tuple[str, ...] = ()
-    #: Multiaddrs ending in /p2p/ID to dial at start; their services are taken up unasked.
+    #: multiaddrs ending in `/p2p/ID` to dial at start; services of these peers are taken up
+    #: unasked.
     bootstrap: tuple[str, ...] = ()
-    #: Multiaddrs ending in /p2p/ID of nodes by way of which others reach this one.
+    #: multiaddrs ending in `/p2p/ID` of up to 4 nodes by way of which others reach this one
+    #: ([behind a router](../relays.md)); `--relay`.
     relays: tuple[str, ...] = ()
-    #: Whether others are reached by way of this node: members of its services, `bootstrap`,
-    #: `trust`, and the peer ids of `relay_for`; how many, and with how many MB per second.
+    #: whether others are reached by way of this node: members of its services, and peers that are
+    #: named here; `--be-relay`.
     relay: bool = False
+    #: peer ids for which this node relays besides members of its services and peers of `bootstrap`
+    #: and `trust`.
     relay_for: tuple[str, ...] = ()
+    #: peers that are reached by way of this node at a time.
     relay_reservations: int = 32
+    #: MB per second that it passes on, for all together.
     relay_mb_per_s: float = 8.0
-    #: Peer ids whose services are taken up unasked.
+    #: peer ids whose services are taken up unasked.
     trust: tuple[str, ...] = ()
-    #: Whether this node runs jobs.
+    #: whether this node runs jobs.
     compute: bool = True
-    #: Whether it carries and runs what strangers ask of public services.
+    #: whether this node carries and runs what strangers ask of public services ([public
+    #: services](../public.md)).
     guests: bool = True
-    #: What all jobs together may use.
+    #: CPUs that all jobs together may use. Default: all.
     cpus: float = 0.0
+    #: memory that all jobs together may use. Default: four fifths.
     memory_gb: float = 0.0
+    #: how many of this machine's GPUs (NVIDIA) jobs may have; each goes to one job, which sees no
+    #: other.
     gpus: int = 0
-    #: Services or apps that may run without a sandbox here; "*": all.
+    #: services or apps that may run here without a sandbox; `"*"` means all.
     allow_process: tuple[str, ...] = ()
-    #: Services or apps whose jobs may have this machine's network; "*": all.
+    #: services or apps whose jobs may have this machine's network, if they ask for it; `"*"` means
+    #: all ([network](../network.md)).
     allow_network: tuple[str, ...] = ()
-    #: Warm workers: `on`, `single` (a process of its own for each job, from the start), `off`.
+    #: `on`: Python apps are imported once and their jobs forked from there; `single`: each job has
+    #: a process of its own that was started ahead; `off`: every job starts cold ([warm
+    #: workers](../warm.md)).
     warm: str = "on"
-    #: How many apps have them, and what all of them may hold.
+    #: apps that have warm workers at a time.
     warm_apps: int = 8
+    #: memory that all warm workers that wait for jobs may hold.
     warm_memory_gb: float = 2.0
-    #: Ports of the API and of the content gateway; 0: those kept in the home.
+    #: port of the API on loopback. Default: chosen once and kept.
     api_port: int = 0
+    #: port on which content is served to a browser. Default: chosen once and kept.
     gateway_port: int = 0
-    #: Bytes that blocks may take; 0: a fifth of the free disk, at most 100 GB.
+    #: bytes that content may take. Default: a fifth of the free disk, at most 100 GB.
     quota_bytes: int = 0
-    #: How long copies that others count on stay here whatever else wants their place.
+    #: how long copies that others count on stay here whatever else wants their place ([the
+    #: cache](../cache.md)).
     promise_days: float = 30.0
-    #: How long an award holds without a sign of life.
+    #: how long an award holds without a sign of life.
     lease_ms: int = 10_000
-    #: Copies of a result besides the worker's.
+    #: copies of a result besides the worker's.
     replicas: int = 1
-    #: How long a running job goes on while no node runs on the home; 0: it ends with the node.
+    #: how long a running job goes on while no node runs on the home; a node that starts within it
+    #: takes the job up. 0, or `--yield-jobs`: jobs end with the node.
     restart_grace_s: int = 60
-    #: GB that one job may keep on the disk; 0: half of what is free when it starts, at most 100.
+    #: GB that one job may keep on the disk ([limits](../running.md)). Default: half of what is
+    #: free when it starts, at most 100.
     job_disk_gb: float = 0.0
-    #: Processes and threads of one job, and files that each of its processes may have open.
+    #: processes and threads that one job may have at a time. Default: 512.
     job_processes_max: int = JOB_PROCESSES_MAX
+    #: files that each process of a job may have open at a time. Default: 4096.
     job_open_files_max: int = JOB_OPEN_FILES_MAX
-    #: Hosts, or host:port, that inputs by URL may come from whatever their address.
+    #: hosts, or `host:port`, that inputs by URL may come from whatever their address:
+    #: `["data.lab", "127.0.0.1:8080"]`. All others must have public addresses only, also after
+    #: every redirect.
     allow_hosts: tuple[str, ...] = ()
-    #: Bytes that one input by URL may have.
+    #: bytes that one input by URL may have. Default: 21474836480 (20 GiB).
     url_input_bytes_max: int = 20 * _GIB
-    #: Whether it speaks Bitswap with IPFS nodes: serves what is public, asks for inputs.
+    #: whether the node speaks [Bitswap](../bitswap.md): serves what is public, and asks IPFS nodes
+    #: for inputs by CID that no member has.
     bitswap: bool = True
-    #: Whether it takes part in the DHT of job ids, and looks results up there.
+    #: whether the node takes part in the [DHT](../dht.md) of job ids: notes who holds results,
+    #: tells of its own that are public or pinned, and looks there for what no connected member
+    #: has.
     dht: bool = True
-    #: Multiaddrs ending in /p2p/ID of IPFS nodes to stay connected with.
+    #: addresses of IPFS nodes to stay connected with, ending in `/p2p/12D3Koo...`; `--ipfs-peer`.
     ipfs_peers: tuple[str, ...] = ()
-    #: What the owner lets run here: the table [rules] (owner_rules.py).
+    #: what the owner lets run here, a table: see below. Default: nothing is narrower.
     rules: tuple[HourRules, ...] = ()
-    #: The Kubo daemon that keeps the blocks: the table [ipfs] (ipfs_settings.py); None: they are
-    #: kept in the home.
+    #: the Kubo daemon that keeps the content, a table: see below. Default: none: content is kept
+    #: in the home.
     ipfs: IpfsSettings | None = None
-    #: The engine of containers: the table [container] (runner/container/settings.py).
+    #: the engine of containers, a table: see below. Default: the first that answers.
     container: ContainerSettings = field(default_factory=ContainerSettings)
-    #: For tests: percent of incoming topic frames to drop unseen; 100: gossip is off altogether.
+    #: for tests: share of incoming topic frames, in percent, that is dropped before it is looked
+    #: at; 100 is gossip off altogether.
     gossip_loss_percent: int = 0
 
     @property

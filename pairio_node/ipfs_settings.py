@@ -23,12 +23,15 @@ _MULTIADDR = re.compile(
 class IpfsSettings:
     """Where Kubo's RPC API is, how it is entered, and which results are published through it."""
 
-    #: As the owner wrote it.
+    #: address of the daemon's RPC API: a URL, a multiaddr (`/ip4/127.0.0.1/tcp/5001`), or a socket
+    #: (`/unix/run/ipfs/api.sock`).
     api: str
-    #: The same as a multiaddr.
     multiaddr: str
-    #: A file with a bearer token (`API.Authorizations` of Kubo); empty: none is asked for.
+    #: file of mode 0600 with one line, the bearer token of the daemon's `API.Authorizations`.
+    #: Default: no token.
     token_file: str = ""
+    #: which results the daemon makes known: `none`, `public` (those that everybody may have),
+    #: `all`. Default: `public`.
     publish: str = "public"
 
 

@@ -61,7 +61,9 @@ def test_unit_tests_do_not_sleep() -> None:
             assert found == [] or path == Path(__file__), path
 
 
-@pytest.mark.parametrize("script", ["gen_cli_docs", "gen_http_docs", "gen_limits_docs"])
+@pytest.mark.parametrize(
+    "script", ["gen_cli_docs", "gen_http_docs", "gen_limits_docs", "gen_settings_docs"]
+)
 def test_the_reference_is_that_of_the_code(script: str) -> None:
     path = ROOT / "scripts" / script
     run = subprocess.run([sys.executable, str(path), "--check"], capture_output=True, text=True)

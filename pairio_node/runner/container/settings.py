@@ -20,8 +20,13 @@ _GIB: Final = 1024**3
 class ContainerSettings:
     """Settings of the engine of containers. `enabled` is false where none is to be used."""
 
+    #: whether one is used.
     enabled: bool = True
+    #: path of its socket. Default: rootless Podman, Podman, Docker: the first that is there and
+    #: answers.
     socket: str = ""
+    #: bytes that one image, and all that the node has loaded, may take. Default: 21474836480 (20
+    #: GiB).
     images_bytes_max: int = 20 * _GIB
 
 
