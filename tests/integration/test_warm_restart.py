@@ -162,8 +162,9 @@ def test_a_warm_job_whose_node_does_not_come_back_ends_with_the_grace(node: Rest
     kind = "zygote" if node.settings["warm"] == "on" else "single"
     node.finished(node.submit(0.02), LONG_S)
     until("its app is warm", lambda: _warm(node)["workers"] == kind, LONG_S)
-    request, _ = _begun(node)
+    request, supervisor = _begun(node)
     assert node.stop() == 0
+    until("the grace is over", lambda: _has_ended(supervisor), LONG_S)
     until("no process is left", lambda: node.processes() == [], LONG_S)
     node.start()
     node.wait_ready()
