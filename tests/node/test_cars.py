@@ -1,7 +1,8 @@
 """Results by file, in whole nodes: what is exported is verified, and counts where it is imported by
 what it is; nothing counts for having been in a file."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ async def exported(node: LabNode, job: str) -> bytes:
     return b"".join([piece async for piece in await node.cars.export(rests)])
 
 
-async def in_pieces(data: bytes, step: int = 10_000) -> AsyncIterator[bytes]:
+async def in_pieces(data: bytes, step: int = 10_000) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(data), step):
         yield data[start : start + step]
 
 
 async def imported(node: LabNode, data: bytes) -> dict[str, Any]:
     with trio.fail_after(20):
-        return await node.cars.import_(in_pieces(data))
+        async with aclosing(in_pieces(data)) as pieces:
+            return await node.cars.import_(pieces)
 
 
 async def verified(node: LabNode, job: str, *, offline: bool = False) -> list[dict[str, Any]]:

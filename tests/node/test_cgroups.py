@@ -102,6 +102,21 @@ def test_a_system_without_control_groups_says_so(tmp_path: Path) -> None:
     assert probe(kernel.proc)[1] == "this system has no control groups"
 
 
+def test_a_higher_bound_of_memory_is_not_kept_out_by_the_lower_one_with_swap(
+    tmp_path: Path, written: list[tuple[str, str]]
+) -> None:
+    (tmp_path / "memory.memsw.limit_in_bytes").touch()
+    group = JobCgroup(1, {"memory": str(tmp_path)})
+    group.bound(2**28, 0, 0)
+    group.bound(2**30, 0, 0)  # of a worker that waited with the bounds of a smaller job
+    with_swap, alone = "memory.memsw.limit_in_bytes", "memory.limit_in_bytes"
+    assert written == [
+        step
+        for size in ("268435456", "1073741824")
+        for step in ((with_swap, "-1"), (alone, size), (with_swap, size))
+    ]
+
+
 def test_bounds_of_a_job_in_version_2(
     tmp_path: Path, written: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

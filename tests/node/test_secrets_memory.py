@@ -1,6 +1,8 @@
 """Secrets between whole nodes: from the submitter's memory to the worker's, and to nobody else."""
 
+import contextlib
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -94,11 +96,18 @@ async def lab(path: Path) -> AsyncIterator[tuple[LabNode, LabNode, LabNode, Tell
 
 
 def _files(*nodes: LabNode) -> list[Path]:
-    return [path for node in nodes for path in node.home.path.rglob("*") if path.is_file()]
+    """What lies in homes; a folder that goes meanwhile has nothing any more."""
+    tops = [os.walk(node.home.path) for node in nodes]
+    return [Path(at, name) for top in tops for at, _, names in top for name in names]
 
 
 def _holding(*nodes: LabNode) -> list[Path]:
-    return [path for path in _files(*nodes) if VALUE.encode() in path.read_bytes()]
+    found = []
+    for path in _files(*nodes):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and VALUE.encode() in path.read_bytes():
+                found.append(path)
+    return found
 
 
 async def _submit(node: LabNode, **more: Any) -> dict[str, Any]:

@@ -219,8 +219,12 @@ class JobCgroup:
         """Bound memory and swap together: what is swapped out is still the job's."""
         folder = self.folders["memory"]
         if self._version == 1:
+            swap_too = folder / "memory.memsw.limit_in_bytes"
+            _put_if_there(
+                swap_too, "-1"
+            )  # never below memory: a bound that was lower is in the way
             _put(folder / "memory.limit_in_bytes", str(size_bytes))
-            _put_if_there(folder / "memory.memsw.limit_in_bytes", str(size_bytes))
+            _put_if_there(swap_too, str(size_bytes))
         else:
             _put(folder / "memory.max", str(size_bytes))
             _put_if_there(folder / "memory.swap.max", "0")

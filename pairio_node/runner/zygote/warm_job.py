@@ -26,6 +26,7 @@ __all__ = [
     "end_init",
     "group_bounds",
     "hear",
+    "last_words",
     "make_tmp",
     "pid_of",
 ]
@@ -240,17 +241,12 @@ class WarmSupervisor(Supervisor):
     def _reap(self) -> None:
         if self._status is not None:
             return
-        self._link.setblocking(False)
-        try:
-            data = self._link.recv(MESSAGE_BYTES_MAX)
-        except BlockingIOError:
+        ended = last_words(self._link)
+        if ended is None:
             return
-        except ConnectionError:
-            data = b""
-        if data:
-            ended = json.loads(data)
-            self._used = {name: int(ended[name]) for name in self._used}
-            self._status = int(ended["status"])
+        if ended:
+            self._used = {name: ended[name] for name in _COUNTED}
+            self._status = ended["status"]
         else:  # it was killed: from here, or with its zygote
             self._status = signal.SIGKILL
             self._why = self._why or "lost"
@@ -263,6 +259,22 @@ class WarmSupervisor(Supervisor):
     def _outcome(self, error: str) -> dict[str, Any]:
         lost = "the warm worker of the job is gone" if self._why == "lost" else ""
         return super()._outcome(error or lost)
+
+
+def last_words(link: socket.socket) -> dict[str, int] | None:
+    """Return what a job's init says of the job's end; None: nothing yet; empty: it ended without a
+    word, or with none that makes sense."""
+    link.setblocking(False)
+    while True:
+        try:
+            data = link.recv(MESSAGE_BYTES_MAX)
+            said: Any = json.loads(data)  # its end is no JSON
+            if "status" in said:  # else said before: one that was stopped was not listened to
+                return {name: int(said[name]) for name in ("status", *_COUNTED)}
+        except BlockingIOError:
+            return None
+        except (ConnectionError, ValueError, TypeError, KeyError, RecursionError):
+            return {}
 
 
 def hear(link: socket.socket, word: str) -> None:
@@ -278,9 +290,8 @@ def hear(link: socket.socket, word: str) -> None:
         try:
             message = dict(json.loads(data)) if data else {"error": "it has ended"}
         except (ValueError, TypeError, RecursionError):
-            message = {
-                "error": "it says what is no message"
-            }  # the app's import may have changed it
+            # The app's import may have changed it.
+            message = {"error": "it says what is no message"}
         if "error" in message:
             raise OSError(f"the warm worker cannot take the job: {message['error']}")
 
