@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pairio_protocol.figures import counted, size_text
+
 __all__ = ["relay_lines"]
 
 
@@ -10,13 +12,18 @@ def relay_lines(status: dict[str, Any]) -> list[str]:
     lines = []
     for relay in status.get("relays", ()):
         peer = relay["address"].rpartition("/p2p/")[2]
-        state = f"holds a place, {relay['circuits']} connections" if relay["held"] else relay["why"]
+        state = (
+            f"holds a place, {counted(relay['circuits'], 'connection')}"
+            if relay["held"]
+            else relay["why"]
+        )
         lines.append(f"relay      ...{peer[-6:]}: {state}")
     carried = status.get("relay")
     if carried:
         lines.append(
             f"relaying   for {carried['reservations']} of at most {carried['reservationsMax']},"
-            f" {carried['circuits']} connections ({carried['circuitsOfStrangers']} of strangers),"
-            f" {carried['bytes'] / 1e6:.1f} MB so far"
+            f" {counted(carried['circuits'], 'connection')}"
+            f" ({carried['circuitsOfStrangers']} of strangers),"
+            f" {size_text(carried['bytes'])} so far"
         )
     return lines

@@ -60,8 +60,10 @@ class Shown:
                 continue
             if self._is_within_line or not self._may_say(line):
                 self._put(line, is_whole)
+            elif is_whole and (bar := _drawn(line[len(_MARK) :].strip())):
+                self._bar = bar
             elif is_whole:
-                self._bar = _drawn(line[len(_MARK) :].strip())
+                self._put(line, is_whole)
             else:
                 self._held = line
         if self._bar and not self._is_within_line:
@@ -84,12 +86,14 @@ class Shown:
 
 
 def _drawn(words: str) -> str:
-    """Return the bar of what a job says: `42.0% fitting`."""
-    number, _, rest = words.partition("%")
+    """Return the bar of what a job says: `42.0% fitting`; empty: that is a line like any other."""
+    number, sign, rest = words.partition("%")
     try:
         percent = min(100.0, max(0.0, float(number)))
     except ValueError:
-        percent, rest = 0.0, words
+        return ""
+    if not sign:
+        return ""
     full = "#" * int(_WIDTH * percent / 100)
     line = f"[{full:<{_WIDTH}}] {percent:3.0f}%{rest}"
     width: int = shutil.get_terminal_size().columns

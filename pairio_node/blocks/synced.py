@@ -15,7 +15,7 @@ from pairio_node.errors import StorageFullError
 
 __all__ = ["SyncedFolders"]
 
-#: File systems with one journal: what syncs one folder commits all that was done before.
+#: File systems with one journal: what commits a change commits all that were made before it.
 _ONE_JOURNAL: Final = frozenset({"ext3", "ext4", "xfs"})
 
 
@@ -59,10 +59,18 @@ class SyncedFolders:
                 device = os.stat(folder).st_dev
                 if device not in self._has_one_journal:
                     self._has_one_journal[device] = file_system(device) in _ONE_JOURNAL
-                if device not in done:
-                    sync_folder(folder)
+                if device in done:
+                    continue
                 if self._has_one_journal[device]:
+                    # Syncing a folder commits no later change than its own last one: so make one.
+                    change_folder(folder)
                     done.add(device)
+                sync_folder(folder)
+
+
+def change_folder(folder: Path) -> None:
+    """Make a change of a folder, after all those before."""
+    os.utime(folder)
 
 
 def sync_folder(folder: Path) -> None:

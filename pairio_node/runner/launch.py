@@ -59,7 +59,7 @@ class Launcher:
 
     def close(self) -> None:
         """End the helper. From now on supervisors count as left alone."""
-        self._end_helper()
+        self._end_helper(_END_S)
         os.close(self._alive_fd)
 
     async def start(self, plan: dict[str, Any]) -> int:
@@ -112,13 +112,13 @@ class Launcher:
         self._channel = ours
         return ours
 
-    def _end_helper(self) -> None:
+    def _end_helper(self, within_s: float = 0.0) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         if self._helper is not None:
             try:
-                self._helper.wait(_END_S)
+                self._helper.wait(within_s)
             except subprocess.TimeoutExpired:
                 self._helper.kill()  # it keeps nothing: supervisors do not depend on it
                 self._helper.wait()

@@ -1,6 +1,7 @@
 """A question and its answer over a socket to a helper process: a line of JSON each."""
 
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -25,15 +26,20 @@ async def ask_in_lines(
     """
     line, answer = json.dumps(message).encode() + b"\n", b""
     fds: list[int] = []
-    with trio.fail_after(within_s):
-        while line:
-            await trio.lowlevel.wait_writable(channel.fileno())
-            line, given = line[socket.send_fds(channel, [line], given) :], ()
-        while not answer.endswith(b"\n"):
-            await trio.lowlevel.wait_readable(channel.fileno())
-            data, came, _, _ = socket.recv_fds(channel, 4096, _FDS_MAX)
-            answer += data
-            fds += came
-            if not data:
-                raise BrokenPipeError("it has ended")
-    return {**json.loads(answer), "fds": fds} if fds else json.loads(answer)
+    try:
+        with trio.fail_after(within_s):
+            while line:
+                await trio.lowlevel.wait_writable(channel.fileno())
+                line, given = line[socket.send_fds(channel, [line], given) :], ()
+            while not answer.endswith(b"\n"):
+                await trio.lowlevel.wait_readable(channel.fileno())
+                data, came, _, _ = socket.recv_fds(channel, 4096, _FDS_MAX)
+                answer += data
+                fds += came
+                if not data:
+                    raise BrokenPipeError("it has ended")
+        return {**json.loads(answer), "fds": fds} if fds else json.loads(answer)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise

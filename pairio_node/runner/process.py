@@ -69,7 +69,8 @@ class ProcessRunner:
         for name in ("working/tmp", "out", "other"):
             (tmp / name).mkdir(parents=True, exist_ok=True)
         try:
-            plan = self._plan(spec, self._command(spec))
+            command = await trio.to_thread.run_sync(self._command, spec)
+            plan = self._plan(spec, command)
         except FileNotFoundError as error:
             return _failed(str(error))
         self._write_job(spec, tmp)
@@ -276,7 +277,10 @@ def _last_words(console: bytes) -> str:
 
 
 def _has_any(folder: Path) -> bool:
-    """Say whether something lies in a folder, as far as it is one."""
+    """Say whether something lies in a folder, or the job put a link in its place: that is looked
+    at in a thread, and not followed."""
+    if folder.is_symlink():
+        return True
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
@@ -286,7 +290,7 @@ def _has_any(folder: Path) -> bool:
 
 def _is_folder(path: Path) -> bool:
     """Say whether a path is a folder, and no link to one."""
-    return path.is_dir() and not path.is_symlink()
+    return not path.is_symlink() and path.is_dir()
 
 
 def _is_plain(path: Path) -> bool:

@@ -7,6 +7,7 @@ do over TCP, so it is the peer's own key that answers at its other end, or nobod
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import trio
 from libp2p.connection_types import ConnectionType
@@ -25,6 +26,7 @@ __all__ = [
     "STOP",
     "Circuit",
     "is_circuit",
+    "is_linked_directly",
     "is_relayed",
     "peer_in",
     "read_hop",
@@ -56,6 +58,12 @@ def split_circuit(address: str) -> tuple[str, str]:
     if not (found and named and at and relay) or "/" in relay or "/p2p/" in at or CIRCUIT in rest:
         raise TransportError(f"not the address of a circuit: {address[:200]!r}")
     return at, relay
+
+
+def is_linked_directly(host: Any, peer: str) -> bool:
+    """Say whether a peer is connected by itself, not over a circuit."""
+    found = host.get_network().get_connections(ID.from_base58(peer))
+    return any(not is_relayed(connection) for connection in found)
 
 
 def is_relayed(connection: object) -> bool:

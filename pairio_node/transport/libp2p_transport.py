@@ -712,6 +712,7 @@ class Libp2pTransport:
                 await self._topic_wakes[topic].wait()
             data = queue.popleft()
             if not self._pubsub.peers:  # signing for nobody costs as much as for many
+                self._counters["gossip_to_nobody"] += 1
                 continue
             try:
                 await self._pubsub.publish(topic, data)

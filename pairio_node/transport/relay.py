@@ -22,6 +22,7 @@ from pairio_node.places import Memberships, Places
 from pairio_node.transport.circuits import (
     HOP,
     STOP,
+    is_linked_directly,
     is_relayed,
     peer_in,
     read_hop,
@@ -161,7 +162,8 @@ class Relay:
         return bool(self._known_as(peer))
 
     def _strangers(self) -> list[_Carried]:
-        return [c for c in self._carried if not self._may_reserve(c.source)]
+        goes_on = [c for c in self._carried if not c.scope.cancel_called]
+        return [c for c in goes_on if not self._may_reserve(c.source)]
 
     # -- asked ------------------------------------------------------------------------------
 
@@ -245,12 +247,11 @@ class Relay:
         stranger when there are too many."""
         if not self._is_here(target):
             raise _Refused(pb.NO_RESERVATION, "a circuit to a peer without a reservation")
-        if not self._may_reserve(source):
-            self._make_place_among_strangers(source, target)
         pair = sum((c.source, c.target) == (source, target) for c in self._carried)
         if pair >= RELAY_CIRCUITS_OF_PAIR_MAX:
             raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "a circuit beyond the bound")
         if not self._may_reserve(source):
+            self._make_place_among_strangers(source, target)
             yield
             return
         with self._circuits.place(source) as is_free:
@@ -329,17 +330,13 @@ class Relay:
             return False
         if not self._may_reserve(peer):
             return False
-        return self._is_linked(peer)
-
-    def _is_linked(self, peer: str) -> bool:
-        found = self._host.get_network().get_connections(ID.from_base58(peer))
-        return any(not is_relayed(connection) for connection in found)
+        return is_linked_directly(self._host, peer)
 
     def _end_what_is_over(self) -> None:
         for peer in [peer for peer in self._reserved if not self._is_here(peer)]:
             self._reserved.pop(peer).place.close()
             self._others.let_go(peer)
-        for stranger in [p for p in self._strangers_come if not self._is_linked(p)]:
+        for stranger in [p for p in self._strangers_come if not is_linked_directly(self._host, p)]:
             del self._strangers_come[stranger]
         idle_s = trio.current_time() - RELAY_IDLE_MS / 1000
         for carried in self._carried:

@@ -26,6 +26,7 @@ from pairio_node.transport.circuits import (
     HOP,
     STOP,
     Circuit,
+    is_linked_directly,
     is_relayed,
     peer_in,
     read_hop,
@@ -140,16 +141,12 @@ class Relayed:
         lock = self._linking.setdefault(relay, trio.Lock())
         try:
             async with lock:
-                if not self._is_linked(relay):
+                if not is_linked_directly(self._host, relay):
                     network = self._host.get_network()
                     await network.dial_addr(Multiaddr(at), ID.from_base58(relay))
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._linking.pop(relay, None)
-
-    def _is_linked(self, relay: str) -> bool:
-        found = self._host.get_network().get_connections(ID.from_base58(relay))
-        return any(not is_relayed(connection) for connection in found)
 
     @asynccontextmanager
     async def _asked(self, relay: str, protocol: Any) -> AsyncIterator[Any]:

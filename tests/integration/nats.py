@@ -7,6 +7,7 @@
 A router translates addresses and drops what nobody inside has asked for, as those at home do.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -105,4 +106,5 @@ class Nats:
     def remove(self) -> None:
         """Take the namespaces down."""
         while self._names:
-            _run("ip", "netns", "del", self._names.pop())
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                _run("ip", "netns", "del", self._names.pop())

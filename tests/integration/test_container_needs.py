@@ -27,8 +27,8 @@ from tests.integration.runner_lab import script_spec
 from tests.integration.test_containers import TOOLS
 from tests.node.image_lab import layer, save
 
-pytestmark = pytest.mark.integration
-VALUE = "correct horse battery"
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+VALUE = "correct horse stapler"
 TOKEN = {"TOKEN": VALUE}
 MEMORY = (Path("/dev/shm"), Path(f"/run/user/{os.geteuid()}"))
 

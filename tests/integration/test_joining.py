@@ -66,7 +66,7 @@ def test_two_homes_create_invite_join_submit_revoke_refused(
     assert refused.returncode == 1, refused.stderr
     print(f"\ncreate, invite, join, submit, revoke, refused: {took_s:.1f} s")
     record_property("took_s", took_s)
-    assert took_s < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert took_s < 10 * min(3.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
     again = second.cli("join", _invite(first), "--name", "Ada")
     assert again.returncode == 0, again.stderr
     assert "Ada" in _names(first)

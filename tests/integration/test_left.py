@@ -24,7 +24,7 @@ from pairio_node.runner.zygote.link import HostGone, HostLink
 from tests.integration.runner_lab import script_spec
 from tests.integration.warm_lab import PATIENCE_S, lab, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 KILLS = 30
 #: So long a kill waits for its moment.
@@ -83,6 +83,7 @@ async def test_nothing_is_left_of_supervisors_that_are_killed(tmp_path: Path) ->
                     await until(lambda spec=spec: _supervisor(spec) > 0)  # type: ignore[misc]
                     waiting += _kill_while_its_sandbox_is_made(_supervisor(spec))
         await until(lambda: not _named(word))
+    assert waiting, "no kill met the moment"
     print(f"\n{KILLS} supervisors killed, {waiting} sandboxes left waiting at first, 0 at last")
 
 
@@ -120,6 +121,7 @@ async def test_nothing_is_left_of_hosts_that_are_killed(tmp_path: Path) -> None:
                     waiting += _kill_while_its_sandbox_is_made(host.pid)
             await until(host.has_ended)
         await until(lambda: not _named(word))
+    assert waiting, "no kill met the moment"
     print(f"\n{KILLS} hosts killed, {waiting} sandboxes left waiting at first, 0 at last")
 
 

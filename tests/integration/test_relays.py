@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pairio_protocol.links import Link
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.nats import Nats, why_no_nats
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 SERVICE = "lab"
 GREET = "hello_world/hello_world_1"
 CIRCUIT = "/p2p-circuit/p2p/"
@@ -136,7 +137,9 @@ def nats() -> Iterator[Nats]:
 def _cannot_reach(inside: tuple[str, ...], address: str) -> bool:
     _, _, host, _, port, *_ = address.split("/")
     code = f"import socket; socket.create_connection(({host!r}, {port}), 2)"
-    return subprocess.run([*inside, "python3", "-c", code], capture_output=True).returncode != 0
+    return (
+        subprocess.run([*inside, sys.executable, "-c", code], capture_output=True).returncode != 0
+    )
 
 
 def test_an_inviter_and_a_joiner_behind_routers(
@@ -148,6 +151,7 @@ def test_an_inviter_and_a_joiner_behind_routers(
         "relay", "--be-relay", "--no-compute", "--listen", listen, inside=nats.street
     )
     at = f"{listen}/p2p/{relay.info['peerId']}"
+    assert not _cannot_reach(nats.homes[1], at), "nothing can be reached from there"
     anywhere = ("--listen", "/ip4/0.0.0.0/tcp/4101")
     first = start_node("first", "--relay", at, "--no-compute", *anywhere, inside=nats.homes[0])
     direct = [a for a in first.info["addresses"] if CIRCUIT not in a and "/127." not in a]

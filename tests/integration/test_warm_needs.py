@@ -189,6 +189,7 @@ async def test_a_job_beside_one_with_secrets_finds_none(warm: Lab) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(warm.run_spec, spec, cancel)
         await until((spec.work_dir / "tmp/working/begun").exists)
+        assert warm.status["jobsWarm"] == 1, warm.status
         assert await warm.told(HUNT + "print(json.dumps(found))") == []
         cancel.set()
 
@@ -281,7 +282,7 @@ print(json.dumps({
         "sees": [],
     }
     assert warm.status["jobsWarm"] == 1
-    assert _forwarders() == before
+    assert set(_forwarders()) <= set(before)
 
 
 async def test_a_job_beside_one_with_a_stream_cannot_read_it(warm: Lab) -> None:
@@ -290,6 +291,7 @@ async def test_a_job_beside_one_with_a_stream_cannot_read_it(warm: Lab) -> None:
     async with _streaming(warm, spec) as ready, trio.open_nursery() as nursery:
         nursery.start_soon(warm.run_spec, ready, cancel)
         await until((spec.work_dir / "tmp/working/begun").exists)
+        assert warm.status["jobsWarm"] == 1, warm.status
         url = ready.inputs[0].url
         code = (
             "import urllib.request\n"
@@ -316,9 +318,10 @@ async def test_nothing_is_left_of_a_warm_job_whose_supervisor_was_killed(warm: L
     async with _streaming(warm, spec) as ready, trio.open_nursery() as nursery:
         nursery.start_soon(warm.run_spec, ready)
         await until((spec.work_dir / "tmp/working/begun").exists)
+        assert warm.status["jobsWarm"] == 1, warm.status
         assert len(_forwarders()) == len(before) + 1
         os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
-    await until(lambda: _forwarders() == before)
+    await until(lambda: set(_forwarders()) <= set(before))
     assert _files_with_it(warm.top) == []
 
 
@@ -332,6 +335,7 @@ async def test_a_warm_job_goes_on_reading_when_it_is_taken_up_again(warm: Lab) -
     async with _streaming(warm, spec) as ready, trio.open_nursery() as nursery:
         nursery.start_soon(warm.runner.run, ready, trio.Event())
         await until((spec.work_dir / "tmp/working/begun").exists)
+        assert warm.status["jobsWarm"] == 1, warm.status
         nursery.cancel_scope.cancel()
     streams = JobStreams.found(spec.work_dir / "streams", UrlRules())
     assert streams is not None

@@ -15,6 +15,7 @@ from tests.integration.test_restart import RestartNode
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.timeout(400),
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing"),
 ]
 LONG_S = 120

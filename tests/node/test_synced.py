@@ -21,38 +21,53 @@ class Disk:
     """Notes in which order files and folders are synced and named; knows what a cut would leave."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.unsafe: set[Path] = set()
+        self.unsafe: dict[Path, int] = {}  # since which change
+        self.changes = 0
+        self.last_change: dict[Path, int] = {}  # of each folder
         self.syncs: list[Path] = []
         self.is_broken, self.kind = False, "btrfs"
         sync_folder, rename, mkdir = synced.sync_folder, Path.rename, Path.mkdir
-        touch = Path.touch
+        touch, change_folder = Path.touch, synced.change_folder
 
         def noting_sync(folder: Path) -> None:
             if self.is_broken:
                 raise OSError(5, "the disk is broken")
             sync_folder(folder)
             self.syncs.append(folder)
-            is_all = self.kind == "ext4"
-            self.unsafe = {p for p in self.unsafe if p.parent != folder and not is_all}
+            until = self.last_change.get(folder, 0) if self.kind == "ext4" else 0
+            self.unsafe = {
+                p: at for p, at in self.unsafe.items() if p.parent != folder and at > until
+            }
 
         def noting_rename(path: Path, target: Path) -> Path:
-            self.unsafe.add(target)
+            self.note(target)
             return rename(path, target)
 
         def noting_touch(path: Path, *args: Any, **more: Any) -> None:
             touch(path, *args, **more)
-            self.unsafe.add(path)
+            self.note(path)
 
         def noting_mkdir(path: Path, *args: Any, **more: Any) -> None:
             if not path.exists():
-                self.unsafe.add(path)
+                self.note(path)
             mkdir(path, *args, **more)
 
+        def noting_change(folder: Path) -> None:
+            change_folder(folder)
+            self.changes += 1
+            self.last_change[folder] = self.changes
+
         monkeypatch.setattr(synced, "sync_folder", noting_sync)
+        monkeypatch.setattr(synced, "change_folder", noting_change)
         monkeypatch.setattr(synced, "file_system", lambda _: self.kind)
         monkeypatch.setattr(Path, "rename", noting_rename)
         monkeypatch.setattr(Path, "touch", noting_touch)
         monkeypatch.setattr(Path, "mkdir", noting_mkdir)
+
+    def note(self, path: Path) -> None:
+        """A name was made, and its folder is changed by that."""
+        self.changes += 1
+        self.unsafe[path] = self.last_change[path.parent] = self.changes
 
     def cut(self, home: Path) -> set[str]:
         """What lies below the folders of blocks and marks, and a power cut could take now."""

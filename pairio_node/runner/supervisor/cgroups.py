@@ -220,9 +220,8 @@ class JobCgroup:
         folder = self.folders["memory"]
         if self._version == 1:
             swap_too = folder / "memory.memsw.limit_in_bytes"
-            _put_if_there(
-                swap_too, "-1"
-            )  # never below memory: a bound that was lower is in the way
+            # Never below memory: a bound that was lower is in the way.
+            _put_if_there(swap_too, "-1")
             _put(folder / "memory.limit_in_bytes", str(size_bytes))
             _put_if_there(swap_too, str(size_bytes))
         else:

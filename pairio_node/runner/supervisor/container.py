@@ -236,13 +236,18 @@ class ContainerSupervisor(Supervisor):
             self._engine.ask("POST", path, query, timeout_s=_ANSWER_S)
 
     def _end_all(self) -> None:
+        try:
+            self._remove_job()
+        finally:
+            self._remove_beside()
+
+    def _remove_job(self) -> None:
         if self._console_fd >= 0 and self._status is not None:
             self._drain()  # what it wrote last may not have come yet
         gives_up_s = time.monotonic() + _REMOVE_S
         while True:
             try:
                 self._engine.remove(self._container["name"], _ANSWER_S)
-                self._remove_beside()
                 return
             except EngineError as error:
                 if not self._tree() and (self._status is not None or not self._started):

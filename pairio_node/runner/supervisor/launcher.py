@@ -6,6 +6,7 @@ supervisor left is its own, and ended (`family`). So is what the hosts of warm w
 it starts for the node: a line `{"host": ARGV}` with the descriptor that is to be their channel.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -56,7 +57,8 @@ def main() -> None:
                 answer: dict[str, Any] = {"pid": pid}
             except OSError as error:
                 answer = {"error": str(error)}
-            os.write(_CHANNEL_FD, json.dumps(answer).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # the node's end is read next
+                os.write(_CHANNEL_FD, json.dumps(answer).encode() + b"\n")
     family.end_left()
     os._exit(0)
 
@@ -82,7 +84,7 @@ class _Requests:
     """Lines from the node, numbered, each with the descriptors that came with it."""
 
     def __init__(self) -> None:
-        self._channel = socket.socket(fileno=os.dup(_CHANNEL_FD))
+        self._channel = socket.socket(fileno=_CHANNEL_FD)  # no copy, which supervisors would keep
         self._pending = b""
         self._fds: list[int] = []
         self._count = 0

@@ -418,6 +418,8 @@ class _Host:
         assert self._control is not None
         fds = socket.recv_fds(self._control, 65536, 4)[1]
         if len(fds) < 4:
+            for fd in fds:
+                os.close(fd)
             self._lost = "the zygote has ended"
             self._end_zygote()
             return

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pairio.client import _html
 from pairio.errors import JobBlocked, JobCanceled, JobFailed, NoSuchOutput, RequestRefused
 
-__all__ = ["FINAL", "BatchProgress", "JobBase", "Refused", "Service", "failure_of"]
+__all__ = ["FINAL", "BatchProgress", "JobBase", "Outputs", "Refused", "Service", "failure_of"]
 
 _Output = TypeVar("_Output")
 #: What a job that goes on no more by itself is.
