@@ -174,7 +174,7 @@ async def test_a_launcher_that_ends_leaves_supervisors_and_takes_what_was_left(
         assert len(below) > 2
         os.kill(killed, signal.SIGKILL)
         await until(lambda: not _lives(killed))
-        launcher._end_helper()
+        launcher._end_helper(5.0)
         await until(lambda: not any(map(_lives, below)))
         try:
             assert descendants(goes_on)

@@ -260,6 +260,25 @@ async def test_a_launcher_that_was_killed_is_replaced(launcher: Launcher, tmp_pa
     assert (await runner.run(script_spec(tmp_path, "true"), trio.Event())).status == "completed"
 
 
+async def test_a_launcher_that_was_killed_is_missed_at_once_while_a_job_goes_on(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    runner = ProcessRunner(launcher)
+    (long := tmp_path / "long").mkdir()
+    (short := tmp_path / "short").mkdir()
+    before = set(psutil.Process().children())
+    async with trio.open_nursery() as nursery:
+        spec = script_spec(long, "echo started; exec sleep 81.1")
+        nursery.start_soon(_run, runner, spec)
+        await _until_in(spec.work_dir / "console", b"started")
+        (helper,) = set(psutil.Process().children()) - before
+        helper.kill()
+        with trio.fail_after(10):  # the wait for an answer is 20 s
+            assert (await _run(runner, script_spec(short, "true"))).status == "completed"
+        nursery.cancel_scope.cancel()
+    await _until(lambda: not _runs("81.1"))
+
+
 async def test_a_job_that_cannot_be_started_says_why(launcher: Launcher, tmp_path: Path) -> None:
     spec = script_spec(tmp_path, "true")
     (spec.work_dir / "tmp").mkdir(parents=True)
