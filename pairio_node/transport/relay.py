@@ -247,11 +247,13 @@ class Relay:
         stranger when there are too many."""
         if not self._is_here(target):
             raise _Refused(pb.NO_RESERVATION, "a circuit to a peer without a reservation")
+        if not self._may_reserve(source):
+            self._check_pace(source)
         pair = sum((c.source, c.target) == (source, target) for c in self._carried)
         if pair >= RELAY_CIRCUITS_OF_PAIR_MAX:
             raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "a circuit beyond the bound")
         if not self._may_reserve(source):
-            self._make_place_among_strangers(source, target)
+            self._make_place_among_strangers(target)
             yield
             return
         with self._circuits.place(source) as is_free:
@@ -260,26 +262,27 @@ class Relay:
                 raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "a circuit beyond the bound")
             yield
 
-    def _make_place_among_strangers(self, source: str, target: str) -> None:
-        """Refuse a stranger who comes too fast, or let the oldest of too many go: not before he
-        had the time to join."""
-        known = self._strangers_come.get(source)
+    def _check_pace(self, stranger: str) -> None:
+        known = self._strangers_come.get(stranger)
         if known is None:
             known = _Pace(RELAY_STRANGER_PER_S_MAX, RELAY_STRANGER_AT_ONCE_MAX)
-            self._strangers_come[source] = known
-        is_too_fast = not known.try_take()
+            self._strangers_come[stranger] = known
+        if not known.try_take():
+            raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "circuits of strangers, too fast")
+
+    def _make_place_among_strangers(self, target: str) -> None:
+        """Let the oldest of too many strangers go: not before he had the time to join."""
         strangers = self._strangers()
         there = [c for c in strangers if c.target == target]
         oldest = there[0] if len(there) >= RELAY_STRANGERS_TO_PEER_MAX else None
         if oldest is None and len(strangers) >= RELAY_STRANGERS_MAX:
             oldest = strangers[0]
-        if oldest is not None:
-            is_too_fast |= trio.current_time() < oldest.began_s + RELAY_STRANGER_LEAST_MS / 1000
-        if is_too_fast:
+        if oldest is None:
+            return
+        if trio.current_time() < oldest.began_s + RELAY_STRANGER_LEAST_MS / 1000:
             raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "circuits of strangers, too fast")
-        if oldest is not None:
-            self._counters["circuits of strangers that made place for others"] += 1
-            oldest.scope.cancel()
+        self._counters["circuits of strangers that made place for others"] += 1
+        oldest.scope.cancel()
 
     async def _knock(self, source: str, target: str, lasts_ms: int) -> Any:
         """Return a stream to the target, which knows who comes and has said yes."""
