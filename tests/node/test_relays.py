@@ -282,6 +282,24 @@ async def test_a_stranger_has_the_time_to_join_before_his_circuit_makes_place(
 
 
 @pytest.mark.integration
+async def test_a_stranger_who_gets_no_further_place_takes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = RELAY_CIRCUITS_OF_PAIR_MAX + 1
+    monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGERS_TO_PEER_MAX", most)
+    monkeypatch.setattr("pairio_node.transport.relay.RELAY_STRANGER_LEAST_MS", 0)
+    async with network() as net:
+        relay = await net.relay("relay", "hidden")
+        hidden = await net.hidden("hidden", relay)
+        await until(lambda: held(hidden) == [True])
+        other, greedy = await net.open("other"), await net.open("greedy")
+        assert (await ask(other, relay, connect_to(hidden.id)))[0] == pb.OK
+        said = [(await ask(greedy, relay, connect_to(hidden.id)))[0] for _ in range(most)]
+        assert said == [*[pb.OK] * (most - 1), pb.RESOURCE_LIMIT_EXCEEDED]
+        assert served(relay)["circuitsOfStrangers"] == most
+
+
+@pytest.mark.integration
 async def test_a_stranger_who_comes_too_fast_is_refused_and_others_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
