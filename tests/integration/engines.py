@@ -94,7 +94,7 @@ def _podman(folder: Path, socket: Path, log: object) -> "subprocess.Popen[bytes]
         "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
     }
     argv = ["podman", "system", "service", "--time=0", f"unix://{socket}"]
-    return subprocess.Popen(argv, env=environment, stdout=log, stderr=log)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(argv, cwd=folder, env=environment, stdout=log, stderr=log)  # type: ignore[call-overload,no-any-return]
 
 
 def _docker(folder: Path, socket: Path, log: object) -> "subprocess.Popen[bytes]":
