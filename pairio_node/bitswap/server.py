@@ -164,7 +164,7 @@ class Server:
         asked = []
         for want in batch:
             if ledger.wants.get(want.raw) is not want:
-                continue  # taken back meanwhile
+                continue  # taken back meanwhile, or asked for anew: then it is in `fresh` again
             if cids[want.raw] not in here:
                 if want.send_dont_have:
                     presences.append((want.raw, False))

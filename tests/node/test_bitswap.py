@@ -304,6 +304,17 @@ async def test_have_and_block_and_the_form_in_which_it_was_asked(tmp_path: Path)
         assert a.bitswap._server.wants_of(asker.id) == 0
 
 
+async def test_what_is_asked_for_twice_before_it_is_answered_has_one_answer(tmp_path: Path) -> None:
+    async with ends(tmp_path, "a") as (network, (a,)), puppet(network, a) as asker:
+        here = (await a.shelf.content.add_bytes(b"here")).cid
+        gone = cid_of(RAW, b"nowhere")
+        await asker.ask(a, *wants(here, gone, is_have=True), *wants(here, gone))
+        heard = await asker.until(2)
+        await asker.ask(a, want(cid_of(RAW, b"the next")))
+        await asker.until(3)
+        assert [(m.presences, len(m.blocks)) for m in heard[:2]] == [([(gone, False)], 0), ([], 1)]
+
+
 async def test_a_want_is_met_when_its_block_becomes_public(tmp_path: Path) -> None:
     async with ends(tmp_path, "a") as (network, (a,)), puppet(network, a) as asker:
         added = await a.shelf.content.add_bytes(b"later")
