@@ -402,9 +402,8 @@ class Node:
         assert self.writer is not None
         now = self.clock.unix_ms()
 
-        def row(data: bytes) -> tuple[bytes, str, str, bytes, int, bytes, int]:
-            s = Segment.decode(data)
-            return (s.hash, s.service, s.log.author, s.log.boot, s.first_seq, data, now)
+        def row(s: Segment) -> tuple[bytes, str, str, bytes, int, bytes, int]:
+            return (s.hash, s.service, s.log.author, s.log.boot, s.first_seq, s.encode(), now)
 
         rows = CommitRows(
             services=tuple((s, name, int(up), epoch) for s, name, up, epoch in commit.services),

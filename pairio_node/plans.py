@@ -7,6 +7,7 @@ from pairio_node.blocked import blocked_words
 from pairio_node.explain import Explain
 from pairio_node.views import fitting_view, resources_view
 from pairio_protocol import events as ev
+from pairio_protocol.documents import encode
 from pairio_protocol.fold import RequestState
 from pairio_protocol.normalise import definition_of
 from pairio_protocol.records import Resources
@@ -72,7 +73,7 @@ class Plans:
             tags=tuple(body.get("tags") or ()),
             targets=tuple(body.get("targetComputeClientIds") or ()),
         )
-        record = core.commands.record_of(asked, document, core.fold(service))
+        record = core.commands.record_of(asked, job, encode(document), core.fold(service))
         epoch = core.membership.chains[service].epoch
         return RequestState("dry run", core.ctx.me, record, job, document, b"", epoch)
 

@@ -4,13 +4,12 @@ Source: https://github.com/multiformats/cid ; only what pairio makes and accepts
 codecs raw (0x55), dag-pb (0x70), dag-cbor (0x71), and sha2-256 with its whole 32 bytes.
 """
 
-import base64
-import binascii
 import hashlib
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import base58
+import libipld
 
 __all__ = [
     "DAG_CBOR",
@@ -54,7 +53,7 @@ def cid_of(codec: int, data: bytes) -> str:
 @lru_cache(maxsize=8192)
 def cid_text(raw: bytes) -> str:
     """Return the base32 text of a binary CID (its form is not checked)."""
-    return "b" + base64.b32encode(raw).decode().lower().rstrip("=")
+    return libipld.encode_multibase("b", raw)
 
 
 @lru_cache(maxsize=8192)
@@ -63,8 +62,8 @@ def cid_bytes(text: str) -> bytes:
     if len(text) != 59 or not text.startswith("b") or text != text.lower():
         raise CidError(f"{text[:80]!r} is no CIDv1 in base32 (bafy..., bafk...)")
     try:
-        raw = base64.b32decode(text[1:].upper() + "=" * (-len(text[1:]) % 8))
-    except (binascii.Error, ValueError):
+        _, raw = libipld.decode_multibase(text)
+    except ValueError:
         raise CidError(f"{text!r} is not base32") from None
     if raw[:1] != b"\x01" or raw[1] not in _CODECS or raw[2:4] != _SHA2_256 or len(raw) != 36:
         raise CidError(f"{text!r} is not a CIDv1 of raw, dag-pb or dag-cbor with sha2-256")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pairio_protocol import events as ev
 from pairio_protocol.apps import needs_of
-from pairio_protocol.documents import encode
+from pairio_protocol.documents import document_cid, encode
 from pairio_protocol.effects import Fail, JobChanged, Reply
 from pairio_protocol.errors import DefinitionError
 from pairio_protocol.evidence_commands import EvidenceCommands
@@ -28,7 +28,7 @@ from pairio_protocol.limits import (
 )
 from pairio_protocol.machines.deadlines import Deadlines, earliest_ms
 from pairio_protocol.messages import Ack
-from pairio_protocol.normalise import job_id_of, normalise
+from pairio_protocol.normalise import normalise
 from pairio_protocol.public_commands import PublicCommands
 from pairio_protocol.records import Cancel, Request
 from pairio_protocol.revoked import REVOKED_HINT, why_without
@@ -156,9 +156,10 @@ class Commands:
         needs = needs_of(folded.apps, document)
         needs.check_given(event.secrets)
         fold = self._core.fold(service)
-        job = job_id_of(document)
+        definition = encode(document)
+        job = document_cid(definition)
         fold.define(job, document)
-        record = self.record_of(event, document, fold)
+        record = self.record_of(event, job, definition, fold)
         size = record_size(record)
         if size > RECORD_SIZE_BYTES_MAX:
             raise DefinitionError(
@@ -188,17 +189,19 @@ class Commands:
         self._submits[request] = _Submit(event.call, service, request, job, local)
         self._due.set(request, self._ctx.now_ms + SEALED_MS)
 
-    def record_of(self, event: ev.Submit, document: dict[str, Any], fold: ServiceFold) -> Request:
-        """Return the request that a submit becomes, when no hit answers it."""
+    def record_of(
+        self, event: ev.Submit, job: str, definition: bytes, fold: ServiceFold
+    ) -> Request:
+        """Return the request that a submit of a job becomes, when no hit answers it."""
         salt_of = ""
         if event.mode == "rerun_failing":
-            resolved = fold.resolve(job_id_of(document)).job
-            found = fold.canonical(resolved, document) if resolved else None
+            resolved = fold.resolve(job).job
+            found = fold.canonical(resolved, fold.definitions[job]) if resolved else None
             if found is not None and found.document.status == "failed":
                 salt_of = found.cid
         try:
             return Request(
-                definition=encode(document),
+                definition=definition,
                 mode=event.mode,
                 salt_of=salt_of,
                 resources=event.resources,

@@ -41,7 +41,6 @@ from pairio_protocol.machines import (
 from pairio_protocol.machines.bidder import Bidder
 from pairio_protocol.machines.contents import Contents
 from pairio_protocol.machines.coordinator import Coordinator
-from pairio_protocol.machines.deadlines import earliest_ms
 from pairio_protocol.machines.log import Log
 from pairio_protocol.machines.logs import Logs
 from pairio_protocol.machines.membership import Membership
@@ -208,9 +207,12 @@ class NodeCore(
     def next_deadline_ms(self) -> int | None:
         """When `TimePassed` is due at the latest."""
         if not self._is_due_known:
-            presence_ms = self.book.deadline_ms() if self.membership.taken_up else None
-            others_ms = (deadline_ms() for deadline_ms in self._deadlines)
-            self._due_ms, self._is_due_known = earliest_ms(presence_ms, *others_ms), True
+            due_ms = self.book.deadline_ms() if self.membership.taken_up else None
+            for deadline_ms in self._deadlines:
+                at_ms = deadline_ms()
+                if at_ms is not None and (due_ms is None or at_ms < due_ms):
+                    due_ms = at_ms
+            self._due_ms, self._is_due_known = due_ms, True
         return self._due_ms
 
     def accepts_gossip(self, service: str, data: bytes) -> bool:

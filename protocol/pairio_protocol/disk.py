@@ -65,7 +65,7 @@ class Disk:
         self._in_flight[self.ticket] = commit
         self._after_commit[self.ticket] = self._waiting_effects
         self._ack_sent[self.ticket] = self._acks
-        self._storing.update((h, self.ticket) for h in map(_hash_of, _segments_of(commit)))
+        self._storing.update(dict.fromkeys(_hashes_of(commit), self.ticket))
         self._waiting_effects, self._acks = [], {}
         return commit
 
@@ -110,7 +110,7 @@ class Disk:
     def on_committed(self, ticket: int) -> None:
         """Let go what waited for this commit."""
         commit = self._in_flight.pop(ticket, None)
-        stored = list(map(_hash_of, _segments_of(commit))) if commit is not None else []
+        stored = _hashes_of(commit) if commit is not None else []
         for segment_hash in stored:
             self._storing.pop(segment_hash, None)
             self._core.logs.unstored.discard(segment_hash)
@@ -131,7 +131,7 @@ class Disk:
                 self._ctx.emit(Fail(call, f"not stored: {event.reason}", "free disk space", "disk"))
         self._core.commands.on_commit_failed(event.ticket, event.reason)
         if commit is not None:
-            for segment_hash in map(_hash_of, _segments_of(commit)):
+            for segment_hash in _hashes_of(commit):
                 self._storing.pop(segment_hash, None)
             self._core.membership.unsaved_changes[:0] = commit.changes
             self._core.membership.unsaved_services |= {row[0] for row in commit.services}
@@ -201,9 +201,5 @@ class Disk:
                 self._core.guests.restore(name, data)
 
 
-def _segments_of(commit: Commit) -> tuple[bytes, ...]:
-    return (*commit.segments, *commit.kept)
-
-
-def _hash_of(data: bytes) -> bytes:
-    return Segment.decode(data).hash
+def _hashes_of(commit: Commit) -> list[bytes]:
+    return [segment.hash for segment in (*commit.segments, *commit.kept)]

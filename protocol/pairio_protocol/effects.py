@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pairio_protocol.records import Resources
+from pairio_protocol.segment import Segment
 
 __all__ = [
     "Announce",
@@ -210,10 +211,10 @@ class Commit:
 
     ticket: int
     changes: tuple[tuple[str, str, int, bytes], ...]  # (service, cid, seq, bytes)
-    segments: tuple[bytes, ...]
+    segments: tuple[Segment, ...]
     services: tuple[tuple[str, str, bool, int], ...]  # (service, petname, taken up, epoch)
     answers: tuple[tuple[str, str, str], ...] = ()  # (service, request, result CID)
-    kept: tuple[bytes, ...] = ()
+    kept: tuple[Segment, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[tuple[str, str, bytes], ...] = ()  # (kind, name, data); without data: removed
     forgotten: tuple[str, ...] = ()  # services whose changes are kept no longer

@@ -142,8 +142,11 @@ class Segment:
         body = pack([RECORDS.to_plain(record) for record in records])
         log = LogId(key.peer, boot, 0)
         unsigned = Segment(service, log, first_seq, epoch, prev, body, len(records), b"")
-        signature = key.sign(unsigned._signed())
-        return Segment(service, log, first_seq, epoch, prev, body, len(records), signature)
+        signed = unsigned._signed()
+        signature = key.sign(signed)
+        segment = Segment(service, log, first_seq, epoch, prev, body, len(records), signature)
+        segment.__dict__["hash"] = sha256(signed)  # the cached property, which would ask again
+        return segment
 
 
 def record_size(record: Record) -> int:

@@ -19,7 +19,6 @@ from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.records import Resources
-from pairio_protocol.segment import Segment
 from pairio_protocol.signing import SigningKey
 
 APP = {
@@ -90,7 +89,7 @@ class _Disk:
 
     def requests(self) -> int:
         """How many records the commits hold."""
-        return sum(Segment.decode(data).count for c in self.commits for data in c.segments)
+        return sum(segment.count for c in self.commits for segment in c.segments)
 
 
 class _Lab:
@@ -239,7 +238,7 @@ async def test_what_is_written_while_the_disk_fails_comes_with_the_next_try(
         assert len(lab.disk.commits) == 1
         lab.disk.error = None
         await trio.sleep_until(trio.current_time() + 1)
-        assert [Segment.decode(s).count for s in lab.disk.commits[-1].segments] == [1, 1]
+        assert [s.count for s in lab.disk.commits[-1].segments] == [1, 1]
 
 
 # -- time -------------------------------------------------------------------------------------

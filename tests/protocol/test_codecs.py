@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pairio_protocol.codec import pack, unpack
 from pairio_protocol.documents import Link, decode, encode
 from pairio_protocol.errors import DecodeError, DefinitionError
-from pairio_protocol.ids import LogId, run_id
+from pairio_protocol.ids import LogId, peer_of, run_id
 from pairio_protocol.jobs import decode_job
 from pairio_protocol.limits import (
     DEPTH_MAX,
@@ -40,7 +40,7 @@ from pairio_protocol.records import (
 )
 from pairio_protocol.segment import GENESIS, Segment
 from pairio_protocol.service import Chain, ChangeGap, Cut, SignedChange
-from pairio_protocol.signing import SigningKey
+from pairio_protocol.signing import SigningKey, verify
 
 KEY = SigningKey(bytes(range(32)))
 PEER = SigningKey(bytes(32)).peer
@@ -421,21 +421,24 @@ def test_a_field_of_another_type_raises_nothing_else(registry: Any) -> None:
     ids=repr,
 )  # fmt: skip
 def test_a_document_cannot_hold(value: Any) -> None:
-    with pytest.raises(DefinitionError):
+    with pytest.raises(DefinitionError, match=r"^\$\.a\[0\]"):
         encode({"a": [value]})
 
 
-def _nested(depth: int) -> dict[str, Any]:
-    value: Any = 1
+def _nested(depth: int, value: Any) -> dict[str, Any]:
     for _ in range(depth):
         value = {"a": value}
     return value  # type: ignore[no-any-return]
 
 
-def test_a_document_is_at_most_so_deep() -> None:
-    assert decode(encode(_nested(DEPTH_MAX)), 1000) == _nested(DEPTH_MAX)
+@pytest.mark.parametrize("value", [1, "text", {}, []], ids=repr)
+def test_a_document_is_at_most_so_deep(value: Any) -> None:
+    deepest = _nested(DEPTH_MAX, value)
+    assert decode(encode(deepest), 1000) == deepest
     with pytest.raises(DefinitionError, match="deeper"):
-        encode(_nested(DEPTH_MAX + 1))
+        encode({"a": deepest})
+    with pytest.raises(DecodeError, match="deeper"):
+        decode(b"\xa1\x61a" + encode(deepest), 1000)
 
 
 #: CBOR that other writers may make: {"a": ...} with a value that is not the one encoding.
@@ -617,3 +620,21 @@ def test_a_signature_has_64_bytes_wherever_it_stands() -> None:
     ):
         with pytest.raises(DecodeError):
             read(pack(plain))
+
+
+def test_a_signature_counts_for_its_signer_and_for_what_was_signed() -> None:
+    # RFC 8032, section 7.1, test 2
+    public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+    signature = bytes.fromhex(
+        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+        "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+    )
+    stranger = peer_of(bytes.fromhex(public))
+    for peer, message, signed in (
+        (stranger, b"\x72", signature),
+        (KEY.peer, b"one", KEY.sign(b"one")),  # of this process, which knows
+    ):
+        assert verify(peer, message, signed)
+        assert not verify(peer, b"other", signed)
+        assert not verify(SigningKey(bytes(32)).peer, message, signed)
+        assert not verify(peer, message, signed[:-1] + b"\xff")

@@ -48,7 +48,7 @@ class Machines(World):
             ev.Restored(
                 tuple(services.values()),
                 tuple((c[0], c[3]) for commit in commits for c in commit.changes),
-                tuple(s for commit in commits for s in commit.segments),
+                tuple(s.encode() for commit in commits for s in commit.segments),
             ),
         )
         return core

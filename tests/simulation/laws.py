@@ -133,8 +133,7 @@ class Laws:
     # -- effects --------------------------------------------------------------------------
 
     def sealed(self, world: World, node: Node, sealed: Any) -> None:
-        for data in sealed.commit.segments:
-            segment = Segment.decode(data)
+        for segment in sealed.commit.segments:
             if segment.log.author == node.peer and segment.log.boot in _own_boots(node):
                 for seq in range(segment.first_seq, segment.last_seq + 1):
                     place = (segment.service + segment.log.author, segment.log.boot, seq)

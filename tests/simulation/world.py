@@ -44,12 +44,12 @@ class Disk:
             self.services[service] = (petname, taken_up)
         for service, cid, seq, data in commit.changes:
             self.changes[service, cid] = (seq, data)
-        for data in commit.segments:
-            self.segments[Segment.decode(data).hash] = data
+        for segment in commit.segments:
+            self.segments[segment.hash] = segment.encode()
         for service, request, cid in commit.answers:
             self.answers.setdefault((service, request), cid)
-        for data in commit.kept:
-            self.kept[Segment.decode(data).hash] = data
+        for segment in commit.kept:
+            self.kept[segment.hash] = segment.encode()
         for row in commit.dropped:
             self._drop(row)
 

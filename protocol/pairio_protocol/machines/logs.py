@@ -101,7 +101,7 @@ class Logs:
         self._pending: dict[str, list[Record]] = {}
         self._pending_bytes: dict[str, int] = {}
         self._sealed: list[Segment] = []
-        self.unsaved: list[bytes] = []
+        self.unsaved: list[Segment] = []
         self.unstored: set[bytes] = set()  # what no commit has brought to the disk yet
         self._verified: OrderedDict[bytes, None] = OrderedDict()
         self._sent: OrderedDict[tuple[str, bytes], None] = OrderedDict()
@@ -214,7 +214,7 @@ class Logs:
         while next(iter(self._fresh.values())) < self._ctx.now_ms - _FRESH_MS:
             self._fresh.popitem(last=False)
         self.unstored.add(segment.hash)
-        self.unsaved.append(segment.encode())
+        self.unsaved.append(segment)
 
     # -- other nodes' logs ----------------------------------------------------------------
 
@@ -360,7 +360,7 @@ class Logs:
         self._ctx.counters["forked logs"] += 1
         for segment in (one, other):
             if segment.hash not in self._by_hash:
-                self.unsaved.append(segment.encode())
+                self.unsaved.append(segment)
         self._news_of(one.service).others.add(range_of(one.log))
         before = log.accepted
         self._heights_of(one.service).changed(one.log)

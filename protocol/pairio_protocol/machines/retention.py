@@ -106,7 +106,7 @@ class Retention:
         self._services: dict[str, _Service] = {}
         self._look_ms: int | None = None
         self.unsaved: list[Dropped] = []
-        self.unsaved_kept: list[bytes] = []
+        self.unsaved_kept: list[Segment] = []
 
     def _of(self, service: str) -> _Service:
         if service not in self._services:
@@ -155,7 +155,7 @@ class Retention:
             self._ctx.counters["kept segments beyond what is taken"] += 1
             return False
         held.keep(segment)
-        self.unsaved_kept.append(segment.encode())
+        self.unsaved_kept.append(segment)
         return True
 
     def take_late(self, segment: Segment, chain: Chain) -> bool:
