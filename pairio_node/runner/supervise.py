@@ -1,11 +1,13 @@
 """Starts a supervisor for a job, or finds the one that is there, and waits for its outcome."""
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ __all__ = [
     "SupervisorLost",
     "ask_to_end",
     "attach",
+    "attend",
     "has_outcome",
     "is_supervised",
     "remove_group",
@@ -128,22 +131,27 @@ async def supervise(launcher: Launcher, plan: Plan, cancel: trio.Event) -> Ended
         return await attach(plan.work_dir, cancel, leave=plan.grace_s > 0, pid=pid)
 
 
-async def attach(
-    work_dir: Path, cancel: trio.Event, *, leave: bool, pid: int = 0, done_fd: int = -1
-) -> Ended:
-    """Wait for the outcome of a job that was started before: until `done_fd` can be read from, or
-    its supervisor has ended. When the waiting task is cancelled, the job goes on if `leave` says
-    so, else it is told to end."""
+async def attach(work_dir: Path, cancel: trio.Event, *, leave: bool, pid: int = 0) -> Ended:
+    """Wait for the outcome of a job that was started before, until its supervisor has ended. When
+    the waiting task is cancelled, the job goes on if `leave` says so, else it is told to end."""
     fd = _supervisor_fd(work_dir, pid)
     if fd is not None:
-        ended = False
         try:
-            await _until_ended(fd, done_fd if done_fd >= 0 else fd, cancel)
-            ended = True
+            await _until_readable(fd, cancel, partial(_send_end, fd), leave=leave)
         finally:
-            if not ended and not leave:
-                _send_end(fd)
             os.close(fd)
+    return await _found(work_dir)
+
+
+async def attend(work_dir: Path, cancel: trio.Event, done_fd: int, *, leave: bool) -> Ended:
+    """The same of a job whose supervisor may serve others afterwards: `done_fd`, a socket, can be
+    read from when it has left the outcome, or has ended; a word on it tells the job to end. (A
+    signal might meet the next one.)"""
+    await _until_readable(done_fd, cancel, partial(_say_end, done_fd), leave=leave)
+    return await _found(work_dir)
+
+
+async def _found(work_dir: Path) -> Ended:
     try:
         return _outcome(work_dir)
     except SupervisorLost:
@@ -206,16 +214,29 @@ def _supervisor_fd(work_dir: Path, pid: int) -> int | None:
         os.close(lock_fd)
 
 
-async def _until_ended(fd: int, done_fd: int, cancel: trio.Event) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_when_asked, fd, cancel)
-        await trio.lowlevel.wait_readable(done_fd)
-        nursery.cancel_scope.cancel()
+async def _until_readable(
+    fd: int, cancel: trio.Event, end: Callable[[], None], *, leave: bool
+) -> None:
+    readable = False
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_when_asked, end, cancel)
+            await trio.lowlevel.wait_readable(fd)
+            readable = True
+            nursery.cancel_scope.cancel()
+    finally:
+        if not readable and not leave:
+            end()
 
 
-async def _end_when_asked(fd: int, cancel: trio.Event) -> None:
+async def _end_when_asked(end: Callable[[], None], cancel: trio.Event) -> None:
     await cancel.wait()
-    _send_end(fd)
+    end()
+
+
+def _say_end(fd: int) -> None:
+    with contextlib.suppress(ConnectionError):  # it has ended by itself
+        os.write(fd, b"end")
 
 
 def _send_end(fd: int) -> None:

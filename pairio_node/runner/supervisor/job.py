@@ -80,6 +80,9 @@ class Supervisor:
         self._wake_fd = _woken_by_signals()
         #: More descriptors that are readable when the end of the job is to be looked for.
         self._end_fds: tuple[int, ...] = ()
+        #: Those by which it is told to end.
+        self._ask_fds: tuple[int, ...] = (self._wake_fd,)
+        self._poll = select.poll()
         self._process: subprocess.Popen[bytes] | None = None
         self._root = 0
         self._status: int | None = None
@@ -189,9 +192,8 @@ class Supervisor:
         os.sched_setaffinity(pid, {mine[(first + n) % len(mine)] for n in range(count)})
 
     def _watch(self) -> None:
-        poll = select.poll()
-        poll.register(self._console_fd, select.POLLIN)
-        for fd in (self._wake_fd, *self._end_fds):
+        poll = self._poll
+        for fd in (self._console_fd, *self._ask_fds, *self._end_fds):
             poll.register(fd, select.POLLIN)
         look_at_s = self._began_s + _FIRST_LOOK_S
         while self._status is None:
@@ -208,7 +210,7 @@ class Supervisor:
             due_s = min(look_at_s, limit_s if not self._why else look_at_s)
             due_s = min(due_s, self._kill_at_s or due_s)
             for fd, _ in poll.poll(max(1.0, (due_s - now_s) * 1000)):
-                if fd == self._wake_fd and signal.SIGTERM in os.read(fd, 512):
+                if fd in self._ask_fds and self._is_asked(fd):
                     self._end("canceled")
                 if fd != self._console_fd:
                     self._reap()
@@ -216,6 +218,10 @@ class Supervisor:
                     poll.unregister(fd)
         if not self._why and self._watcher is not None:
             self._pass(self._watcher.ended())
+
+    def _is_asked(self, fd: int) -> bool:
+        """Say whether what came there tells the job to end."""
+        return signal.SIGTERM in os.read(fd, 512)
 
     def _look(self, now_s: float) -> None:
         """See what the job uses, and whether a node is there."""

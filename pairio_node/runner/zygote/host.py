@@ -1,8 +1,8 @@
 """The process that keeps the warm workers of one app and forks a supervisor for each job.
 
 The first line on its channel says what to keep; it answers with `{"kind": "zygote" | "single",
-"why": ...}` or `{"error": ...}`. After that each line is a plan, answered with the supervisor's
-process id. It ends when the node is gone and no job of it runs: its workers end with it.
+"why": ...}` or `{"error": ...}`. After that each line is a plan, answered with a socket to its
+supervisor. It ends when the node is gone and no job of it runs: its workers end with it.
 """
 
 import contextlib
@@ -33,6 +33,8 @@ _LINE_BYTES_MAX = 4 * 2**20
 _ERRORS_BYTES = 4096
 _LOCK_FILE = "lock"
 _BROKEN_IN_A_ROW_MAX = 3
+#: Keepers that wait for a worker.
+_FREE_MAX = 2
 #: A job waits so long for a worker.
 _WORKER_S = 10.0
 
@@ -62,8 +64,7 @@ def main() -> None:
         gc.freeze()
         while (plan := host.wait_for(channel)) is not None:
             try:
-                pid, done_fd = host.run(plan)
-                channel.answer({"pid": pid}, done_fd)
+                channel.answer({}, host.run(plan))
             except (OSError, _Refused, KeeperGone) as error:
                 channel.answer({"error": str(error)})
     except _NodeGone:
@@ -231,12 +232,13 @@ class _Host:
         self._control: socket.socket | None = None
         self._namespaces: Namespaces | None = None
         self._workers: list[_Single] = []  # that still import the app
-        self._keepers: list[Keeper] = []
+        self._keepers: list[Keeper] = []  # with a worker that waits for a job
+        self._running: list[Keeper] = []
+        self._free: list[Keeper] = []
         self._lost = ""
         self._numbers = iter(range(10**9))
         self._broken = 0
         self._turn = 0
-        self._supervisors: list[int] = []
         #: Of the job before: those of the next one are most likely the same.
         self._bounds: dict[str, int] = config["bounds"]
 
@@ -260,11 +262,11 @@ class _Host:
         """Let running jobs end, then end everything."""
         for worker in self._workers:
             worker.sandbox.kill()
-        for keeper in self._keepers:
-            keeper.close()
-            self._note(keeper.pid)  # it removes what it made
-        for fd in self._supervisors:
-            select.select([fd], [], [])
+        keepers = [*self._keepers, *self._running, *self._free]
+        for keeper in keepers:
+            keeper.let_go()
+        for keeper in keepers:
+            keeper.wait()  # it removes what it made
         self._end_zygote()
         remove_tree(self.folder)
 
@@ -354,29 +356,30 @@ class _Host:
             pass
         return channel.line()
 
-    def run(self, plan: dict[str, Any]) -> tuple[int, int]:
-        """Hand a job over; returns its supervisor's process id, and a descriptor that can be read
-        from when its outcome can."""
+    def run(self, plan: dict[str, Any]) -> int:
+        """Hand a job over; returns a socket to its supervisor (see `Warm.done_fd`)."""
         keeper = self._ready_keeper()
         self._keepers.remove(keeper)
         self._turn += 1
         try:
-            pid = keeper.run({**plan, "cpu_turn": self._turn})
+            done_fd = keeper.run({**plan, "cpu_turn": self._turn})
         except KeeperGone:
-            os.close(keeper.done_fd)
+            keeper.close()
             raise
         self._bounds = group_bounds(plan)
-        running = [fd for fd in self._supervisors if not select.select([fd], [], [], 0)[0]]
-        for fd in set(self._supervisors) - set(running):
-            os.close(fd)
-        self._supervisors = running
-        self._note(pid)
+        self._running.append(keeper)
+        self._sort(keeper)
         self._refill()
-        return pid, keeper.done_fd
+        return done_fd
 
-    def _note(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            self._supervisors.append(os.pidfd_open(pid))
+    def _sort(self, keeper: Keeper) -> None:
+        """Note that a keeper is free, if it is; more than a few are let go."""
+        if keeper.free:
+            self._running.remove(keeper)
+            if len(self._free) < _FREE_MAX:
+                self._free.append(keeper)
+            else:
+                keeper.close()
 
     def _ready_keeper(self) -> Keeper:
         """Return one; who is on his way is there sooner than a cold start."""
@@ -399,19 +402,34 @@ class _Host:
     def _look(self, within_s: float | None, more: list[int]) -> bool:
         """Wait for news of workers and keepers, and take them; say whether `more` has some."""
         workers = {worker.link.fileno(): worker for worker in self._workers}
-        keepers = {keeper.channel.fileno(): keeper for keeper in self._keepers}
+        each = (*self._keepers, *self._running, *self._free)
+        keepers = {keeper.channel.fileno(): keeper for keeper in each}
         control = [] if self._control is None else [self._control.fileno()]
         found = select.select([*workers, *keepers, *control, *more], [], [], within_s)[0]
         for fd in found:
             if fd in workers:
                 self._look_at(workers[fd])
-            elif fd in keepers and not keepers[fd].look():
-                self._lost = self._lost or keepers[fd].unsafe
-                self._keepers.remove(keepers[fd])
-                keepers[fd].close()
+            elif fd in keepers:
+                self._hear(keepers[fd])
             elif fd in control:
                 self._take_forked()
         return any(fd in more for fd in found)
+
+    def _hear(self, keeper: Keeper) -> None:
+        if keeper.channel.fileno() < 0:
+            return  # what was looked at before it let it go
+        said = keeper.hear()
+        if keeper.ready:
+            return
+        if keeper.free:
+            self._sort(keeper)
+            return
+        # Why no job is to be run by what it keeps, nor by others of its kind.
+        self._lost = self._lost or said.get("unsafe", "")
+        for those in (self._keepers, self._running, self._free):
+            if keeper in those:
+                those.remove(keeper)
+        keeper.close()
 
     def _take_forked(self) -> None:
         """A child of the zygote is there for a job."""
@@ -429,8 +447,14 @@ class _Host:
         self._keep(Warm(self.outside, link, fds[2], fds[3], found, job_link, folder=folder))
 
     def _keep(self, warm: Warm) -> None:
-        user = self.config["zygote"]["user"]
-        self._keepers.append(Keeper(warm, self.config["groups"], user, self._bounds))
+        warm.bounds = self._bounds
+        while warm.namespaces is not None and self._free:
+            keeper = self._free.pop()
+            if keeper.take(warm):
+                self._keepers.append(keeper)
+                return
+            keeper.close()
+        self._keepers.append(Keeper(warm, self.config["groups"], self.config["zygote"]["user"]))
 
 
 def _hear(link: socket.socket, errors_fd: int, within_s: float) -> tuple[dict[str, Any], str]:

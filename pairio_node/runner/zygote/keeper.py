@@ -1,13 +1,19 @@
 """The process beside a warm worker: makes what its job will need, waits for it, and becomes its
 supervisor. What takes long (control groups, the loopback interface) is done before a job is there.
+
+One whose job came to a clean end keeps the next worker: to fork another costs more than all that it
+does for a job. Nothing of the job before is left in it but memory that no job sees, and never after
+a job with secrets.
 """
 
 import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,10 @@ from pairio_node.runner.zygote.warm_job import (
 __all__ = ["Keeper", "KeeperGone"]
 
 _ANSWER_S = 10.0
+_FDS_MAX = 4
+#: Whatever one has come to hold goes with it.
+_JOBS_MAX = 200
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class KeeperGone(Exception):
@@ -37,115 +47,202 @@ class KeeperGone(Exception):
 class Keeper:
     """A keeper as its host sees it."""
 
-    def __init__(
-        self, warm: Warm, groups: dict[str, Any] | None, user: int, bounds: dict[str, int]
-    ) -> None:
-        """Fork it. `warm` is the keeper's from then on. `user` is whom jobs run as, `bounds` are
-        most likely those of the next one (`group_bounds`)."""
-        self.ready = False
-        #: Why no job is to be run by what it keeps, nor by others of its kind.
-        self.unsafe = ""
-        self._lines = b""
+    def __init__(self, warm: Warm, groups: dict[str, Any] | None, user: int) -> None:
+        """Fork it. `warm` is the keeper's from then on. `user` is whom jobs run as."""
+        #: It waits with a worker for a job; it has neither.
+        self.ready = self.free = False
         self.channel, theirs = socket.socketpair()
-        #: Can be read from when the outcome of its job can; its taker's.
-        self.done_fd, warm.done_fd = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             code = 70
             try:
-                _keep(warm, theirs, groups, user, bounds)
+                _serve(warm, theirs, groups, user)
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(code)
         theirs.close()
-        os.close(warm.done_fd)
-        warm.link.close()
-        if warm.job_link is not None:
-            warm.job_link.close()
-        for fd in (warm.init_fd, warm.job_fd, warm.console_fd):
-            if fd >= 0:
-                os.close(fd)
+        _close(warm)
 
-    def look(self) -> bool:
-        """Take what it says; False when it has ended."""
-        line = self._line()
-        self.ready = "ready" in line
-        self.unsafe = line.get("unsafe", "")
-        return self.ready
+    def take(self, warm: Warm) -> bool:
+        """Hand the next worker to one that is free; False when it has ended."""
+        assert warm.job_link is not None
+        fds = [warm.link.fileno(), warm.job_link.fileno(), warm.init_fd, warm.job_fd]
+        worker = {"folder": warm.folder, "bounds": warm.bounds}
+        try:
+            _send_line(self.channel, worker, fds)
+        except OSError:
+            return False
+        _close(warm)
+        self.free = False
+        return True
+
+    def hear(self) -> dict[str, Any]:
+        """Return what it says, also when that is several things; nothing when it has ended."""
+        try:
+            data = self.channel.recv(4096)
+        except ConnectionError:
+            return {}
+        said: dict[str, Any] = {}
+        for line in data.splitlines(keepends=True):
+            said.update(json.loads(line) if line.endswith(b"\n") else {})
+        self.ready, self.free = "ready" in said, "free" in said
+        return said
+
+    def let_go(self) -> None:
+        """Have it end, after the job that it runs."""
+        with contextlib.suppress(OSError):  # it has ended
+            self.channel.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Let it go."""
+        """Let it go without waiting for its end."""
         self.channel.close()
-        os.close(self.done_fd)
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        while self.hear():
+            pass
+        self.channel.close()
 
     def run(self, plan: dict[str, Any]) -> int:
-        """Hand it a job; returns its process id.
+        """Hand it a job; returns the node's end of the socket `Warm.done_fd`.
 
         Raises:
             KeeperGone: it did not take it.
         """
+        ours, theirs = socket.socketpair()
         try:
-            self.channel.settimeout(_ANSWER_S)
-            self.channel.sendall(json.dumps(plan).encode() + b"\n")
-            answer = self._line()
+            with theirs:
+                self.channel.settimeout(_ANSWER_S)
+                _send_line(self.channel, plan, [theirs.fileno()])
+            answer = self.hear()
+            self.channel.settimeout(None)
         except OSError as error:
             answer = {"error": str(error)}
-        self.channel.close()
         if "pid" not in answer:
+            ours.close()
             raise KeeperGone(answer.get("error", "the keeper of a warm worker has ended"))
-        return self.pid
-
-    def _line(self) -> dict[str, Any]:
-        data = self.channel.recv(4096)
-        return dict(json.loads(data)) if data.endswith(b"\n") else {}
+        return ours.detach()
 
 
-def _keep(
-    warm: Warm,
-    channel: socket.socket,
-    groups: dict[str, Any] | None,
-    user: int,
-    bounds: dict[str, int],
-) -> None:
+def _send_line(channel: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
+    line = json.dumps(message).encode() + b"\n"
+    sent = socket.send_fds(channel, [line], fds)
+    if sent < len(line):
+        channel.sendall(line[sent:])
+
+
+def _received_line(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Return a message with its descriptors; None when the host lets go."""
+    data = b""
+    fds: list[int] = []
+    while not data.endswith(b"\n"):
+        more, came, _, _ = socket.recv_fds(channel, 65536, _FDS_MAX)
+        if not more:
+            return None, fds
+        data += more
+        fds += came
+    return dict(json.loads(data)), fds
+
+
+def _close(warm: Warm) -> None:
+    """Close what is a worker's in this process."""
+    warm.link.close()
+    if warm.job_link is not None:
+        warm.job_link.close()
+    for fd in (warm.init_fd, warm.job_fd, warm.console_fd):
+        if fd >= 0:
+            os.close(fd)
+
+
+# -- in the keeper ------------------------------------------------------------------------------
+
+
+def _serve(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, user: int) -> None:
     os.setsid()
     null_fd = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):
         os.dup2(null_fd, target)
     fds = [channel.fileno(), warm.link.fileno(), warm.init_fd, warm.job_fd, warm.console_fd]
-    fds.append(warm.done_fd)
     fds += [warm.job_link.fileno()] if warm.job_link is not None else []
     kernel.close_except([fd for fd in fds if fd >= 0])
+    jobs = 0
+    while _keep(warm, channel, groups, user):
+        jobs += 1
+        _forget(warm, channel)
+        if jobs == _JOBS_MAX or (following := _next(warm, channel)) is None:
+            return
+        warm = following
+
+
+def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, user: int) -> bool:
+    """See a worker to its end, and its job; say whether another may be kept by this process."""
     group, taken = None, False
     try:
         if groups is not None:
             name = f"warm-{os.getpid()}-{os.urandom(6).hex()}"
-            group = JobCgroup.create(Delegation(**groups), name, **bounds)
-            warm.bounds = bounds
+            group = JobCgroup.create(Delegation(**groups), name, **(warm.bounds or {}))
         unsafe = _prepare(warm, group, user)
         if unsafe:
             channel.sendall(json.dumps({"unsafe": unsafe}).encode() + b"\n")
-            channel.close()
-            return
+            return False
         channel.sendall(b'{"ready": true}\n')
-        plan = _plan_from(channel, warm.init_fd)
-        if plan is not None:
-            folder = Path(plan["folder"])
-            lock_fd = lock_folder(folder)
-            channel.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
-            channel.close()
-            taken = True
-            become_supervisor(folder, lock_fd)
-            WarmSupervisor(plan, warm, group).run()
+        plan = _plan_from(channel, warm)
+        if plan is None:
+            return False
+        folder = Path(plan["folder"])
+        lock_fd = lock_folder(folder)
+        channel.sendall(b'{"pid": %d}\n' % os.getpid())
+        taken = True
+        become_supervisor(folder, lock_fd)
+        supervisor = WarmSupervisor(plan, warm, group, lock_fd)
+        supervisor.run()
+        return supervisor.is_clean
     except OSError as error:
-        if channel.fileno() < 0:
+        if taken:
             raise  # the supervisor's own, for its file of errors
         with contextlib.suppress(OSError):  # the host has gone, too
             channel.sendall(json.dumps({"error": str(error)}).encode() + b"\n")
+        return False
     finally:
         if not taken:
             _let_go(warm, group)
+
+
+def _forget(warm: Warm, channel: socket.socket) -> None:
+    """Let all go that was of the job: signals are as before it, all descriptors but the host's are
+    closed, whoever opened them, and errors are not its any more."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.set_wakeup_fd(-1)
+    os.dup2(0, 2)
+    warm.link.close()
+    if warm.job_link is not None:
+        warm.job_link.close()
+    kernel.close_except([channel.fileno()])
+
+
+def _next(before: Warm, channel: socket.socket) -> Warm | None:
+    """Return the next worker; None when the host lets go."""
+    try:
+        channel.sendall(b'{"free": true}\n')
+        worker, fds = _received_line(channel)
+    except ConnectionError:
+        return None
+    if worker is None:
+        return None
+    link, job_link = (socket.socket(fileno=fd) for fd in fds[:2])
+    return replace(
+        before,
+        link=link,
+        job_link=job_link,
+        init_fd=fds[2],
+        job_fd=fds[3],
+        folder=worker["folder"],
+        bounds=worker["bounds"],
+        tmp_fd=-1,
+        done_fd=-1,
+    )
 
 
 def _let_go(warm: Warm, group: JobCgroup | None) -> None:
@@ -174,14 +271,15 @@ def _prepare(warm: Warm, group: JobCgroup | None, user: int) -> str:
     return f"the warm worker is not shut in: {found}" if found else ""
 
 
-def _plan_from(channel: socket.socket, init_fd: int) -> dict[str, Any] | None:
-    """Return the job's plan; None when the host lets go, or the worker has ended."""
-    data = b""
-    while not data.endswith(b"\n"):
-        readable = select.select([channel.fileno(), init_fd], [], [])[0]
-        if channel.fileno() not in readable:
-            return None
-        data += (more := channel.recv(65536))
-        if not more:
-            return None
-    return dict(json.loads(data))
+def _plan_from(channel: socket.socket, warm: Warm) -> dict[str, Any] | None:
+    """Return the job's plan; None when the host lets go, or the worker has ended. What was said to
+    this process before there was a job is not meant for it."""
+    if channel.fileno() not in select.select([channel.fileno(), warm.init_fd], [], [])[0]:
+        return None
+    plan, fds = _received_line(channel)
+    if plan is None:
+        return None
+    warm.done_fd = fds[0]
+    while signal.sigtimedwait(_SIGNALS, 0) is not None:
+        pass
+    return plan

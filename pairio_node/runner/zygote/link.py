@@ -67,15 +67,14 @@ class HostLink:
             self.close()
             raise HostGone(f"there is no host of warm workers: {error}") from None
 
-    async def start(self, plan: dict[str, Any]) -> tuple[int, int]:
-        """Start a supervisor; returns its process id, and a descriptor, the caller's, that can be
-        read from when its outcome can.
+    async def start(self, plan: dict[str, Any]) -> int:
+        """Start a supervisor; returns a socket to it, the caller's, for `supervise.attend`.
 
         Raises:
             HostGone: nothing was started.
         """
         answer = await self._asked(plan, _ANSWER_S)
-        return int(answer["pid"]), int(answer["fds"][0])
+        return int(answer["fds"][0])
 
     async def _asked(
         self, message: dict[str, Any], within_s: float, *, shield: bool = True

@@ -44,9 +44,9 @@ _SECRETS_SIZE_BYTES = 2**20
 class Warm:
     """What a job is to be run in: its init (J1) and first process (J2) by descriptor, the `link` to
     J1, and a `folder` whose `tmp` becomes the job's. Of a zygote `namespaces`, the link to J2,
-    and `tmp_fd`, a detached mount of that; `done_fd` is closed when the node may read the outcome;
-    `bounds` are those of its group. Of a worker for one job
-    the `link` is that to both."""
+    and `tmp_fd`, a detached mount of that; `bounds` are those of its group. Of a worker for one job
+    the `link` is that to both. `done_fd` comes with the job: a socket to the node, which says a
+    word on it to have the job end, and at whose end it may read the outcome."""
 
     outside: Namespaces
     link: socket.socket
@@ -67,13 +67,20 @@ class WarmSupervisor(Supervisor):
     `job` (the text of its job file), `user` (whom the job runs as, 0: as the node), `secrets`
     (where it finds them), `streams` (see `Forwarding`; None: it has none)."""
 
-    def __init__(self, plan: dict[str, Any], warm: Warm, group: JobCgroup | None) -> None:
+    def __init__(
+        self, plan: dict[str, Any], warm: Warm, group: JobCgroup | None, lock_fd: int
+    ) -> None:
         super().__init__(plan, None)
+        #: Set at the end: whether it left nothing in this process that another job must not meet.
+        self.is_clean = False
+        self._lock_fd = lock_fd
         self._warm = warm
         self._group = group
         self._link, self._init_fd = warm.link, warm.init_fd
         self._root = pid_of(warm.init_fd)
         self._end_fds = (self._link.fileno(), self._init_fd)
+        self._ask_fds = (self._wake_fd, warm.done_fd)
+        os.set_blocking(warm.done_fd, False)
         self._used = dict.fromkeys(_COUNTED, 0)
         self._forwarding: Forwarding | None = None
 
@@ -218,11 +225,39 @@ class WarmSupervisor(Supervisor):
         """See the job to its end. What a job that has ended by itself leaves to be done is done
         after the node was told: the system takes milliseconds to take namespaces apart."""
         super().run()
-        if self._warm.done_fd >= 0:
-            os.close(self._warm.done_fd)
+        needs = self._plan["has_secrets"] or self._plan["streams"] is not None
+        by_itself = self._status is not None and not self._why
+        # First the lock: a node that comes later and finds it held waits for this process' end, and
+        # then the one that began the job is gone, which is seen here.
+        os.close(self._lock_fd)
+        self.is_clean = self._node_waits() and by_itself and not needs
+        os.close(self._warm.done_fd)
         remove_tree(Path(self._warm.folder))
         end_init(self._init_fd)
         super()._clean()
+
+    def _node_waits(self) -> bool:
+        """Say whether the node that began the job still waits for its outcome, and wants it."""
+        try:
+            os.read(self._warm.done_fd, 1)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            pass
+        return False
+
+    def _is_asked(self, fd: int) -> bool:
+        """A signal is for whoever leads the folder's lock: a node that came later. This one's word
+        reaches this job and no other."""
+        if fd != self._warm.done_fd:
+            return super()._is_asked(fd)
+        try:
+            word = os.read(fd, 16)
+        except (BlockingIOError, ConnectionError):
+            word = b""
+        if not word:
+            self._poll.unregister(fd)  # the node is gone, and may come back
+        return word != b""
 
     def _clean(self) -> None:
         """Done at the very end."""

@@ -1,0 +1,218 @@
+"""Supervisors of warm jobs that serve one job after another: nothing of one meets the next."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from pairio_node.runner import RunSpec
+from pairio_node.runner.supervise import is_supervised
+from pairio_node.runner.zygote.link import HostLink
+from tests.integration.warm_lab import Lab, lab, until
+
+pytestmark = pytest.mark.integration
+HOLDS = (
+    "open('begun', 'w').close()\nimport time\nwhile not os.path.exists('/tmp/go'): time.sleep(.02)"
+)
+
+
+@pytest.fixture
+async def warm(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with lab(tmp_path) as made:
+        await made.warm()
+        yield made
+
+
+def _host(made: Lab) -> psutil.Process:
+    (entry,) = made.runner.pool._entries.values()
+    assert entry.warmed is not None
+    return psutil.Process(entry.warmed.host.pid)
+
+
+def _keepers(made: Lab) -> list[psutil.Process]:
+    """The children of a host but for its zygote's sandbox."""
+    return [child for child in _host(made).children() if child.name() != "bwrap"]
+
+
+def _supervisor(spec: RunSpec) -> int:
+    return int((spec.work_dir / "supervisor.lock").read_text())
+
+
+async def _served(made: Lab, code: str = "pass", **changes: Any) -> int:
+    """Run a job; return who saw it to its end."""
+    spec = made.spec(code, **changes)
+    warm_before = made.status["jobsWarm"]
+    outcome = await made.run_spec(spec)
+    assert outcome.status == "completed", outcome
+    assert made.status["jobsWarm"] == warm_before + 1
+    return _supervisor(spec)
+
+
+async def _begun(made: Lab, spec: RunSpec) -> None:
+    await until((spec.work_dir / "tmp/working/begun").exists)
+    assert made.status["workers"] == "zygote"
+
+
+async def test_a_few_serve_many_jobs_and_hold_nothing_of_them(warm: Lab) -> None:
+    served = [await _served(warm) for _ in range(10)]
+    await until(lambda: all(map(_waits, _keepers(warm))))
+    before = {child.pid: _open(child.pid) for child in _keepers(warm)}
+    served += [await _served(warm) for _ in range(50)]
+    assert len({*served}) <= 10, served  # one for each job would be 60
+    await until(lambda: all(map(_waits, _keepers(warm))))
+    after = {child.pid: _open(child.pid) for child in _keepers(warm)}
+    assert len(after) <= 6
+    of_jobs = str(warm.top / "jobs")
+    for pid in after.keys() & {*served}:
+        assert not [name for name in after[pid] if name.startswith(of_jobs)]
+        assert len(after[pid]) <= max(map(len, before.values()))
+
+
+def _open(pid: int) -> list[str]:
+    names = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    return [os.readlink(name) for name in names if os.path.lexists(name)]
+
+
+def _waits(process: psutil.Process) -> bool:
+    """Say whether a keeper waits with a worker, or for one: then no file of a job's is open."""
+    return not any("supervisor.lock" in name for name in _open(process.pid))
+
+
+async def test_signals_that_come_before_a_job_are_not_for_it(warm: Lab) -> None:
+    """Who sends one found an earlier job of that process."""
+    for _ in range(5):
+        await _served(warm)
+    for _ in range(3):
+        await until(lambda: len(_keepers(warm)) >= 3)
+        for child in _keepers(warm):
+            child.send_signal(signal.SIGTERM)
+        await _served(warm)
+
+
+async def test_the_word_to_end_reaches_its_own_job_only(warm: Lab) -> None:
+    """The node may say it when the job has ended, and its supervisor has the next one."""
+    asked: list[int] = []
+    start = HostLink.start
+
+    async def started(link: HostLink, plan: dict[str, Any]) -> int:
+        done_fd = await start(link, plan)
+        asked.append(os.dup(done_fd))
+        return done_fd
+
+    HostLink.start = started  # type: ignore[method-assign, assignment]
+    try:
+        earlier = [await _served(warm) for _ in range(6)]
+        spec = warm.spec(HOLDS)
+        async with trio.open_nursery() as nursery:
+            outcomes: list[Any] = []
+
+            async def run() -> None:
+                outcomes.append(await warm.run_spec(spec))
+
+            nursery.start_soon(run)
+            await _begun(warm, spec)
+            assert _supervisor(spec) in earlier
+            for fd in asked[:-1]:
+                with pytest.raises(BrokenPipeError):
+                    os.write(fd, b"end")
+            await trio.sleep(0.5)
+            (spec.work_dir / "tmp/go").touch()
+        assert outcomes[0].status == "completed"
+    finally:
+        HostLink.start = start  # type: ignore[method-assign]
+        for fd in asked:
+            os.close(fd)
+
+
+async def test_a_job_is_canceled_by_a_supervisor_that_served_before(warm: Lab) -> None:
+    earlier = [await _served(warm) for _ in range(6)]
+    spec, cancel = warm.spec(HOLDS), trio.Event()
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        outcomes.append(await warm.run_spec(spec, cancel))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await _begun(warm, spec)
+        assert _supervisor(spec) in earlier
+        cancel.set()
+    assert outcomes[0].status == "canceled"
+    # What had to be ended is the end of its supervisor, too.
+    await until(lambda: not psutil.pid_exists(_supervisor(spec)))
+    assert (await _served(warm)) != _supervisor(spec)
+
+
+@pytest.mark.parametrize("needs", ["a secret", "a signal", "a bound"])
+async def test_one_that_saw_more_than_a_job_ends_with_it(warm: Lab, needs: str) -> None:
+    changes: dict[str, Any] = {"secrets": {"TOKEN": "correct horse"}} if needs == "a secret" else {}
+    code = "pass"
+    if needs == "a bound":
+        code, changes = "import time; time.sleep(60)", {"time_ms": 300}
+    spec = warm.spec(HOLDS if needs == "a signal" else code, **changes)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(warm.run_spec, spec)
+        if needs == "a signal":
+            await _begun(warm, spec)
+            os.kill(_supervisor(spec), signal.SIGTERM)
+    await until(lambda: not psutil.pid_exists(_supervisor(spec)))
+    assert not is_supervised(spec.work_dir)
+
+
+async def test_one_whose_node_has_gone_ends_with_its_job(warm: Lab) -> None:
+    """Else a node that comes back, and waits for the end of whom it finds, would wait for ever."""
+    spec = warm.spec(HOLDS, restart_grace_s=60)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(warm.runner.run, spec, trio.Event())
+        await _begun(warm, spec)
+        nursery.cancel_scope.cancel()
+    assert is_supervised(spec.work_dir)
+    (spec.work_dir / "tmp/go").touch()
+    with trio.fail_after(90):
+        outcome = await warm.runner.resume(spec, trio.Event())
+    assert outcome.status == "completed", outcome
+    await until(lambda: not psutil.pid_exists(_supervisor(spec)))
+    await _served(warm)
+
+
+async def test_a_failed_job_leaves_its_supervisor_to_others(warm: Lab) -> None:
+    spec = warm.spec("print('wrong', file=sys.stderr); sys.exit(3)")
+    outcome = await warm.run_spec(spec)
+    assert (outcome.status, outcome.console) == ("failed", b"wrong\n")
+    served = [await _served(warm) for _ in range(8)]
+    assert _supervisor(spec) in served
+
+
+async def test_the_usage_of_a_job_is_its_own(warm: Lab) -> None:
+    busy = "import time\nends = time.process_time() + 0.6\nwhile time.process_time() < ends: pass"
+    large = "x = bytearray(200 << 20)"
+    for code in (busy, large):
+        assert (await warm.run(code)).status == "completed"
+    for _ in range(6):
+        usage = (await warm.run("pass")).usage
+        assert usage["cpu_ms"] < 500, usage
+        assert usage["memory_peak_bytes"] < 150 << 20, usage
+
+
+async def test_many_at_once_leave_few_behind(warm: Lab) -> None:
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            nursery.start_soon(warm.told, f"import time; time.sleep(0.5); print({number})")
+    await until(lambda: len(_keepers(warm)) <= 2 + 2)
+    await _served(warm)
+
+
+async def test_a_keeper_that_is_killed_while_it_is_free_is_not_missed(warm: Lab) -> None:
+    for _ in range(4):
+        await _served(warm)
+    for child in _keepers(warm):
+        child.kill()
+    with trio.fail_after(90):
+        while warm.status["jobsWarm"] < 6:
+            assert (await warm.run("pass")).status == "completed"
+    await _served(warm)
