@@ -141,6 +141,9 @@ class Cache:
         touched, self._touched = self._touched, set()
         if touched:
             await trio.to_thread.run_sync(self._touch_sync, touched)
+        if self._store.db.waits:  # nobody waits for it, and it is not to wait long
+            with suppress(StorageFullError):  # whoever needs it kept is told
+                await trio.to_thread.run_sync(self._store.db.settle_sync)
         is_news = self.collection.is_short and not self._said_full
         if self.collection.is_high and (is_news or trio.current_time() >= self._next_s):
             freed = self.collection.counters["evicted_bytes"]

@@ -186,6 +186,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                 nursery.cancel_scope.cancel()
         finally:
             node.references.close()
+            node.blocks.db.close()
             if node.writer is not None:
                 node.writer.stop()
 

@@ -1,13 +1,15 @@
 """What a block store is. Blocks are at most BLOCK_SIZE_BYTES_MAX and named by their CID."""
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
 
 from pairio_node.blocks.in_use import InUse
-from pairio_node.blocks.synced import SyncedFolders
 from pairio_node.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from pairio_node.blocks.block_db import BlockDb
 
 __all__ = [
     "BLOCK_SIZE_BYTES_MAX",
@@ -94,8 +96,8 @@ class LocalStore(BlockStore, Protocol):
     """
 
     in_use: InUse
-    #: Folders with new entries, also those of others beside the store: `settle_sync` settles them.
-    folders: SyncedFolders
+    #: What is held for whom; `settle_sync` settles it, too.
+    db: "BlockDb"
     #: What the blocks may take.
     quota_bytes: int
     #: Called in a thread when a block does not fit: makes room for it, or says False.

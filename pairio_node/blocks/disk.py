@@ -1,8 +1,9 @@
-"""The embedded block store: a file per block, in folders by the end of its CID.
+"""The embedded block store: small blocks in a database (`block_db`), each larger one a file, in
+folders by the end of its CID.
 
-Written to a temporary file, synced, renamed: a block is there whole or not at all. Its folder is
+A file is written beside, synced, renamed: a block is there whole or not at all. Its folder is
 synced before anybody is told that it is kept (`settle_sync`). A file's time of change says when the
-block was last used.
+block was last used. Earlier versions kept small blocks in files, too: those are found there.
 """
 
 import os
@@ -21,6 +22,7 @@ from pairio_node.blocks.base import (
     BlockMissing,
     StoredBlock,
 )
+from pairio_node.blocks.block_db import SMALL_SIZE_BYTES_MAX, BlockDb
 from pairio_node.blocks.in_use import InUse
 from pairio_node.blocks.synced import SyncedFolders
 from pairio_node.errors import StorageFullError
@@ -51,8 +53,9 @@ class DiskBlockStore:
         #: Called in a thread when a block does not fit: makes room for it, or says False.
         self.make_room: Callable[[int], bool] = lambda _: False
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folders = SyncedFolders()
-        self._used_bytes = self._measure()
+        self.db = BlockDb(path / "small.db")
+        self._folders = SyncedFolders()
+        self._files_bytes = self._measure()
 
     def _measure(self) -> int:
         used = 0
@@ -68,7 +71,7 @@ class DiskBlockStore:
     @property
     def used_bytes(self) -> int:
         """How much the blocks take."""
-        return self._used_bytes
+        return self._files_bytes + self.db.used_bytes
 
     def _file(self, cid: str) -> Path:
         parse_cid(cid)  # never a path of a peer's choosing
@@ -78,7 +81,7 @@ class DiskBlockStore:
         """Say whether the block is here."""
         file = self._file(cid)
         with self.in_use.lock:
-            is_here = file.exists()
+            is_here = self.db.has(cid) or file.exists()
             if is_here:
                 self.in_use.note(cid)
         return is_here
@@ -89,12 +92,14 @@ class DiskBlockStore:
 
     def read_sync(self, cid: str) -> bytes:
         """`get` for code that runs in a thread."""
+        file = self._file(cid)
         try:
-            return self._file(cid).read_bytes()
+            small = self.db.read(cid)
+            return file.read_bytes() if small is None else small
         except FileNotFoundError:
             raise BlockMissing(cid) from None
         except OSError as error:  # a disk that fails: nobody who looks for it is to fail with it
-            raise BlockMissing(f"{cid} cannot be read: {error.strerror}") from None
+            raise BlockMissing(f"{cid} cannot be read: {error.strerror or error}") from None
 
     async def put(self, cid: str, data: bytes) -> None:
         """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""
@@ -118,17 +123,26 @@ class DiskBlockStore:
         if self._is_put(cid):
             return
         self._check_room(len(data))
+        if len(data) > SMALL_SIZE_BYTES_MAX:
+            self._put_file(cid, data)
+            return
+        with self.in_use.lock:
+            self.db.put(cid, data)
+            self.in_use.note(cid)
+        self.db.relieve_sync()
+
+    def _put_file(self, cid: str, data: bytes) -> None:
         file = self._file(cid)
         temporary = file.with_name(f"{cid}.{secrets.token_hex(4)}.tmp")
         try:
             if _write(temporary, data):
-                self.folders.note(self._path)
+                self._folders.note(self._path)
             with self.in_use.lock:
                 is_new = not file.exists()  # another thread may have brought the same
                 temporary.rename(file)
-                self._used_bytes += len(data) if is_new else 0
+                self._files_bytes += len(data) if is_new else 0
                 self.in_use.note(cid)
-                self.folders.note(file.parent)  # under the lock: who finds it here can settle it
+                self._folders.note(file.parent)  # under the lock: who finds it here can settle it
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StorageFullError(f"cannot store a block: {error.strerror}") from None
@@ -136,14 +150,15 @@ class DiskBlockStore:
     def settle_sync(self) -> None:
         """Return when all that was put is kept for good, in a thread. Each block is on the disk
         when it is put; this is for their names."""
-        self.folders.settle_sync()
+        self._folders.settle_sync()
+        self.db.settle_sync()  # last: it has the marks on what lies in files, too
 
     def _check_room(self, size_bytes: int) -> None:
         """Raise StorageFullError when a block does not fit, also after what may go has gone."""
-        if self._used_bytes + size_bytes <= self.quota_bytes or self.make_room(size_bytes):
+        if self.used_bytes + size_bytes <= self.quota_bytes or self.make_room(size_bytes):
             return
         raise StorageFullError(
-            f"the block store holds {self._used_bytes} of {self.quota_bytes} bytes;"
+            f"the block store holds {self.used_bytes} of {self.quota_bytes} bytes;"
             f" {size_bytes} more do not fit, and nothing that is left may go",
             hint="see what is kept and why: `pairio cache stats`, `pairio cache ls`; unpin what is"
             " not needed, or raise quota_bytes in node.toml",
@@ -153,8 +168,10 @@ class DiskBlockStore:
 
     def touch_sync(self, cid: str) -> None:
         """Note that a block was used now; nothing when it is not here."""
-        with suppress(OSError):  # gone, or a disk that is read only: its time tells too little
-            os.utime(self._file(cid))
+        file = self._file(cid)
+        if not self.db.touch(cid):
+            with suppress(OSError):  # gone, or a disk that is read only: its time tells too little
+                os.utime(file)
 
     def delete_sync(self, cid: str) -> bool:
         """Delete a block, unless work counts on it; say whether that was done."""
@@ -162,16 +179,19 @@ class DiskBlockStore:
         with self.in_use.lock:
             if self.in_use.covers(cid):
                 return False
+            if self.db.delete(cid):
+                return True
             try:
                 size_bytes = file.stat().st_size
                 file.unlink()
             except OSError:  # gone already, or it cannot be: the store stays as large as it is
                 return False
-            self._used_bytes -= size_bytes
+            self._files_bytes -= size_bytes
         return True
 
     def stored_sync(self) -> Iterator[StoredBlock]:
         """List the blocks; one that comes or goes meanwhile may be listed or not."""
+        yield from self.db.listed()
         for folder in sorted(os.scandir(self._path), key=lambda entry: entry.name):
             if not folder.is_dir(follow_symlinks=False):
                 continue

@@ -28,10 +28,10 @@ from typing import Any, Final
 import trio
 
 from pairio_node.blocks.base import BlockMissing, StoredBlock, StoreUnavailable
+from pairio_node.blocks.block_db import BlockDb
 from pairio_node.blocks.disk import check_block
 from pairio_node.blocks.in_use import InUse
 from pairio_node.blocks.kubo import CLIENTS_MAX, KuboApi
-from pairio_node.blocks.synced import SyncedFolders
 from pairio_node.blocks.unixfs import Entry, UnixfsError, directory_block
 from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import (
@@ -66,7 +66,8 @@ class KuboBlockStore:
         self.limiter: trio.CapacityLimiter | None = trio.CapacityLimiter(CLIENTS_MAX)
         self.quota_bytes = quota_bytes
         self.in_use = InUse()
-        self.folders = SyncedFolders()
+        index.mkdir(mode=0o700, exist_ok=True)
+        self.db = BlockDb(index / "held.db")
         #: Called in a thread when a block does not fit: makes room for it, or says False.
         self.make_room: Callable[[int], bool] = lambda _: False
         api.check()
@@ -252,7 +253,7 @@ class KuboBlockStore:
         Raises:
             StoreUnavailable: the daemon is gone, or its collection took some of it before.
         """
-        self.folders.settle_sync()
+        self.db.settle_sync()
         self._link()
         if time.monotonic() - self._lost_s < _LOST_S:
             raise StoreUnavailable(

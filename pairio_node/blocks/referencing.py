@@ -19,7 +19,7 @@ class ReferencingStore:
         self._store = store
         self._references = references
         self.in_use: InUse = store.in_use
-        self.folders = store.folders
+        self.db = store.db
         self.limiter = store.limiter
         self.quota_bytes = store.quota_bytes
 

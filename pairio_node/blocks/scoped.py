@@ -1,6 +1,6 @@
 """Which blocks are held for which service. A block is stored once; a service's view of the store
 shows only what came there for it: outputs of its runs, its apps, inputs that its submitters gave,
-and what other members sent for it.
+and what other members sent for it. Marks in the store's database (`block_db`) say so.
 
 A member of one service who names content of another gets nothing by it: neither the block, nor a
 run that reads it here. So a view takes a block as its own only with the bytes in hand, or when the
@@ -9,7 +9,8 @@ block goes with its marks: should it come again, it is for those for whom it cam
 """
 
 import os
-from collections.abc import Container, Iterator
+import shutil
+from collections.abc import Container
 from pathlib import Path
 
 import trio
@@ -17,7 +18,6 @@ import trio
 from pairio_node.blocks.base import BlockMissing, LocalStore
 from pairio_node.blocks.content import Content
 from pairio_node.blocks.disk import check_block
-from pairio_node.errors import StorageFullError
 from pairio_protocol.cid import parse_cid
 
 __all__ = ["ScopedContent", "ServiceBlocks"]
@@ -26,28 +26,28 @@ __all__ = ["ScopedContent", "ServiceBlocks"]
 class ServiceBlocks:
     """A service's view of a store: a block store itself."""
 
-    def __init__(self, store: LocalStore, marks: Path) -> None:
+    def __init__(self, store: LocalStore, service: str) -> None:
         self._store = store
-        self._marks = marks
+        self._service = service
         self.limiter = store.limiter
 
-    def _mark(self, cid: str) -> Path:
-        parse_cid(cid)  # never a path of a peer's choosing
-        return self._marks / cid[-2:] / cid
+    def _is_marked(self, cid: str) -> bool:
+        parse_cid(cid)  # what is none is nobody's
+        return self._store.db.is_marked(self._service, cid)
 
     def has(self, cid: str) -> bool:
         """Say whether the block is here for the service."""
-        return self._mark(cid).exists() and self._store.has(cid)
+        return self._is_marked(cid) and self._store.has(cid)
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing, also for one that is here for others only."""
-        if not self._mark(cid).exists():
+        if not self._is_marked(cid):
             raise BlockMissing(cid)
         return await self._store.get(cid)
 
     def read_sync(self, cid: str) -> bytes:
         """`get` for code that runs in a thread."""
-        if not self._mark(cid).exists():
+        if not self._is_marked(cid):
             raise BlockMissing(cid)
         return self._store.read_sync(cid)
 
@@ -69,32 +69,19 @@ class ServiceBlocks:
 
     def share_sync(self, cid: str) -> None:
         """Let the service have a block that is here."""
-        mark = self._mark(cid)
-        try:
-            with self._store.in_use.lock:  # who finds the mark here can settle it
-                self._make(mark)
-        except OSError as error:
-            raise StorageFullError(f"cannot store a block: {error.strerror}") from None
-
-    def _make(self, mark: Path) -> None:
-        try:
-            mark.touch(mode=0o600, exist_ok=False)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (self._marks, self._marks.parent):
-                self._store.folders.note(folder)
-            mark.touch(mode=0o600)
-        self._store.folders.note(mark.parent)
+        parse_cid(cid)
+        self._store.db.mark(self._service, [cid])
+        self._store.db.relieve_sync()
 
 
 class ScopedContent:
-    """The content of every service on one store. `everything` is the owner's own view of it."""
+    """The content of every service on one store. `everything` is the owner's own view of it.
+    `old_marks` is where earlier versions kept marks, as empty files: they are taken over."""
 
-    def __init__(self, store: LocalStore, marks: Path) -> None:
+    def __init__(self, store: LocalStore, old_marks: Path) -> None:
         self.store = store
-        self._marks = marks
+        if old_marks.exists():
+            self._take_over(old_marks)
         self.everything = Content(store)
         self._views: dict[str, Content] = {}
 
@@ -106,7 +93,7 @@ class ScopedContent:
         return self._views[service]
 
     def _view(self, service: str) -> ServiceBlocks:
-        return ServiceBlocks(self.store, self._marks / service)
+        return ServiceBlocks(self.store, service)
 
     async def share(self, service: str, cid: str) -> bool:
         """Let a service have what lies below `cid` here, as its owner wants; False, and nothing
@@ -120,7 +107,7 @@ class ScopedContent:
             def share_all() -> None:
                 for block in here:
                     view.share_sync(block)
-                self.store.folders.settle_sync()
+                self.store.db.settle_sync()
 
             await trio.to_thread.run_sync(share_all)
         return True
@@ -134,32 +121,32 @@ class ScopedContent:
         """Delete a block and the marks on it, in a thread, unless work counts on it; say whether
         that was done."""
         parse_cid(cid)
-        with self.store.in_use.lock:
-            if self.store.in_use.covers(cid):
+        store = self.store
+        with store.in_use.lock:
+            if store.in_use.covers(cid):
                 return False
-            for service in self._services():  # first: a mark alone would let a later block in
-                (service / cid[-2:] / cid).unlink(missing_ok=True)
-            return self.store.delete_sync(cid)
+            store.db.unmark(cid)
+            if store.db.has(cid):  # they go together
+                return store.delete_sync(cid)
+        store.db.settle_sync()  # its marks first: one alone would let a later block in
+        return store.delete_sync(cid)
 
     def clean_marks_sync(self, stored: Container[str]) -> int:
-        """Remove marks on blocks that are not here, as a crash may leave; return how many."""
+        """Remove marks on blocks that are not here, as a crash may leave; return how many blocks
+        had some."""
         removed = 0
-        for service in self._services():
-            for folder in list(os.scandir(service)):
-                for mark in list(os.scandir(folder.path)):
-                    removed += mark.name not in stored and self._remove_mark(Path(mark.path))
+        for cid in self.store.db.marked():
+            if cid not in stored:
+                with self.store.in_use.lock:
+                    if not self.store.has(cid):  # else it came while they were listed
+                        self.store.db.unmark(cid)
+                        removed += 1
         return removed
 
-    def _remove_mark(self, mark: Path) -> bool:
-        with self.store.in_use.lock:
-            if self.store.has(mark.name):  # it came while they were listed
-                return False
-            mark.unlink(missing_ok=True)
-        return True
-
-    def _services(self) -> Iterator[Path]:
-        """Where the marks of each service lie."""
-        if self._marks.exists():
-            for entry in list(os.scandir(self._marks)):
-                if entry.is_dir(follow_symlinks=False):
-                    yield Path(entry.path)
+    def _take_over(self, old_marks: Path) -> None:
+        for service in os.scandir(old_marks):
+            for mark in Path(service.path).glob("*/*"):
+                self.store.db.mark(service.name, [mark.name])
+                self.store.db.relieve_sync()
+        self.store.db.settle_sync()
+        shutil.rmtree(old_marks)

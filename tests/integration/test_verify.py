@@ -17,6 +17,7 @@ from pairio_protocol.export import pack_export, results_in, unpack_export
 from pairio_protocol.records import Result, ResultDocument, result_cid
 from pairio_protocol.segment import Segment
 from pairio_protocol.signing import SigningKey
+from tests.block_files import tamper
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.kubo import StartKubo
 
@@ -192,8 +193,7 @@ def test_a_tampered_block_on_a_nodes_disk_is_caught(start_node: StartNode) -> No
     first, worker, job = _network(start_node)
     cid = job["outputFileResults"][0]["cid"]
     for node in (first, worker):
-        for file in (node.home / "blocks").rglob(cid):
-            file.write_bytes(b'{"count": 14}')
+        tamper(node.home, cid, b'{"count": 14}')
     broken = first.cli("verify", job["jobId"], "--offline")
     assert broken.returncode == 1
     assert f"the chain breaks at output: block {cid} holds other bytes" in broken.stderr

@@ -14,6 +14,7 @@ from pairio_node.blocks import BlockCorrupt, BlockMissing, Content, DiskBlockSto
 from pairio_node.blocks.unixfs import Entry, FileBuilder, UnixfsError, directory_block, parse_node
 from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import DAG_PB, RAW, cid_of
+from tests.block_files import block_data
 
 VECTORS = json.loads(
     (Path(__file__).parents[2] / "protocol" / "vectors" / "unixfs.json").read_text()
@@ -124,15 +125,18 @@ async def test_a_hostile_folder_writes_nothing_outside(name: str, tmp_path: Path
 
 async def test_a_block_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
     content = _content(tmp_path)
-    (tmp_path / "folder").mkdir()
-    cid = (await content.add_directory(tmp_path / "folder")).cid
+    cid = (await content.add_bytes(bytes(100_000))).cid
     file = tmp_path / "blocks" / cid[-2:] / cid
     file.unlink()
     file.mkdir()  # reading fails, as on a broken disk
     with pytest.raises(BlockMissing, match="cannot be read"):
-        await content.walk(cid)
-    with pytest.raises(BlockMissing, match="cannot be read"):
         await content.node(cid)
+    small = (await content.add_bytes(b"a few bytes")).cid
+    assert isinstance(content.store, DiskBlockStore)
+    content.store.db._reader.close()
+    with pytest.raises(BlockMissing, match="cannot be read"):
+        await content.node(small)
+    assert await content.missing(small) == [small]  # so it is fetched again
 
 
 async def test_folders_that_repeat_without_end_are_not_written(
@@ -171,7 +175,7 @@ async def test_wrong_bytes_and_bytes_beyond_the_quota_are_not_stored(tmp_path: P
         await content.store.put(cid_of(RAW, b"right"), b"wrong")
     with pytest.raises(StorageFullError, match="11 more do not fit"):
         await content.add_bytes(b"eleven byte")
-    assert list((tmp_path / "blocks").rglob("b*")) == []
+    assert block_data(tmp_path) == [] and await content.missing(cid_of(RAW, b"eleven byte"))
 
 
 async def test_a_large_file_is_whole_or_an_error_and_its_chunks_are_few_in_memory(

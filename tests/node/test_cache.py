@@ -2,7 +2,6 @@
 what has gone is known to be gone."""
 
 import json
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,8 +152,7 @@ async def test_the_least_recently_used_result_goes_first_and_use_keeps_it(tmp_pa
         jobs = [await _result(node, name) for name in ("Ada", "Bob", "Eve")]
         for number, job in enumerate(jobs):
             cid = _cid(job)
-            file = node.home.path / "blocks" / cid[-2:] / cid
-            os.utime(file, (1000 + number, 1000 + number))
+            assert node.blocks.db.touch(cid, 1000 + number)
         assert (await node.greet("Ada"))["cached"]  # the oldest is used
         await until(lambda: not node.cache._touched, "uses were noted")
         for gone in ([1], [1, 2]):

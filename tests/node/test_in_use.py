@@ -119,20 +119,28 @@ async def test_work_reaches_into_threads_and_tasks_and_inner_work_is_part_of_it(
 
 def test_the_listing_tells_sizes_and_when_blocks_were_used(tmp_path: Path) -> None:
     store = DiskBlockStore(tmp_path, 2**20)
+    large = bytes(100_000)
+    large_cid = cid_of(RAW, large)
     store.put_sync(CID, DATA)
-    file = tmp_path / CID[-2:] / CID
+    store.put_sync(large_cid, large)
+    file = tmp_path / large_cid[-2:] / large_cid
     (file.parent / "no block").write_bytes(b"")
-    (file.parent / f"{CID}.ab.tmp").write_bytes(b"")
-    os.utime(file, (1000, 1000))
-    assert [tuple(block) for block in store.stored_sync()] == [(CID, len(DATA), 1000)]
-    store.touch_sync(CID)
-    store.touch_sync(cid_of(RAW, b"not here"))
-    (block,) = store.stored_sync()
-    assert abs(block.used_unix_s - time.time()) < 60
-    os.utime(file, (1000, 1000))
-    store.put_sync(CID, DATA)  # it came again
-    (block,) = store.stored_sync()
-    assert block.used_unix_s > 1000
+    (file.parent / f"{large_cid}.ab.tmp").write_bytes(b"")
+
+    def long_ago() -> None:
+        os.utime(file, (1000, 1000))
+        assert store.db.touch(CID, 2000)
+
+    long_ago()
+    listed = {tuple(block) for block in store.stored_sync()}
+    assert listed == {(large_cid, len(large), 1000), (CID, len(DATA), 2000)}
+    for cid in (CID, large_cid, cid_of(RAW, b"not here")):
+        store.touch_sync(cid)
+    assert all(abs(b.used_unix_s - time.time()) < 60 for b in store.stored_sync())
+    long_ago()
+    store.put_sync(CID, DATA)  # they came again
+    store.put_sync(large_cid, large)
+    assert all(b.used_unix_s > 2000 for b in store.stored_sync())
 
 
 @given(st.binary(max_size=40), st.sampled_from([0x55, 0x70, 0x71]))

@@ -1,18 +1,18 @@
 """Whole nodes whose block stores have lost what a job gave."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from pairio_node.errors import UnavailableError
 from pairio_node.transport import MemoryNetwork
+from tests.block_files import lose_marks
 from tests.node.node_lab import LabNode, three, until
 
 
 def _lose_blocks(*nodes: LabNode) -> None:
     for node in nodes:
-        shutil.rmtree(node.home.path / "held", ignore_errors=True)
+        lose_marks(node.home.path)
 
 
 async def test_a_hit_whose_blocks_are_on_no_disk_is_computed_again(tmp_path: Path) -> None:

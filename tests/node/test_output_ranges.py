@@ -8,14 +8,14 @@ import trio
 from pairio_node.errors import UnavailableError
 from pairio_node.runner import RunOutcome, RunSpec
 from pairio_node.transport import MemoryNetwork
+from tests.block_files import lose_blocks
 from tests.node.node_lab import LabNode, three
 
 MIB = 2**20
 
 
 def _forget(node: LabNode) -> None:
-    for file in (node.home.path / "blocks").rglob("baf*"):
-        file.unlink()
+    lose_blocks(node.home.path)
 
 
 async def _large_output(worker: LabNode, guest: LabNode) -> str:

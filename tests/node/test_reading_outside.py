@@ -12,6 +12,7 @@ from pairio_node.blocks import FetchFailed
 from pairio_node.errors import NotFoundError
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol.cid import RAW, cid_of
+from tests.block_files import block_data, lose_blocks
 from tests.node.node_lab import LabNode, running, until
 from tests.node.test_gateway import Gateway
 from tests.node.test_publishing import Lab, lab
@@ -95,8 +96,7 @@ async def test_an_output_of_members_only_is_asked_of_members_only(
         names += [app["bundle"] for app in here.member.services.apps("lab")]
         assert all(names) and len(names) == 3
         for node in (here.admin, here.worker, here.member):
-            for file in (node.home.path / "blocks").rglob("baf*"):
-                file.unlink()
+            lose_blocks(node.home.path)
         web = Gateway(here.member)
         with trio.fail_after(60):
             for cid in names:
@@ -158,12 +158,11 @@ async def test_a_published_file_that_changed_is_refused_and_noticed(tmp_path: Pa
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         with pytest.raises(FetchFailed):
             await here.read(cid)
-        came = [p.read_bytes() for p in (here.stranger.home.path / "blocks").rglob("baf*")]
-        assert not any(b"SECRET" in data for data in came)
+        assert not any(b"SECRET" in data for data in block_data(here.stranger.home.path))
         await until(lambda: said, "the owner is told")
         assert "is not as it was" in said[0]
         part = cid_of(RAW, bytes(MIB))  # as it was, of a file that is not
-        (here.stranger.home.path / "blocks" / part[-2:] / part).unlink(missing_ok=True)
+        lose_blocks(here.stranger.home.path, [part])
         assert await here.is_hidden(part)
 
 

@@ -1,17 +1,23 @@
-"""What survives a power cut: a block's name too, before anybody is told that the block is kept."""
+"""What survives a power cut: a block's name too, before anybody is told that the block is kept.
+
+Small blocks and marks are SQLite's, with `synchronous = full`: what it has committed stays.
+"""
 
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pairio_node.blocks import DiskBlockStore, ScopedContent, synced
+from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, synced
 from pairio_node.errors import StorageFullError
 from pairio_node.transport.memory import MemoryNetwork
 from pairio_protocol import events as ev
 from pairio_protocol.cid import RAW, cid_of
+from tests.block_files import block_data, services_with_marks
 from tests.node.node_lab import LabNode, three, until
 
 SCOPE = cid_of(RAW, b"a service")
@@ -69,11 +75,16 @@ class Disk:
         self.changes += 1
         self.unsafe[path] = self.last_change[path.parent] = self.changes
 
-    def cut(self, home: Path) -> set[str]:
-        """What lies below the folders of blocks and marks, and a power cut could take now."""
-        kept = [home / "blocks", home / "held"]
-        lost = {path for path in self.unsafe if not path.name.endswith(".tmp")} - {*kept}
-        return {str(p) for p in lost if any(p.is_relative_to(one) for one in kept)}
+    def cut(self, home: Path, store: LocalStore) -> set[str]:
+        """What a power cut could take now: files and folders of blocks, small blocks and marks."""
+        lost = {path for path in self.unsafe if not path.name.endswith(".tmp")}
+        files = {str(p) for p in lost if (home / "blocks") in p.parents}
+        with closing(sqlite3.connect(home / "blocks" / "small.db")) as db:
+            kept = {cid for (cid,) in db.execute("select cid from blocks")}
+            marked = set(db.execute("select cid, service from marks"))
+        waits = store.db._waiting
+        marks = {(cid, service) for cid, held in waits.marks.items() for service in held}
+        return files | (set(waits.blocks) - kept) | {cid for cid, _ in marks - marked}
 
 
 @pytest.fixture
@@ -86,22 +97,30 @@ def contents_at(path: Path) -> ScopedContent:
     return ScopedContent(DiskBlockStore(path / "blocks", 2**26), path / "held")
 
 
+def large(number: int) -> bytes:
+    """Return what is a file of its own."""
+    return number.to_bytes(2, "big") * 33_000
+
+
 async def test_what_was_added_is_kept_with_its_names_and_marks(tmp_path: Path, disk: Disk) -> None:
     contents = contents_at(tmp_path)
     await contents.of(SCOPE).add_bytes(os.urandom(5_000_000))
-    assert not disk.cut(tmp_path)
+    await contents.of(SCOPE).add_bytes(b"a few bytes")
+    assert not disk.cut(tmp_path, contents.store)
+    assert services_with_marks(tmp_path) == {SCOPE}
 
 
 async def test_a_folder_is_synced_once_for_all_that_came_since(tmp_path: Path, disk: Disk) -> None:
-    store = contents_at(tmp_path).of(SCOPE).store
-    blocks = [str(i).encode() for i in range(600)]  # more than there are folders
+    contents = contents_at(tmp_path)
+    store = contents.of(SCOPE).store
+    blocks = [large(i) for i in range(600)]  # more than there are folders
     for data in blocks:
         store.put_sync(cid_of(RAW, data), data)
     assert disk.syncs == [], "nobody was told anything yet"
-    assert len(disk.cut(tmp_path)) > 2 * 600
+    assert len(disk.cut(tmp_path, contents.store)) > 2 * 600
     store.settle_sync()
-    assert not disk.cut(tmp_path)
-    assert len(disk.syncs) == len(set(disk.syncs)) <= 2 * 257 + 2 < 2 * 600
+    assert not disk.cut(tmp_path, contents.store)
+    assert len(disk.syncs) == len(set(disk.syncs)) <= 257 + 1 < 600
     for data in blocks:
         store.put_sync(cid_of(RAW, data), data)  # all of it is there
     disk.syncs.clear()
@@ -113,8 +132,30 @@ async def test_one_sync_is_enough_where_one_journal_has_it_all(tmp_path: Path, d
     disk.kind = "ext4"
     contents = contents_at(tmp_path)
     await contents.of(SCOPE).add_bytes(os.urandom(5_000_000))
-    assert not disk.cut(tmp_path)
+    assert not disk.cut(tmp_path, contents.store)
     assert len(disk.syncs) == 1
+
+
+async def test_small_blocks_and_their_marks_are_one_transaction_and_no_files(
+    tmp_path: Path, disk: Disk
+) -> None:
+    contents = contents_at(tmp_path)
+    store = contents.of(SCOPE).store
+    blocks = [b"%d" % i for i in range(600)]
+    for data in blocks:
+        store.put_sync(cid_of(RAW, data), data)
+    assert len(disk.cut(tmp_path, contents.store)) == 600
+    assert all(store.has(cid_of(RAW, d)) and store.read_sync(cid_of(RAW, d)) == d for d in blocks)
+    writes: list[str] = []
+    contents.store.db._writer.set_trace_callback(writes.append)
+    store.settle_sync()
+    store.settle_sync()
+    assert [w for w in writes if w in ("begin immediate", "commit")] == [
+        "begin immediate",
+        "commit",
+    ]
+    assert not disk.cut(tmp_path, contents.store)
+    assert disk.syncs == [] and not [p for p in (tmp_path / "blocks").iterdir() if p.is_dir()]
 
 
 def test_the_file_system_of_a_folder_is_known() -> None:
@@ -126,18 +167,48 @@ async def test_sharing_what_is_here_is_kept_too(tmp_path: Path, disk: Disk) -> N
     contents = contents_at(tmp_path)
     added = await contents.everything.add_bytes(b"an input")
     assert await contents.share(SCOPE, added.cid)
-    assert not disk.cut(tmp_path)
+    assert not disk.cut(tmp_path, contents.store)
 
 
 def test_a_disk_that_fails_is_told_and_tried_again(tmp_path: Path, disk: Disk) -> None:
-    store = contents_at(tmp_path).of(SCOPE).store
-    store.put_sync(cid_of(RAW, b"x"), b"x")
+    contents = contents_at(tmp_path)
+    store = contents.of(SCOPE).store
+    store.put_sync(cid_of(RAW, large(1)), large(1))
     disk.is_broken = True
     with pytest.raises(StorageFullError, match="the disk is broken"):
         store.settle_sync()
     disk.is_broken = False
     store.settle_sync()
-    assert not disk.cut(tmp_path)
+    assert not disk.cut(tmp_path, contents.store)
+
+
+def test_a_database_that_fails_is_told_and_loses_nothing_that_came_before_or_meanwhile(
+    tmp_path: Path, disk: Disk
+) -> None:
+    contents = contents_at(tmp_path)
+    store, db = contents.of(SCOPE).store, contents.store.db
+    first, then, gone = b"first", b"then", b"gone"
+    for data in (first, gone):
+        store.put_sync(cid_of(RAW, data), data)
+    write = db._write
+
+    def failing(changes: Any) -> None:
+        store.put_sync(cid_of(RAW, then), then)
+        assert contents.delete_sync(cid_of(RAW, gone))
+        db._writer.execute("pragma query_only = on")
+        write(changes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "_write", failing)
+        with pytest.raises(StorageFullError, match="cannot store small blocks: attempt to write"):
+            store.settle_sync()
+    for data in (first, then):
+        assert store.read_sync(cid_of(RAW, data)) == data
+    assert not store.has(cid_of(RAW, gone)) and len(disk.cut(tmp_path, contents.store)) == 2
+    db._writer.execute("pragma query_only = off")
+    store.settle_sync()
+    assert not disk.cut(tmp_path, contents.store)
+    assert sorted(block_data(tmp_path)) == [first, then]
 
 
 async def test_a_node_says_that_it_holds_or_made_something_only_after_the_sync(
@@ -150,7 +221,7 @@ async def test_a_node_says_that_it_holds_or_made_something_only_after_the_sync(
 
         def noting(event: ev.Event) -> bool:
             if isinstance(event, ev.Fetched | ev.Executed):
-                said[type(event).__name__].append(disk.cut(node.home.path))
+                said[type(event).__name__].append(disk.cut(node.home.path, node.blocks))
             return post(event)
 
         monkeypatch.setattr(node.driver, "post", noting)

@@ -7,6 +7,7 @@ the broken promise named in `tests/integration/test_chaos.py`.
 from collections.abc import Callable
 from functools import partial
 
+from tests.block_files import lose_blocks
 from tests.integration.chaos.lab import LONG_LEASE, Accepted, Lab
 from tests.integration.chaos.nodes import until
 
@@ -33,9 +34,7 @@ def _blocks_are_gone(lab: Lab) -> None:
     for job in lab.book:
         until("safe", partial(_is_safe, lab, job), 15)
     for node in lab.alive:
-        for path in (node.home / "blocks").rglob("*"):
-            if path.is_file():
-                path.unlink()
+        lose_blocks(node.home)
 
 
 def _is_safe(lab: Lab, job: Accepted) -> bool:

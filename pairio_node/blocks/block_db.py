@@ -1,0 +1,326 @@
+"""Small blocks, and the marks that say for which services blocks are held: a SQLite file.
+
+A block of a few bytes as a file of its own costs a file, a name and a sync for each; here all that
+came since the last `settle_sync` is one transaction. Until then it is in memory, where it is found
+as well, and a crash takes it: nobody was told of it. What a transaction holds is there whole or not
+at all, names, bytes and marks together.
+
+Two connections, each used by any thread under a lock: one writes, so that nobody who reads waits
+for the disk.
+"""
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pairio_node.blocks.base import StoredBlock
+from pairio_node.errors import StorageFullError, UserError
+
+__all__ = ["SMALL_SIZE_BYTES_MAX", "BlockDb"]
+
+#: A larger block is a file: SQLite is slower than the file system from about here on.
+SMALL_SIZE_BYTES_MAX: Final = 64 * 1024
+#: So much may wait in memory for a transaction, in bytes and in rows.
+_WAITING_BYTES_MAX: Final = 8 * 2**20
+_WAITING_ROWS_MAX: Final = 10_000
+_LISTED_AT_ONCE: Final = 1_000
+
+_SCHEMA = """
+create table if not exists blocks (
+    cid text primary key, used_unix_s real not null, data blob not null) strict;
+create table if not exists marks (
+    cid text not null, service text not null,
+    primary key (cid, service)) strict, without rowid;
+"""
+
+
+@dataclass
+class _Waiting:
+    """Changes that are not on the disk yet. Of a block: first it goes, then it comes."""
+
+    gone: set[str] = field(default_factory=set)
+    blocks: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    used: dict[str, float] = field(default_factory=dict)
+    unmarked: set[str] = field(default_factory=set)
+    marks: dict[str, set[str]] = field(default_factory=dict)  # services
+    size_bytes: int = 0
+
+    def matters(self) -> bool:
+        """Say whether anything is lost without it but times of use."""
+        return bool(self.gone or self.blocks or self.unmarked or self.marks)
+
+    def is_much(self) -> bool:
+        counted = (self.gone, self.blocks, self.used, self.unmarked, self.marks)
+        rows = sum(map(len, counted))
+        return self.size_bytes > _WAITING_BYTES_MAX or rows > _WAITING_ROWS_MAX
+
+
+class BlockDb:
+    """The file at `path`. Everything here takes microseconds, but for what says that it waits for
+    the disk: that is for threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it; raises UserError when it cannot be used."""
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            path.chmod(0o600)
+            self._writer, self._reader = _connected(path), _connected(path)
+            query = "select coalesce(sum(length(data)), 0) from blocks"
+            self._used_bytes = int(self._reader.execute(query).fetchone()[0])
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"the small blocks in {path} cannot be used: {error}",
+                hint="if the disk is full or not writable, mend that; else move the file away and"
+                " start again: members send what they still have",
+                code="corrupt_home",
+            ) from None
+        self._lock = threading.Lock()  # of what waits, and of the reader
+        self._writing = threading.Lock()
+        self._waiting, self._written = _Waiting(), _Waiting()
+
+    def close(self) -> None:
+        """Write what waits and close the file; waits for the disk."""
+        with suppress(StorageFullError):  # nobody was told of what is lost
+            self._settle(also_times=True)
+        self.__del__()
+
+    def __del__(self) -> None:
+        for name in ("_writer", "_reader"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+
+    @property
+    def used_bytes(self) -> int:
+        """How much the blocks take."""
+        return self._used_bytes
+
+    @property
+    def waits(self) -> bool:
+        """Say whether there is something in memory that a crash would take."""
+        return self._waiting.matters()
+
+    # -- blocks ---------------------------------------------------------------------------
+
+    def has(self, cid: str) -> bool:
+        """Say whether a block is here."""
+        with self._lock:
+            return self._size(cid) is not None
+
+    def read(self, cid: str) -> bytes | None:
+        """Return a block; None when it is not here. Raises OSError when it cannot be read."""
+        with self._lock:
+            for changes in (self._waiting, self._written):
+                if cid in changes.blocks:
+                    return changes.blocks[cid][0]
+                if cid in changes.gone:
+                    return None
+            row = self._row("select data from blocks where cid = ?", cid)
+        return None if row is None else bytes(row[0])
+
+    def put(self, cid: str, data: bytes) -> bool:
+        """Add a block, which was checked, used now; say whether it is new. It is kept for good when
+        `settle_sync` has returned; `relieve_sync` is to follow soon."""
+        now_unix_s = time.time()
+        with self._lock:
+            is_new = self._size(cid) is None
+            if is_new:
+                self._waiting.blocks[cid] = data, now_unix_s
+                self._waiting.size_bytes += len(data)
+                self._used_bytes += len(data)
+            else:
+                self._waiting.used[cid] = now_unix_s
+        return is_new
+
+    def touch(self, cid: str, used_unix_s: float | None = None) -> bool:
+        """Note that a block was used now, or then; False when it is not here."""
+        with self._lock:
+            is_here = self._size(cid) is not None
+            if is_here:
+                self._waiting.used[cid] = time.time() if used_unix_s is None else used_unix_s
+        return is_here
+
+    def delete(self, cid: str) -> bool:
+        """Remove a block; False when it is not here. A crash may bring it back."""
+        with self._lock:
+            size_bytes = self._size(cid)
+            if size_bytes is None:
+                return False
+            self._used_bytes -= size_bytes
+            waiting = self._waiting.blocks.pop(cid, None)
+            self._waiting.size_bytes -= len(waiting[0]) if waiting else 0
+            self._waiting.used.pop(cid, None)
+            self._waiting.gone.add(cid)
+        return True
+
+    def listed(self) -> Iterator[StoredBlock]:
+        """List the blocks; one that comes or goes meanwhile may be listed or not. Waits for the
+        disk; raises StorageFullError."""
+        self._settle(also_times=True)
+        for cid, size_bytes, used_unix_s in self._listed(
+            "cid, length(data), used_unix_s", "blocks"
+        ):
+            yield StoredBlock(cid, size_bytes, min(used_unix_s, time.time()))
+
+    def _size(self, cid: str) -> int | None:
+        for changes in (self._waiting, self._written):
+            if cid in changes.blocks:
+                return len(changes.blocks[cid][0])
+            if cid in changes.gone:
+                return None
+        try:
+            row = self._row("select length(data) from blocks where cid = ?", cid)
+        except OSError:
+            return None  # fetched again, if it can be had
+        return None if row is None else int(row[0])
+
+    def _listed(self, columns: str, table: str) -> Iterator[Any]:
+        """Read a table in order of its CIDs, a little at a time; each CID is the first column."""
+        query = f"select {columns} from {table} where cid > ? order by cid limit {_LISTED_AT_ONCE}"
+        after = ""
+        while True:
+            try:
+                with self._lock:
+                    rows = self._reader.execute(query, (after,)).fetchall()
+            except sqlite3.Error as error:
+                raise StorageFullError(f"the small blocks cannot be read: {error}") from None
+            yield from rows
+            if len(rows) < _LISTED_AT_ONCE:
+                return
+            after = rows[-1][0]
+
+    def _row(self, query: str, *given: object) -> Any:
+        try:
+            found = self._reader.execute(query, given).fetchone()
+        except sqlite3.Error as error:
+            raise OSError(f"the small blocks cannot be read: {error}") from None
+        return found
+
+    # -- marks ----------------------------------------------------------------------------
+
+    def is_marked(self, service: str, cid: str) -> bool:
+        """Say whether a block is held for a service."""
+        with self._lock:
+            return self._has_mark(service, cid)
+
+    def mark(self, service: str, cids: Iterable[str]) -> None:
+        """Hold blocks for a service, also those that are not here yet. Kept for good when
+        `settle_sync` has returned; `relieve_sync` is to follow soon."""
+        with self._lock:
+            for cid in cids:
+                if not self._has_mark(service, cid):
+                    self._waiting.marks.setdefault(cid, set()).add(service)
+
+    def unmark(self, cid: str) -> None:
+        """Hold a block for no service any more."""
+        with self._lock:
+            self._waiting.marks.pop(cid, None)
+            self._waiting.unmarked.add(cid)
+
+    def _has_mark(self, service: str, cid: str) -> bool:
+        for changes in (self._waiting, self._written):
+            if service in changes.marks.get(cid, ()):
+                return True
+            if cid in changes.unmarked:
+                return False
+        try:
+            query = "select 1 from marks where cid = ? and service = ?"
+            return self._row(query, cid, service) is not None
+        except OSError:
+            return False
+
+    def marked(self) -> Iterator[str]:
+        """List what is held for any service; waits for the disk."""
+        self.settle_sync()
+        for (cid,) in self._listed("distinct cid", "marks"):
+            yield cid
+
+    # -- the disk -------------------------------------------------------------------------
+
+    def relieve_sync(self) -> None:
+        """Wait for the disk when much waits in memory, in a thread. Raises StorageFullError."""
+        with self._lock:
+            is_much = self._waiting.is_much()
+        if is_much:
+            self.settle_sync()
+
+    def settle_sync(self) -> None:
+        """Return when all that came before is kept for good, in a thread; times of use may follow
+        later. Who comes while another is at it waits, and then mostly finds nothing left to do.
+
+        Raises:
+            StorageFullError: the disk fails. All is here still, and tried again by the next call.
+        """
+        self._settle(also_times=False)
+
+    def _settle(self, *, also_times: bool) -> None:
+        with self._writing:
+            with self._lock:
+                if not (self._waiting.matters() or also_times or self._waiting.is_much()):
+                    return
+                self._written, self._waiting = self._waiting, _Waiting()
+            try:
+                self._write(self._written)
+            except sqlite3.Error as error:
+                with self._lock:
+                    self._waiting = _joined(self._written, self._waiting)
+                    self._written = _Waiting()
+                raise StorageFullError(f"cannot store small blocks: {error}") from None
+            with self._lock:
+                self._written = _Waiting()
+
+    def _write(self, changes: _Waiting) -> None:
+        db = self._writer
+        try:
+            db.execute("begin immediate")
+            db.executemany("delete from blocks where cid = ?", ((c,) for c in changes.gone))
+            db.executemany("delete from marks where cid = ?", ((c,) for c in changes.unmarked))
+            rows = ((cid, used, data) for cid, (data, used) in changes.blocks.items())
+            db.executemany("insert or replace into blocks values (?, ?, ?)", rows)
+            used = ((used, cid) for cid, used in changes.used.items())
+            db.executemany("update blocks set used_unix_s = ? where cid = ?", used)
+            marks = ((cid, service) for cid, held in changes.marks.items() for service in held)
+            db.executemany("insert or ignore into marks values (?, ?)", marks)
+            db.execute("commit")
+            if changes.gone:  # what they took is the disk's again
+                db.executescript("pragma incremental_vacuum")  # `execute` takes one step of it
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("pragma auto_vacuum = incremental")  # before there is a table
+        db.execute("pragma journal_mode = wal")
+        db.execute(f"pragma journal_size_limit = {2 * _WAITING_BYTES_MAX}")
+        db.execute("pragma synchronous = full")
+        db.execute("pragma busy_timeout = 5000")
+        db.executescript(_SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _joined(first: _Waiting, then: _Waiting) -> _Waiting:
+    """Return changes and those after them as one."""
+    blocks = {c: b for c, b in first.blocks.items() if c not in then.gone} | then.blocks
+    marks = {c: set(held) for c, held in first.marks.items() if c not in then.unmarked}
+    for cid, held in then.marks.items():
+        marks.setdefault(cid, set()).update(held)
+    return _Waiting(
+        gone=first.gone | then.gone,
+        blocks=blocks,
+        used={c: u for c, u in first.used.items() if c not in then.gone} | then.used,
+        unmarked=first.unmarked | then.unmarked,
+        marks=marks,
+        size_bytes=sum(len(data) for data, _ in blocks.values()),
+    )

@@ -1,0 +1,209 @@
+"""Small blocks and marks in their database, against a model; homes of earlier versions."""
+
+import sqlite3
+import stat
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from pairio_node.blocks import DiskBlockStore, ScopedContent, block_db
+from pairio_node.blocks.block_db import BlockDb
+from pairio_node.errors import StorageFullError, UserError
+from pairio_protocol.cid import RAW, cid_of
+from tests.block_files import block_data, services_with_marks
+
+DATA = [bytes([n]) * (n + 1) for n in range(4)]
+CIDS = [cid_of(RAW, data) for data in DATA]
+SERVICES = ["a", "b"]
+which = st.sampled_from(range(4))
+
+
+class Machine(RuleBasedStateMachine):
+    """What is asked of a database in any order; a crash keeps what was settled."""
+
+    path: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        for file in self.path.parent.glob("small.db*"):
+            file.unlink()
+        self.db = BlockDb(self.path)
+        self.blocks: dict[str, tuple[bytes, float]] = {}
+        self.marks: set[tuple[str, str]] = set()
+        self.settled = (dict(self.blocks), set(self.marks))
+
+    @rule(n=which)
+    def put(self, n: int) -> None:
+        assert self.db.put(CIDS[n], DATA[n]) == (CIDS[n] not in self.blocks)
+        self.blocks[CIDS[n]] = DATA[n], 0.0
+
+    @rule(n=which, when=st.integers(1, 1000))
+    def touch(self, n: int, when: int) -> None:
+        assert self.db.touch(CIDS[n], when) == (CIDS[n] in self.blocks)
+        if CIDS[n] in self.blocks:
+            self.blocks[CIDS[n]] = DATA[n], when
+
+    @rule(n=which)
+    def delete(self, n: int) -> None:
+        assert self.db.delete(CIDS[n]) == (self.blocks.pop(CIDS[n], None) is not None)
+
+    @rule(n=which, service=st.sampled_from(SERVICES))
+    def mark(self, n: int, service: str) -> None:
+        self.db.mark(service, [CIDS[n]])
+        self.marks.add((CIDS[n], service))
+
+    @rule(n=which)
+    def unmark(self, n: int) -> None:
+        self.db.unmark(CIDS[n])
+        self.marks = {mark for mark in self.marks if mark[0] != CIDS[n]}
+
+    @rule()
+    def settle(self) -> None:
+        self.db.settle_sync()
+        self.settled = (dict(self.blocks), set(self.marks))
+
+    @rule()
+    def fail(self) -> None:
+        """The disk is full for a moment."""
+        self.db._writer.execute("pragma query_only = on")
+        with suppress(StorageFullError):
+            self.db.settle_sync()
+        self.db._writer.execute("pragma query_only = off")
+
+    @rule()
+    def restart(self) -> None:
+        self.db.close()
+        self.db = BlockDb(self.path)
+        self.settled = (dict(self.blocks), set(self.marks))
+
+    @rule()
+    def crash(self) -> None:
+        """What was not settled is gone, or not."""
+        self.db.__del__()
+        self.db = BlockDb(self.path)
+        kept = {cid for cid in CIDS if self.db.has(cid)}
+        assert kept == set(self.settled[0])
+        self.blocks, self.marks = dict(self.settled[0]), set(self.settled[1])
+        for cid, (data, _) in self.blocks.items():
+            self.blocks[cid] = data, 0.0  # times of use may be older
+
+    @invariant()
+    def all_is_as_it_was_told(self) -> None:
+        for cid, data in zip(CIDS, DATA, strict=True):
+            here = cid in self.blocks
+            assert (self.db.has(cid), self.db.read(cid)) == (here, data if here else None)
+            for service in SERVICES:
+                assert self.db.is_marked(service, cid) == ((cid, service) in self.marks)
+        assert self.db.used_bytes == sum(len(data) for data, _ in self.blocks.values())
+
+    @rule()
+    def lists(self) -> None:
+        listed = {cid: (size, used) for cid, size, used in self.db.listed()}
+        assert set(listed) == set(self.blocks)
+        for cid, (data, used) in self.blocks.items():
+            assert listed[cid][0] == len(data)
+            assert not used or listed[cid][1] == used
+        assert list(self.db.marked()) == sorted({cid for cid, _ in self.marks})
+        self.settled = (dict(self.blocks), set(self.marks))
+
+    def teardown(self) -> None:
+        self.db.close()
+
+
+def test_all_is_here_that_came_and_did_not_go_and_a_crash_keeps_what_was_settled(
+    tmp_path: Path,
+) -> None:
+    machine = type("OfThisTest", (Machine,), {"path": tmp_path / "small.db"})
+    run_state_machine_as_test(machine)
+
+
+def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_db, "_WAITING_ROWS_MAX", 10)
+    monkeypatch.setattr(block_db, "_WAITING_BYTES_MAX", 1000)
+    store = DiskBlockStore(tmp_path / "blocks", 2**20)
+    for number in range(30):
+        store.put_sync(cid_of(RAW, b"%d" % number), b"%d" % number)
+        assert len(store.db._waiting.blocks) <= 10
+    assert len(block_data(tmp_path)) >= 20
+    for number in range(10):
+        store.put_sync(cid_of(RAW, bytes([number]) * 400), bytes([number]) * 400)
+        assert store.db._waiting.size_bytes <= 1000
+
+
+def test_readers_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = BlockDb(tmp_path / "small.db")
+    db.put(CIDS[0], DATA[0])
+    writing, go_on = threading.Event(), threading.Event()
+    write = db._write
+
+    def slow(changes: block_db._Waiting) -> None:
+        writing.set()
+        assert go_on.wait(60)
+        write(changes)
+
+    monkeypatch.setattr(db, "_write", slow)
+    thread = threading.Thread(target=db.settle_sync)
+    thread.start()
+    assert writing.wait(60)
+    assert db.has(CIDS[0]) and db.read(CIDS[0]) == DATA[0] and db.read(CIDS[1]) is None
+    db.put(CIDS[1], DATA[1])
+    assert db.delete(CIDS[0]) and not db.has(CIDS[0])
+    go_on.set()
+    thread.join()
+    assert not db.has(CIDS[0]) and db.has(CIDS[1])
+    db.settle_sync()
+    assert [block.cid for block in db.listed()] == [CIDS[1]]
+
+
+def test_what_goes_gives_its_room_back(tmp_path: Path) -> None:
+    store = DiskBlockStore(tmp_path / "blocks", 2**30)
+    blocks = {cid_of(RAW, d): d for d in (n.to_bytes(2, "big") * 30_000 for n in range(300))}
+    for cid, data in blocks.items():
+        store.put_sync(cid, data)
+    store.settle_sync()
+    for cid in blocks:
+        assert store.delete_sync(cid)
+    store.settle_sync()
+    store.db.close()
+    assert sum(file.stat().st_size for file in (tmp_path / "blocks").iterdir()) < 1_000_000
+
+
+def test_it_is_the_owners_alone_and_a_broken_one_is_told(tmp_path: Path) -> None:
+    db = BlockDb(tmp_path / "small.db")
+    db.put(CIDS[0], DATA[0])
+    db.settle_sync()
+    files = list(tmp_path.iterdir())
+    assert len(files) > 1 and {stat.S_IMODE(f.stat().st_mode) for f in files} == {0o600}
+    db.close()
+    (tmp_path / "small.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="cannot be used: file is not a database") as caught:
+        BlockDb(tmp_path / "small.db")
+    assert caught.value.code == "corrupt_home" and "start again" in str(caught.value.hint)
+
+
+def test_a_home_of_an_earlier_version_keeps_its_blocks_and_marks(tmp_path: Path) -> None:
+    service, other = cid_of(RAW, b"a service"), cid_of(RAW, b"another")
+    for cid, data in zip(CIDS, DATA, strict=True):
+        for file, content in (
+            (tmp_path / "blocks" / cid[-2:] / cid, data),
+            (tmp_path / "held" / service / cid[-2:] / cid, b""),
+        ):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    contents = ScopedContent(DiskBlockStore(tmp_path / "blocks", 2**20), tmp_path / "held")
+    view, others = contents.of(service).store, contents.of(other).store
+    assert not (tmp_path / "held").exists() and services_with_marks(tmp_path) == {service}
+    assert [view.read_sync(cid) for cid in CIDS] == DATA and not any(map(others.has, CIDS))
+    assert {block.cid for block in contents.store.stored_sync()} == set(CIDS)
+    used_bytes = contents.store.used_bytes
+    view.put_sync(CIDS[0], DATA[0])
+    assert contents.store.used_bytes == used_bytes == sum(map(len, DATA))
+    for cid in CIDS:
+        assert contents.delete_sync(cid)
+    assert contents.store.used_bytes == 0 and not any(map(view.has, CIDS))
+    with sqlite3.connect(tmp_path / "blocks" / "small.db") as db:
+        assert db.execute("select count(*) from marks").fetchone() == (0,)
