@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-__all__ = ["block_data", "lose_blocks", "lose_marks", "services_with_marks", "tamper"]
+__all__ = [
+    "block_data",
+    "lose_blocks",
+    "lose_marks",
+    "marks_on_blocks",
+    "services_with_marks",
+    "tamper",
+]
 
 
 def lose_blocks(home: Path, cids: Iterable[str] | None = None) -> None:
@@ -40,6 +47,14 @@ def block_data(home: Path) -> list[bytes]:
     files = [file.read_bytes() for file in (home / "blocks").glob("*/baf*")]
     with closing(_open(home)) as db:
         return [*files, *(bytes(data) for (data,) in db.execute("select data from blocks"))]
+
+
+def marks_on_blocks(home: Path) -> int:
+    """Return how many blocks are here and held for somebody."""
+    here = {file.name for file in (home / "blocks").glob("*/baf*")}
+    with closing(_open(home)) as db:
+        here |= {cid for (cid,) in db.execute("select cid from blocks")}
+        return sum(cid in here for (cid,) in db.execute("select distinct cid from marks"))
 
 
 def services_with_marks(home: Path) -> set[str]:

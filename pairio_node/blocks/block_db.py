@@ -26,9 +26,11 @@ __all__ = ["SMALL_SIZE_BYTES_MAX", "BlockDb"]
 
 #: A larger block is a file: SQLite is slower than the file system from about here on.
 SMALL_SIZE_BYTES_MAX: Final = 64 * 1024
-#: So much may wait in memory for a transaction, in bytes and in rows.
+#: So much may wait in memory for a transaction, in bytes and in rows, and so long while more
+#: comes: it is what a killed node has to fetch again.
 _WAITING_BYTES_MAX: Final = 8 * 2**20
 _WAITING_ROWS_MAX: Final = 10_000
+_WAITING_S_MAX: Final = 0.1
 _LISTED_AT_ONCE: Final = 1_000
 
 _SCHEMA = """
@@ -50,6 +52,7 @@ class _Waiting:
     unmarked: set[str] = field(default_factory=set)
     marks: dict[str, set[str]] = field(default_factory=dict)  # services
     size_bytes: int = 0
+    since_s: float = 0.0
 
     def matters(self) -> bool:
         """Say whether anything is lost without it but times of use."""
@@ -59,6 +62,9 @@ class _Waiting:
         counted = (self.gone, self.blocks, self.used, self.unmarked, self.marks)
         rows = sum(map(len, counted))
         return self.size_bytes > _WAITING_BYTES_MAX or rows > _WAITING_ROWS_MAX
+
+    def is_late(self) -> bool:
+        return self.matters() and time.monotonic() - self.since_s > _WAITING_S_MAX
 
 
 class BlockDb:
@@ -130,6 +136,7 @@ class BlockDb:
         with self._lock:
             is_new = self._size(cid) is None
             if is_new:
+                self._begin()
                 self._waiting.blocks[cid] = data, now_unix_s
                 self._waiting.size_bytes += len(data)
                 self._used_bytes += len(data)
@@ -166,6 +173,11 @@ class BlockDb:
             "cid, length(data), used_unix_s", "blocks"
         ):
             yield StoredBlock(cid, size_bytes, min(used_unix_s, time.time()))
+
+    def _begin(self) -> None:
+        """Something is to wait; the time counts from the first."""
+        if not self._waiting.matters():
+            self._waiting.since_s = time.monotonic()
 
     def _size(self, cid: str) -> int | None:
         for changes in (self._waiting, self._written):
@@ -214,6 +226,7 @@ class BlockDb:
         with self._lock:
             for cid in cids:
                 if not self._has_mark(service, cid):
+                    self._begin()
                     self._waiting.marks.setdefault(cid, set()).add(service)
 
     def unmark(self, cid: str) -> None:
@@ -243,10 +256,11 @@ class BlockDb:
     # -- the disk -------------------------------------------------------------------------
 
     def relieve_sync(self) -> None:
-        """Wait for the disk when much waits in memory, in a thread. Raises StorageFullError."""
+        """Wait for the disk when much or anything for long waits in memory, in a thread. Raises
+        StorageFullError."""
         with self._lock:
-            is_much = self._waiting.is_much()
-        if is_much:
+            is_due = self._waiting.is_much() or self._waiting.is_late()
+        if is_due:
             self.settle_sync()
 
     def settle_sync(self) -> None:
@@ -323,4 +337,5 @@ def _joined(first: _Waiting, then: _Waiting) -> _Waiting:
         unmarked=first.unmarked | then.unmarked,
         marks=marks,
         size_bytes=sum(len(data) for data, _ in blocks.values()),
+        since_s=first.since_s,
     )

@@ -66,7 +66,7 @@ class KuboBlockStore:
         self.limiter: trio.CapacityLimiter | None = trio.CapacityLimiter(CLIENTS_MAX)
         self.quota_bytes = quota_bytes
         self.in_use = InUse()
-        index.mkdir(mode=0o700, exist_ok=True)
+        index.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.db = BlockDb(index / "held.db")
         #: Called in a thread when a block does not fit: makes room for it, or says False.
         self.make_room: Callable[[int], bool] = lambda _: False

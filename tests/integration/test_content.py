@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.block_files import block_data
+from tests.block_files import marks_on_blocks
 from tests.integration.chaos.nodes import until
 from tests.integration.content.lab import BenchNode, found, sha256_of
 
@@ -39,7 +39,7 @@ def _begin(node: BenchNode, *command: object) -> threading.Thread:
 
     thread = threading.Thread(target=tell)
     thread.start()
-    until("a part has come", lambda: _received(node) > 4, _WAIT_S)
+    until("a part has come", lambda: _received(node) > 4 and marks_on_blocks(node.home), _WAIT_S)
     return thread
 
 
@@ -57,7 +57,7 @@ def test_killed_fetcher_and_killed_holder_lose_only_what_had_not_come(
     fetcher.kill()
     telling.join()
     whole = SIZE_MIB + 1
-    here = sum(len(data) <= 2**20 for data in block_data(fetcher.home))
+    here = marks_on_blocks(fetcher.home)  # but what came in the last moment
     assert 0 < here < whole, "the kill came too late to show anything"
 
     fetcher.start()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -118,7 +119,7 @@ def test_all_is_here_that_came_and_did_not_go_and_a_crash_keeps_what_was_settled
     tmp_path: Path,
 ) -> None:
     machine = type("OfThisTest", (Machine,), {"path": tmp_path / "small.db"})
-    run_state_machine_as_test(machine)
+    run_state_machine_as_test(machine, settings=settings(max_examples=40))
 
 
 def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +133,9 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for number in range(10):
         store.put_sync(cid_of(RAW, bytes([number]) * 400), bytes([number]) * 400)
         assert store.db._waiting.size_bytes <= 1000
+    monkeypatch.setattr(block_db, "_WAITING_S_MAX", 0.0)
+    store.put_sync(cid_of(RAW, b"late"), b"late")
+    assert not store.db.waits, "while more comes, nothing waits for long"
 
 
 def test_readers_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

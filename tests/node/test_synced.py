@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, synced
+from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, block_db, synced
 from pairio_node.errors import StorageFullError
 from pairio_node.transport.memory import MemoryNetwork
 from pairio_protocol import events as ev
@@ -63,6 +63,7 @@ class Disk:
             self.changes += 1
             self.last_change[folder] = self.changes
 
+        monkeypatch.setattr(block_db, "_WAITING_S_MAX", 3600.0)
         monkeypatch.setattr(synced, "sync_folder", noting_sync)
         monkeypatch.setattr(synced, "change_folder", noting_change)
         monkeypatch.setattr(synced, "file_system", lambda _: self.kind)
