@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -159,6 +160,10 @@ def _refusal(status: int, message: str, hint: str | None, code: str) -> Raw:
 def _handler(node: FakeNode) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # a client may have gone away
+                super().handle()
 
         def _serve(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
