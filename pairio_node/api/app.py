@@ -54,7 +54,12 @@ def _error(status: int, message: str, hint: str | None, code: str) -> JSONRespon
 def make_app(node: NodeFacade, auth: Auth) -> FastAPI:
     """Return the ASGI app of API and pages."""
     app = FastAPI(
-        title="pairio node", version="1", docs_url=None, redoc_url=None, redirect_slashes=False
+        title="pairio node",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _errors(app)
     app.add_middleware(_Guard, auth=auth)
@@ -112,36 +117,41 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         try:
-            refusal = self._refusal(Request(scope))
+            refusal = self._refusal(scope)
         except UserError as error:
             refusal = _error(error.http_status, error.message, error.hint, error.code)
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, request: Request) -> Response | None:
-        headers, path = request.headers, request.url.path
-        self._auth.check_origin(headers.get("host"), headers.get("origin"))
+    def _refusal(self, scope: Scope) -> Response | None:
+        path: str = scope["path"]
+        # Of several with one name the first counts, as for starlette.
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        self._auth.check_origin(_text(headers.get(b"host")), _text(headers.get(b"origin")))
         if path.startswith("/api/"):
-            self._auth.check_token(headers.get("authorization"), request.method)
+            self._auth.check_token(_text(headers.get(b"authorization")), scope["method"])
             if path not in _STREAMED:
-                _check_size(request)
+                _check_size(scope, headers)
         elif (
             not path.startswith("/open/")
             and path != "/openapi.json"
-            and not self._auth.has_session(request.cookies.get(COOKIE))
+            and not self._auth.has_session(Request(scope).cookies.get(COOKIE))
         ):
             return _html(login_page(path), 401)
         return None
 
 
-def _check_size(request: Request) -> None:
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+def _check_size(scope: Scope, headers: dict[bytes, bytes]) -> None:
     """Refuse a body that is too large, or of a length that is not said, before it is read."""
-    said = request.headers.get("content-length", "0")
+    said = headers.get(b"content-length", b"0").decode("latin-1")
     # HTTP/1.1 without a length has no body, or comes in chunks; later versions may send one.
-    unsaid = "content-length" not in request.headers and (
-        "transfer-encoding" in request.headers
-        or not request.scope.get("http_version", "1.1").startswith("1.")
+    unsaid = b"content-length" not in headers and (
+        b"transfer-encoding" in headers or not scope.get("http_version", "1.1").startswith("1.")
     )
-    if unsaid and request.method not in ("GET", "HEAD"):
+    if unsaid and scope["method"] not in ("GET", "HEAD"):
         said = "unknown"
     if not said.isdecimal() or len(said) > 12 or int(said) > _JSON_SIZE_BYTES_MAX:
         raise UserError(

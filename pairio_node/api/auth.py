@@ -39,6 +39,7 @@ class Auth:
         self._main = _digest(main_token)
         self._path = path
         self._port = port
+        self._names = [f"{h}:{port}" for h in ("127.0.0.1", "localhost", "[::1]")]
         self._links: dict[str, tuple[str, float]] = {}
         self._sessions: dict[str, float] = {}
 
@@ -107,12 +108,11 @@ class Auth:
         Raises:
             ForbiddenError: one of them is not ours.
         """
-        names = [f"{h}:{self._port}" for h in ("127.0.0.1", "localhost", "[::1]")]
-        if host not in names:
+        if host not in self._names:
             raise ForbiddenError(
                 f"Host is {(host or '')[:100]!r}", hint=f"use http://127.0.0.1:{self._port}"
             )
-        if origin is not None and origin not in [f"http://{name}" for name in names]:
+        if origin is not None and origin not in [f"http://{name}" for name in self._names]:
             raise ForbiddenError("this page may not call the node (Origin)")
 
     def make_link(self, path: str) -> str:

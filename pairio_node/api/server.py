@@ -7,49 +7,19 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, RawData
 from hypercorn.trio import serve
-from hypercorn.trio.tcp_server import TCPServer
 
 from pairio_node.api.app import make_app
 from pairio_node.api.auth import Auth
+from pairio_node.api.connections import use_own_connections
 from pairio_node.api.content import make_gateway
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.links import Links
 from pairio_node.errors import UserError
 
-__all__ = ["fix_hypercorn_send", "serve_api"]
+__all__ = ["serve_api"]
 
-_WRITE_S = 30.0
 _GRACE_S = 1.0
-_fixed = False
-
-
-def fix_hypercorn_send(limit_s: float = _WRITE_S) -> None:
-    """Give writes a time limit: stock shields them, so a client that reads nothing blocks
-    shutdown without bound."""
-    global _fixed
-    if _fixed:
-        return
-    _fixed = True
-    stock = TCPServer.protocol_send
-
-    async def protocol_send(self: Any, event: Any) -> None:
-        if not isinstance(event, RawData):
-            await stock(self, event)
-            return
-        async with self.send_lock:
-            try:
-                with trio.fail_after(limit_s):
-                    await self.stream.send_all(event.data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-                await trio.aclose_forcefully(self.stream)
-                await self.protocol.handle(Closed())
-            except trio.Cancelled:
-                await trio.aclose_forcefully(self.stream)  # half a message is out
-                raise
-
-    TCPServer.protocol_send = protocol_send  # type: ignore[method-assign]
 
 
 def _check_free(port: int, setting: str) -> None:
@@ -92,7 +62,7 @@ async def serve_api(
     """
     _check_free(api_port, "api_port")
     _check_free(gateway_port, "gateway_port")
-    fix_hypercorn_send()
+    use_own_connections()
     logging.getLogger("hypercorn.error").setLevel(logging.ERROR)
     apps: list[tuple[Any, int]] = [
         (make_app(node, auth), api_port),

@@ -564,6 +564,8 @@ async def test_a_call_needs_the_main_token_or_one_that_was_made(api: Client) -> 
         refused = await api("GET", "/api/v1/status", authorization=wrong)
         assert refused.status == 401
         assert "pairio token create" in refused.error["hint"]
+    of_two = {"authorization": "Bearer wrong", "Authorization": "Bearer main"}
+    assert (await api("GET", "/api/v1/status", **of_two)).status == 401  # the first one counts
     made = await api("POST", "/api/v1/tokens", {"name": "notebook"})
     token = made.json["token"]
     assert (await api("GET", "/api/v1/status", authorization=f"Bearer {token}")).status == 200
