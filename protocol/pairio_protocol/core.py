@@ -183,6 +183,10 @@ class NodeCore(
         """Say whether `seal` would give a commit."""
         return self.disk.has_pending()
 
+    def can_wait(self) -> bool:
+        """Say whether nobody waits for what `seal` would give now."""
+        return self.disk.can_wait()
+
     def pending_count(self) -> int:
         """Return how many records wait; the driver seals at SEGMENT_RECORDS_MAX."""
         return self.logs.pending_count()

@@ -39,10 +39,19 @@ class Disk:
 
     def has_pending(self) -> bool:
         """Say whether there is something to be written."""
+        return self._core.logs.has_pending() or self._has_more()
+
+    def can_wait(self) -> bool:
+        """Say whether nobody waits for what is to be written: that runs have begun here. Whoever
+        asked for them knows it from this node's word, and a run whose beginning was lost with the
+        node is awarded anew, or taken up by its folder."""
+        return self._core.logs.only_starts() and not self._has_more()
+
+    def _has_more(self) -> bool:
+        """Say whether there is something to be written beside this node's log and others'."""
         membership, retention = self._core.membership, self._core.retention
         return bool(
-            self._core.logs.has_pending()
-            or self.answers
+            self.answers
             or retention.unsaved
             or retention.unsaved_kept
             or membership.unsaved_changes

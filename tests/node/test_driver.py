@@ -51,8 +51,8 @@ class _Clock(Clock):
 class _Core(NodeCore):
     """A core that remembers what it was told."""
 
-    def __init__(self) -> None:
-        config = CoreConfig(boot=b"b" * 16, started_unix_ms=1, compute=False)
+    def __init__(self, compute: bool) -> None:
+        config = CoreConfig(boot=b"b" * 16, started_unix_ms=1, compute=compute, isolation="medium")
         super().__init__(SigningKey(b"k" * 32), config)
         self.told: list[ev.Event] = []
 
@@ -93,8 +93,8 @@ class _Disk:
 
 
 class _Lab:
-    def __init__(self) -> None:
-        self.core, self.disk, self.clock = _Core(), _Disk(), _Clock()
+    def __init__(self, compute: bool = False) -> None:
+        self.core, self.disk, self.clock = _Core(compute), _Disk(), _Clock()
         self.driver = Driver(self.core, self.clock, self.disk)
 
     async def submit(self, name: str) -> dict[str, Any]:
@@ -119,8 +119,8 @@ class _Lab:
 
 
 @asynccontextmanager
-async def _running() -> AsyncIterator[_Lab]:
-    lab = _Lab()
+async def _running(compute: bool = False) -> AsyncIterator[_Lab]:
+    lab = _Lab(compute)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lab.driver.run)
         await lab.with_app()
@@ -199,6 +199,59 @@ async def test_a_caller_that_went_away_is_in_nobodys_way(autojump_clock: MockClo
         lab.disk.waiting.pop()(None)
         await lab.submit("Bob")
         assert lab.disk.requests() == 2
+
+
+def _end_of(lab: _Lab) -> ev.Executed:
+    """Return the end of the run that the core wants to be begun."""
+    execute = next(e for e in lab.disk.effects if isinstance(e, ef.Execute))
+    output = (cid_of(RAW, b"output"), 6, "output")
+    return ev.Executed(
+        execute.attempt, "", "completed", "", {"output": output}, cid_of(RAW, b""), {}, "medium"
+    )
+
+
+def _kinds(lab: _Lab) -> list[list[str]]:
+    """Return what is in the log by now, commit by commit."""
+    return [
+        [type(record).__name__ for segment in commit.segments for record in segment.records()]
+        for commit in lab.disk.commits
+    ]
+
+
+async def test_that_a_run_has_begun_is_committed_with_its_end_when_that_comes_soon(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running(compute=True) as lab:
+        await lab.submit("Ada")
+        await trio.sleep_until(trio.current_time() + driver_module.IDLE_HOLD_MS / 2000)
+        assert _kinds(lab) == [["Request"]]
+        lab.driver.post(_end_of(lab))
+        await trio.sleep_until(trio.current_time() + 0.001)
+        assert _kinds(lab) == [["Request"], ["Start", "Result"]]
+
+
+async def test_that_a_run_has_begun_is_committed_soon_when_nothing_follows(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running(compute=True) as lab:
+        began = trio.current_time()
+        await lab.submit("Ada")
+        await trio.sleep_until(began + 1)
+        assert _kinds(lab) == [["Request"], ["Start"]]
+        assert lab.disk.asked_at_s[1] - began < driver_module.IDLE_HOLD_MS / 1000 + 0.01
+
+
+async def test_that_a_run_has_begun_does_not_wait_when_somebody_does(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running(compute=True) as lab:
+        await lab.submit("Ada")
+        await trio.sleep_until(trio.current_time() + driver_module.IDLE_HOLD_MS / 2000)
+        assert _kinds(lab) == [["Request"]]
+        began = trio.current_time()
+        await lab.driver.post_stored(ev.TimePassed())
+        assert trio.current_time() - began < 0.005
+        assert _kinds(lab) == [["Request"], ["Start"]]
 
 
 # -- a failing disk ---------------------------------------------------------------------------

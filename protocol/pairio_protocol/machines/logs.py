@@ -50,7 +50,7 @@ from pairio_protocol.messages import (
     SyncSegments,
     WantChanges,
 )
-from pairio_protocol.records import Record, issued_unix_ms
+from pairio_protocol.records import Record, Start, issued_unix_ms
 from pairio_protocol.segment import Segment, record_size
 from pairio_protocol.service import Chain, Cut
 from pairio_protocol.signing import sha256
@@ -165,6 +165,12 @@ class Logs:
     def pending_count(self) -> int:
         """Return how many records wait to be sealed."""
         return sum(map(len, self._pending.values()))
+
+    def only_starts(self) -> bool:
+        """Say whether all that waits, if anything, says that runs have begun here."""
+        if self.unsaved or self._sealed:
+            return False
+        return all(isinstance(r, Start) for pending in self._pending.values() for r in pending)
 
     def pending_of(self, service: str) -> bool:
         """Say whether records of a service wait to be sealed."""
