@@ -351,6 +351,30 @@ print(json.dumps([squares, subprocess.check_output(["echo", "x"], text=True), pt
     assert await zygote.told(code) == [[1, 2], "x\n", 2]
 
 
+async def test_nothing_of_its_making_closes_what_a_job_opens(zygote: Lab) -> None:
+    """The processes that it was forked from had descriptors of the same numbers."""
+    zygote.app(
+        before="""
+worker = sys.modules.get("_pairio_warm")
+if worker is not None:
+    take_environment = worker._take_environment
+    def opens(job):
+        worker.opened = [os.open("/app/main.py", os.O_RDONLY) for _ in range(20)]
+        take_environment(job)
+    worker._take_environment = opens
+"""
+    )
+    await zygote.warm()
+    code = """
+import gc
+gc.collect()
+opened = sys.modules["_pairio_warm"].opened
+print(json.dumps([len(opened), [n for n in opened if not os.path.exists(f"/proc/self/fd/{n}")]]))
+"""
+    assert await zygote.told(code) == [20, []]
+    assert zygote.status["jobsWarm"] == 1
+
+
 # -- what apps do when they are imported ---------------------------------------------------------
 
 
@@ -542,7 +566,7 @@ async def test_the_death_of_a_host_takes_its_workers_with_it(warm: Lab) -> None:
     host = _host(warm)
     below = host.children(recursive=True)
     outcome = await _while_running(warm, lambda _: host.kill())
-    assert outcome.status == "infra"
+    assert outcome.status == "infra", (outcome.error, warm.status["why"], warm.status["jobsWarm"])
     await until(lambda: not any(p.is_running() and p.status() != "zombie" for p in below))
     assert await warm.told("print(4)") == 4  # cold, or warm again
 

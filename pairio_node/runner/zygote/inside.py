@@ -7,13 +7,13 @@ app is imported in J2. `App.run()` of the SDK calls `serve()`, which returns in 
 only.
 """
 
+import _socket
 import gc
 import json
 import os
 import resource
 import select
 import signal
-import socket
 import sys
 import types
 from typing import Any
@@ -32,31 +32,33 @@ _REAP_S = 1.0
 _AHEAD = 2
 _QUIET_S = 0.005
 _PROGRAM_END = 70
+_SIGCHLD = int(signal.SIGCHLD)
+_FD_BYTES = 4
 
-#: The numbers of the descriptors that the host passes: where jobs come from, and its own.
+#: The descriptors that the host passes: where jobs come from, and its own. All are numbers here:
+#: an object closes its number when it is collected, which may be another's by then.
 _control_fd, _host_fd = -1, -1
 _config: dict[str, Any] = {}
 _in_job = False
-_result: socket.socket | None = None  # of a worker for one job: what J2 says to the host
+_strict: kernel.Filter  # of a zygote, for its jobs
 
 
 def main() -> None:
     """Take the configuration from the host, run the app's script."""
-    global _result, _control_fd, _host_fd
+    global _control_fd, _host_fd, _strict
     _control_fd, _host_fd = int(sys.argv[1]), int(sys.argv[2])
-    host = socket.socket(fileno=_host_fd)
-    _config.update(json.loads(host.recv(MESSAGE_BYTES_MAX)))
-    if _hung_up(host):  # before bubblewrap could have noticed
+    _config.update(json.loads(os.read(_host_fd, MESSAGE_BYTES_MAX)))
+    if _hung_up(_host_fd):  # before bubblewrap could have noticed
         os._exit(_PROGRAM_END)
     if _config["single"]:
         pid = os.fork()
         if pid:
-            _guard(host, pid)
+            _guard(_host_fd, pid)
         os.setsid()
         _adjust_oom(_JOB_OOM_SCORE)
-        _result = host
     else:
-        kernel.load_filter(bytes.fromhex(_config["middle"]))
+        _strict = kernel.packed_filter(bytes.fromhex(_config["strict"]))
+        kernel.load_filter(kernel.packed_filter(bytes.fromhex(_config["middle"])))
     code = _run_script(_config["script"])
     if not _in_job:
         if code == 0:
@@ -65,9 +67,9 @@ def main() -> None:
     _leave(code)
 
 
-def _hung_up(host: socket.socket) -> bool:
+def _hung_up(fd: int) -> bool:
     poll = select.poll()
-    poll.register(host, 0)
+    poll.register(fd, 0)
     return bool(poll.poll(0))
 
 
@@ -90,30 +92,33 @@ def serve(*, asks: str = "") -> None:
 
 
 def _serve_one(asks: str) -> None:
-    assert _result is not None
-    _send(_result, {"ready": True, "asks": asks})
-    job = _received(_result)[0]
-    _take_environment(job)
-    _send(_result, {"prepared": True})
-    if _result.recv(16) != b"go":
+    _send(_host_fd, _ready(asks))
+    _take_environment(json.loads(os.read(_host_fd, MESSAGE_BYTES_MAX)))
+    _send(_host_fd, b'{"prepared": true}')
+    if os.read(_host_fd, 16) != b"go":
         os._exit(_PROGRAM_END)
-    _result.close()
+    os.close(_host_fd)
 
 
 # -- a zygote ---------------------------------------------------------------------------------
+# A page that a process of a job touches is copied for it. So these do little in Python, and what
+# can be made ready before they are forked is.
 
 
 def _serve_many(asks: str) -> None:
-    host = socket.socket(fileno=_host_fd)
-    _send(host, {"ready": True, "asks": asks})
-    if host.recv(16) != b"go":  # the host has looked at this process
+    _send(_host_fd, _ready(asks))
+    if os.read(_host_fd, 16) != b"go":  # the host has looked at this process
         os._exit(0)
     null_fd = os.open(os.devnull, os.O_RDWR)
-    for fd in (1, 2):
+    for fd in (0, 1, 2):
         os.dup2(null_fd, fd)
     os.close(null_fd)
     taken_fd, take_fd = os.pipe()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps those whose job is over
+    # The system reaps those whose job is over. Python is not told, for it is not so in jobs.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    handled = _handled_signals()
+    kernel.ignore_children()
+    kernel.prepare_forks()
     namespaces = kernel.NEW_NS | kernel.NEW_PID | kernel.NEW_IPC | kernel.NEW_NET
     ahead = 0
     while True:
@@ -121,33 +126,36 @@ def _serve_many(asks: str) -> None:
         if ahead and select.select([taken_fd], [], [], _QUIET_S if ahead < _AHEAD else None)[0]:
             ahead -= len(os.read(taken_fd, _AHEAD))
             continue
+        # The first processes of all jobs would have the same number as the zygote, and libraries
+        # look at it to see that they were forked.
+        last_pid = 100 + int.from_bytes(os.urandom(2), "big") % 20_000
+        links = (*_pair(), *_pair())
         if kernel.fork_into(namespaces) == 0:
-            host.close()
-            os.close(taken_fd)
-            _init(take_fd)
+            _init(links, take_fd, b"%d" % last_pid, handled)
             return
+        for fd in links:
+            os.close(fd)
         ahead += 1
 
 
-def _init(take_fd: int) -> None:
-    """J1: fork the job, attach its folders when it comes, see it to its end; returns in J2."""
+def _init(links: tuple[int, ...], take_fd: int, last_pid: bytes, handled: list[int]) -> None:
+    """J1: fork the job, attach its folders when it comes, see it to its end; returns in J2. What
+    is before its fork is little, for what it touches there is copied twice."""
     try:
-        kernel.die_with_parent()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _mount_own()
-        control = socket.socket(fileno=_control_fd)
-        link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        of_job, jobs_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
+        link, theirs, of_job, jobs_link = links
+        _write("/proc/sys/kernel/ns_last_pid", last_pid)
+        pid = kernel.fork_again()
         if pid == 0:
             _become_job(of_job)
             return
-        passed = [theirs.detach(), jobs_link.detach(), os.pidfd_open(os.getpid())]
+        kernel.die_with_parent()
+        kernel.default_signals((_SIGCHLD, *handled))
+        _mount_own()  # that the job is there already does not matter: it waits for what follows
         job_fd = os.pidfd_open(pid)
-        _shut_off((control.fileno(), link.fileno(), take_fd, *passed, job_fd))
-        _send(control, {"hello": True}, [*passed, job_fd])
-        control.close()
-        for fd in passed:
+        passed = (theirs, jobs_link, os.pidfd_open(os.getpid()), job_fd)
+        _shut_off((_control_fd, link, take_fd, *passed))
+        _send(_control_fd, b'{"hello": true}', passed)
+        for fd in (_control_fd, *passed[:3]):
             os.close(fd)
         _serve_init(link, take_fd, pid, job_fd)
     except BaseException:
@@ -155,19 +163,19 @@ def _init(take_fd: int) -> None:
     os._exit(0)
 
 
-def _serve_init(link: socket.socket, take_fd: int, pid: int, job_fd: int) -> None:
-    data, mounts, _, _ = socket.recv_fds(link, MESSAGE_BYTES_MAX, FDS_MAX)
+def _serve_init(link: int, take_fd: int, pid: int, job_fd: int) -> None:
+    targets, mounts = _received(link)
     os.write(take_fd, b"t")  # another one is made, whatever becomes of this one
     os.close(take_fd)
-    if not data:
+    if not targets:
         return  # nobody keeps it any more
-    for fd, target in zip(mounts, json.loads(data)["targets"], strict=True):
+    for fd, target in zip(mounts, targets.split(b"\0"), strict=True):
         kernel.move_mount(fd, target)
         os.close(fd)
     kernel.drop_capabilities()
     kernel.die_with_parent()
-    kernel.load_filter(bytes.fromhex(_config["strict"]))
-    _send(link, {"held": True})
+    kernel.load_filter(_strict)
+    _send(link, b'{"held": true}')
     _send(link, _ended(link, job_fd, pid))
 
 
@@ -176,37 +184,31 @@ def _mount_own() -> None:
     kernel.mount("proc", "/proc")
     kernel.mount("tmpfs", "/dev/shm", f"mode=1777,size={_config['shm_bytes']}", executable=True)
     kernel.mount("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=620")
-    # The first processes of all jobs would have the same number as the zygote, and libraries
-    # look at it to see that they were forked.
-    first = 100 + int.from_bytes(os.urandom(2), "big") % 20_000
-    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
-        file.write(str(first))
 
 
-def _become_job(link: socket.socket) -> None:
+def _become_job(link: int) -> None:
     """J2: shut itself in, wait for the job."""
     try:
         os.setsid()
-        null_fd = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null_fd, 0)
-        link = socket.socket(fileno=os.dup2(link.detach(), LINK_FD))
+        kernel.default_signals((_SIGCHLD,))
+        os.dup2(link, LINK_FD)
         kernel.close_from(LINK_FD + 1)
         _adjust_oom(_JOB_OOM_SCORE)
         kernel.drop_capabilities()
-        kernel.load_filter(bytes.fromhex(_config["strict"]))
-        _send(link, {"shut_in": True})
-        job, fds = _received(link)
+        kernel.load_filter(_strict)
+        _send(LINK_FD, b'{"shut_in": true}')
+        job, fds = _received(LINK_FD)
         if not job:
             os._exit(0)
         for target in (1, 2):
             os.dup2(fds[0], target)
         os.close(fds[0])
-        _take_environment(job)
-        _send(link, {"prepared": True})
-        link.close()
+        _take_environment(json.loads(job))
+        _send(LINK_FD, b'{"prepared": true}')
+        os.close(LINK_FD)
     except BaseException as error:
         try:
-            _send(link, {"error": f"{type(error).__name__}: {error}"})
+            _send(LINK_FD, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         finally:
             os._exit(_PROGRAM_END)
 
@@ -216,14 +218,17 @@ def _take_environment(job: dict[str, Any]) -> None:
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     if job["nice"]:
         os.nice(job["nice"])
-    os.environ.clear()
-    os.environ.update(job["environment"])
     os.chdir(job["cwd"])
-    os.environ["PWD"] = job["cwd"]  # as bubblewrap does
+    wanted = {**job["environment"], "PWD": job["cwd"]}  # as bubblewrap does
+    found = dict(os.environ)
+    for name in found.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            os.environ[name] = value
+    # `random` starts anew when it is forked.
     if "tempfile" in sys.modules:
         sys.modules["tempfile"]._name_sequence = None  # type: ignore[attr-defined]
-    if "random" in sys.modules:
-        sys.modules["random"].seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
@@ -231,32 +236,38 @@ def _take_environment(job: dict[str, Any]) -> None:
 # -- J1 ---------------------------------------------------------------------------------------
 
 
+def _handled_signals() -> list[int]:
+    """Return those that do not do here what they do by default: their handlers may be the app's."""
+    with open("/proc/self/status", "rb") as file:
+        masks = dict(line.split(b":") for line in file if line.startswith(b"Sig"))
+    handled = int(masks[b"SigCgt"], 16) | int(masks[b"SigIgn"], 16)
+    return [int(number) for number in signal.valid_signals() if handled >> (number - 1) & 1]
+
+
 def _shut_off(kept: tuple[int, ...]) -> None:
-    """Keep the job, which has this process' user, from looking into it and from its handlers."""
+    """Keep the job, which has this process' user, from looking into it."""
     _adjust_oom(_J1_OOM_SCORE)
     kernel.set_dumpable(False)
-    for number in signal.valid_signals():
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
-            signal.signal(number, signal.SIG_DFL)
-    null_fd = os.open(os.devnull, os.O_RDWR)
-    for target in (0, 1, 2):
-        os.dup2(null_fd, target)
     kernel.close_except(kept)
 
 
-def _guard(link: socket.socket, pid: int) -> None:
+def _guard(link: int, pid: int) -> None:
     """J1 of a worker for one job."""
     try:
         job_fd = os.pidfd_open(pid)
-        _shut_off((link.fileno(), job_fd))
-        _send(link, {"held": True}, [job_fd])
+        null_fd = os.open(os.devnull, os.O_RDWR)
+        for target in (0, 1, 2):
+            os.dup2(null_fd, target)
+        kernel.default_signals(_handled_signals())
+        _shut_off((link, job_fd))
+        _send(link, b'{"held": true}', (job_fd,))
         _send(link, _ended(link, job_fd, pid))
     except BaseException:
         os._exit(_PROGRAM_END)
     os._exit(0)
 
 
-def _ended(link: socket.socket, job_fd: int, pid: int) -> dict[str, Any]:
+def _ended(link: int, job_fd: int, pid: int) -> bytes:
     poll = select.poll()
     poll.register(job_fd, select.POLLIN)
     poll.register(link, 0)  # its end: a supervisor that is killed takes the job with it
@@ -273,11 +284,9 @@ def _ended(link: socket.socket, job_fd: int, pid: int) -> dict[str, Any]:
     except (ChildProcessError, ProcessLookupError):
         pass  # nothing is left
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "status": status,
-        "cpu_ms": int((used.ru_utime + used.ru_stime) * 1000),
-        "memory_peak_bytes": used.ru_maxrss * 1024,
-    }
+    cpu_ms = int((used.ru_utime + used.ru_stime) * 1000)
+    told = (status, cpu_ms, used.ru_maxrss * 1024)
+    return b'{"status": %d, "cpu_ms": %d, "memory_peak_bytes": %d}' % told
 
 
 # -- the app ----------------------------------------------------------------------------------
@@ -326,16 +335,47 @@ def _leave(code: int) -> None:
 # -- messages ---------------------------------------------------------------------------------
 
 
-def _send(link: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
-    socket.send_fds(link, [json.dumps(message).encode()], fds or [])
+def _ready(asks: str) -> bytes:
+    return json.dumps({"ready": True, "asks": asks}).encode()
 
 
-def _received(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _pair() -> tuple[int, int]:
+    one, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    return one.detach(), other.detach()
+
+
+def _send(link: int, message: bytes, fds: tuple[int, ...] = ()) -> None:
+    """Send a message, and descriptors with it."""
+    if not fds:
+        os.write(link, message)
+        return
+    using = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, link)
+    packed = b"".join([fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in fds])
+    try:
+        using.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)])
+    finally:
+        using.detach()
+
+
+def _received(link: int) -> tuple[bytes, list[int]]:
     """Return a message and its descriptors; an empty one at the end."""
-    data, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES_MAX, FDS_MAX)
-    return (json.loads(data) if data else {}), fds
+    using = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, link)
+    try:
+        using.settimeout(None)  # an app may have set one for all that are made
+        room = _socket.CMSG_SPACE(FDS_MAX * _FD_BYTES)
+        message, more, _, _ = using.recvmsg(MESSAGE_BYTES_MAX, room)
+    finally:
+        using.detach()
+    return message, memoryview(more[0][2]).cast("i").tolist() if more else []
 
 
 def _adjust_oom(score: int) -> None:
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(score))
+    _write("/proc/self/oom_score_adj", b"%d" % score)
+
+
+def _write(path: str, text: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)

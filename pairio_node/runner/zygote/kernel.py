@@ -15,13 +15,17 @@ __all__ = [
     "NEW_NS",
     "NEW_PID",
     "NEW_USER",
+    "Filter",
     "attach_in",
     "close_except",
     "close_from",
+    "default_signals",
     "die_with_parent",
     "drop_capabilities",
     "enter_namespace",
+    "fork_again",
     "fork_into",
+    "ignore_children",
     "load_filter",
     "loopback_up",
     "make_private",
@@ -30,6 +34,8 @@ __all__ = [
     "mount",
     "move_mount",
     "open_tree",
+    "packed_filter",
+    "prepare_forks",
     "set_dumpable",
     "unshare",
 ]
@@ -41,21 +47,27 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REC, _PRIVATE = 1, 2, 4, 8, 0x4000, 1 << 18
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 428, 429, 436, 442
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _FS_SET_STRING, _FS_CREATE, _FS_CLOEXEC = 1, 6, 1
-_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_SYS_CLONE = 220 if os.uname().machine == "aarch64" else 56
 _AT_FDCWD, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 4
 _OPEN_TREE_CLONE = 1
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP = 1, 4, 22
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _SECCOMP_MODE_FILTER = 2
+_SIGCHLD, _SIGKILL = int(signal.SIGCHLD), int(signal.SIGKILL)
 _CAPABILITY_VERSION_3 = 0x20080522
 _FILTER_INSTRUCTION_BYTES = 8
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+_SIG_IGN = ctypes.c_void_p(1)
+_NO_CAPABILITIES = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc_with_gil = ctypes.PyDLL(None, use_errno=True)
 
 
-class _FilterProgram(ctypes.Structure):
+class Filter(ctypes.Structure):
+    """A seccomp filter as the system takes it."""
+
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
@@ -144,13 +156,13 @@ def attach_in(process: int, fd: int, target: str) -> None:
         raise OSError(code, f"cannot attach {target}: {os.strerror(code)}")
 
 
-def move_mount(fd: int, target: str) -> None:
+def move_mount(fd: int, target: str | bytes) -> None:
     """Attach a detached mount."""
     _done(
         _libc.syscall(
             _SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH
         ),
-        f"move_mount {target}",
+        f"move_mount {target!r}",
     )
 
 
@@ -183,19 +195,37 @@ def unshare(flags: int) -> None:
     _done(_libc.unshare(flags), "unshare")
 
 
+def prepare_forks() -> None:
+    """Look up what a process that `fork_into` makes will call: else each of them does."""
+    for name in ("syscall", "prctl", "mount", "capset", "signal"):
+        getattr(_libc, name)
+    for name in ("syscall", "fork"):
+        getattr(_libc_with_gil, name)
+    for name in ("BeforeFork", "AfterFork_Child", "AfterFork_Parent"):
+        getattr(ctypes.pythonapi, f"PyOS_{name}")
+
+
 def fork_into(flags: int) -> int:
-    """Fork a child into new namespaces; as `os.fork`, but what `flags` say. In a process with one
-    thread only. A child that forks further leaves only its own first process with what the C
-    library believes to be its thread's number."""
-    number = _SYS_CLONE[os.uname().machine]
+    """Fork a child into new namespaces, in a process with one thread only. Python and whoever asked
+    it (`os.register_at_fork`) are not told so in the child: it is to do little, run nothing of the
+    app's, start no thread, and fork further by `fork_again`, which does tell them. What that leaves
+    is the only process with what the C library believes to be its thread's number."""
     # As os.fork does. Nothing else may run in between, so the GIL is kept.
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = _libc_with_gil.syscall(number, flags | int(signal.SIGCHLD), 0, 0, 0, 0)
+    pid = _libc_with_gil.syscall(_SYS_CLONE, flags | _SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     return _done(pid, "clone")
+
+
+def fork_again() -> int:
+    """Fork in a child of `fork_into`; as `os.fork` in its parent would have."""
+    pid = _libc_with_gil.fork()
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0
+    return _done(pid, "fork")
 
 
 def enter_namespace(path: str, kind: int) -> None:
@@ -217,7 +247,7 @@ def loopback_up() -> None:
 
 def die_with_parent() -> None:
     """Have this process killed when the thread that started it ends."""
-    _done(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "PR_SET_PDEATHSIG")
+    _done(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
 
 
 def set_dumpable(value: bool) -> None:
@@ -227,17 +257,30 @@ def set_dumpable(value: bool) -> None:
 
 def drop_capabilities() -> None:
     """Give up all capabilities for good (no_new_privs is set by the sandbox)."""
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    _done(_libc.capset(header, bytes(24)), "capset")
+    _done(_libc.capset(*_NO_CAPABILITIES), "capset")
     _done(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "PR_CAP_AMBIENT")
 
 
-def load_filter(program: bytes) -> None:
-    """Load a seccomp filter (classic BPF) for this thread and what it starts."""
-    length = len(program) // _FILTER_INSTRUCTION_BYTES
-    asked = _FilterProgram(length, program)
+def ignore_children() -> None:
+    """Have the system reap the children of this process; Python is not told."""
+    _done(_libc.signal(_SIGCHLD, _SIG_IGN), "signal")
+
+
+def default_signals(numbers: Iterable[int]) -> None:
+    """Let signals do what they do by default, whoever handles them; Python is not told."""
+    for number in numbers:
+        _done(_libc.signal(number, None), "signal")
+
+
+def packed_filter(program: bytes) -> Filter:
+    """Return a seccomp filter (classic BPF) to be loaded."""
+    return Filter(len(program) // _FILTER_INSTRUCTION_BYTES, program)
+
+
+def load_filter(program: Filter) -> None:
+    """Load a filter for this thread and what it starts."""
     _done(
-        _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(asked), 0, 0),
+        _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0),
         "PR_SET_SECCOMP",
     )
 

@@ -159,7 +159,7 @@ class WarmSupervisor(Supervisor):
                 passed.append(secrets_fd)
                 names.append(self._plan["secrets"])
             self._link.settimeout(_PREPARE_S)
-            socket.send_fds(self._link, [json.dumps({"targets": names}).encode()], passed)
+            socket.send_fds(self._link, [os.fsencode("\0".join(names))], passed)
         finally:
             for fd in passed:
                 os.close(fd)
