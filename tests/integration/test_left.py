@@ -105,6 +105,7 @@ async def test_nothing_is_left_of_hosts_that_are_killed(tmp_path: Path) -> None:
         for number in range(KILLS):
             config = made.runner.config(made.spec("pass")) | {
                 "folder": str(tmp_path / "warm" / str(number)),
+                "pydantic": False,
                 "single_because": "it is tried" if number % 2 else "",
                 "import_s": 60,
                 "workers": 1,

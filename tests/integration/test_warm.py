@@ -375,6 +375,41 @@ print(json.dumps([len(opened), [n for n in opened if not os.path.exists(f"/proc/
     assert zygote.status["jobsWarm"] == 1
 
 
+MODELS = """
+from pairio.sdk import BaseModel
+class Pair(BaseModel):
+    one: int
+    other: int = 2
+"""
+
+
+async def test_pydantic_is_there_from_the_start_once_a_job_needed_it(warm: Lab) -> None:
+    """An app that only declares its contexts never pays for it, one that uses it pays once."""
+    seen = "print(json.dumps(['pydantic' in sys.modules"
+    warm.app(imports=MODELS)
+    kind = warm.status["workers"]
+    await warm.warm(kind)
+    assert await warm.told(seen + "]))") == [False]
+    assert await warm.told(seen + ", Pair(one=1).model_dump()]))") == [
+        False,
+        {"one": 1, "other": 2},
+    ]
+    await until(lambda: _latest(warm).pydantic)
+    replaced = _latest(warm)
+    assert await warm.told(seen + ", Pair(one=3).other]))") == [True, 2]
+    assert warm.status["jobsWarm"] == 3
+    assert _latest(warm) is replaced
+
+
+async def test_a_job_that_only_says_that_it_imported_pydantic_gains_nothing(zygote: Lab) -> None:
+    zygote.app(imports="sys.modules['pydantic'] = None  # as if it were not there")
+    await zygote.warm()
+    await zygote.told("os.symlink('/', '/tmp/pydantic-was-imported'); print(1)")
+    await until(lambda: _latest(zygote).pydantic)
+    assert await zygote.told("print(2)") == 2
+    assert zygote.status["jobsWarm"] == 2
+
+
 # -- what apps do when they are imported ---------------------------------------------------------
 
 
@@ -526,6 +561,13 @@ def _warmed(made: Lab) -> Warmed:
     return found[0]
 
 
+def _latest(made: Lab) -> Warmed:
+    """Return those of the app that came last."""
+    found = [*made.runner.pool._entries.values()][-1].warmed
+    assert found is not None
+    return found
+
+
 def _host(made: Lab) -> psutil.Process:
     return psutil.Process(_warmed(made).host.pid)
 
@@ -598,6 +640,7 @@ async def test_an_import_that_never_ends_ends_with_a_node_that_is_killed(
         made.app(ENDLESS)
         config = made.runner.config(made.spec("pass")) | {
             "folder": str(tmp_path / "worker"),
+            "pydantic": False,
             "single_because": "" if mode == "on" else "it is tried",
             "import_s": 3600,
             "workers": 1,

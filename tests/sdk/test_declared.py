@@ -52,6 +52,19 @@ def test_classes_that_only_declare_import_nothing(tmp_path: Path) -> None:
     assert _run(tmp_path, script, in_job=False) == "True True\n"
 
 
+def test_a_warm_worker_imports_nothing_and_its_job_says_when_it_does(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, types\nsys.modules['_pairio_warm'] = types.ModuleType('worker')\n"
+        + HEAD
+        + DECLARATIONS
+        + f"os.environ['PAIRIO_JOB_FILE'] = {str(tmp_path / 'job.json')!r}\n"
+        + f"print('pydantic' in sys.modules, os.listdir({str(tmp_path)!r}))\n"
+        + f"print(Group().sub, sorted(os.listdir({str(tmp_path)!r})))"
+    )
+    seen = _run(tmp_path, script, in_job=False)
+    assert seen == "False ['main.py']\n7 ['main.py', 'pydantic-was-imported']\n"
+
+
 def test_a_job_of_the_first_app_imports_no_pydantic(tmp_path: Path) -> None:
     job: dict[str, object] = {"processor": "hello_world_1", "additional_outputs": ""}
     job |= {"inputs": [], "list_inputs": [], "outputs": []}

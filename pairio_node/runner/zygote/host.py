@@ -272,7 +272,7 @@ class _Host:
 
     def configure(self, link: socket.socket, *, single: bool) -> None:
         """Say to a program in a sandbox what it is."""
-        names = ("script", "middle", "strict", "shm_bytes")
+        names = ("script", "middle", "strict", "shm_bytes", "pydantic")
         link.send(
             json.dumps({name: self.config[name] for name in names} | {"single": single}).encode()
         )

@@ -8,6 +8,7 @@ only.
 """
 
 import _socket
+import contextlib
 import gc
 import json
 import os
@@ -77,6 +78,9 @@ def serve(*, asks: str = "") -> None:
     """Wait for a job; returns in its process, with its environment. The app `asks` for a worker
     for each job (`single`), or for none (`off`)."""
     global _in_job
+    if _config["pydantic"]:
+        with contextlib.suppress(ImportError):  # a job said that it has it, and can say anything
+            __import__("pydantic")
     gc.collect()
     gc.freeze()
     sys.stdout.flush()

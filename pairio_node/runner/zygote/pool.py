@@ -58,6 +58,7 @@ class Warmed:
     host: HostLink
     kind: str
     began_s: float
+    pydantic: bool = False
     jobs: int = 0
     running: int = 0
 
@@ -74,6 +75,7 @@ class _Entry:
     failed: int = 0
     used_s: float = 0.0
     try_at_s: float = 0.0
+    pydantic: bool = False
     memory_bytes: int = 0
 
 
@@ -118,6 +120,14 @@ class WarmPool:
     def give_back(self, warmed: Warmed) -> None:
         """The job has ended, or left."""
         warmed.running -= 1
+
+    def needs_pydantic(self, app: App) -> None:
+        """A job of this app imported pydantic: workers are made, once, that have it from the start.
+        All that jobs of this app tell one another by it is that one did so."""
+        entry = self._entries.get(app)
+        if entry is not None and not entry.pydantic:
+            entry.pydantic = True
+            self._wake.set()
 
     def failed(self, app: App, warmed: Warmed, why: str) -> None:
         """These workers did not take a job: others are made in their place, a few times."""
@@ -181,7 +191,9 @@ class WarmPool:
             for e in self._entries.values()
             if not e.starting
             and now_s >= e.try_at_s
-            and (e.warmed is None or self._is_old(e.warmed, now_s))
+            and (
+                e.warmed is None or self._is_old(e.warmed, now_s) or e.pydantic > e.warmed.pydantic
+            )
             and now_s - e.used_s < self.limits.idle_s
         ]
         due.sort(key=lambda e: -e.used_s)
@@ -201,6 +213,7 @@ class WarmPool:
                 "single_because": "the node's settings" if self.limits.mode == "single" else "",
                 "import_s": self.limits.import_s,
                 "workers": self.limits.workers,
+                "pydantic": (pydantic := entry.pydantic),
             }
             answer = await host.begin(config, 2 * self.limits.import_s + 10)
         except (HostGone, OSError) as error:
@@ -215,7 +228,7 @@ class WarmPool:
                 return
             if entry.warmed is not None:
                 self._leave(entry.warmed.host)
-            entry.warmed = Warmed(host, answer["kind"], trio.current_time())
+            entry.warmed = Warmed(host, answer["kind"], trio.current_time(), pydantic)
             entry.why = answer["why"]
         finally:
             entry.starting = False

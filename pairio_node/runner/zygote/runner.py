@@ -40,6 +40,8 @@ _TMP_SIZE_BYTES = 64 * 2**20
 _SHM_SIZE_BYTES = 64 * 2**20
 #: The processes of so many jobs that go all the way fit into a zygote's limit.
 _JOBS_GROUPED, _JOBS_WATCHED = 8, 2
+#: What a job leaves beside its file when it came to import pydantic (`_declared` of the SDK).
+_PYDANTIC_MARK = "pydantic-was-imported"
 #: So many files of the owner's can be handed to a zygote's child, one by one.
 _OWN_FILES_MAX = 100
 
@@ -68,6 +70,8 @@ class WarmRunner(BwrapRunner):
             return RunOutcome("infra", f"cannot run the job: {error}", {}, b"", {})
         finally:
             self.pool.give_back(warmed)
+        if os.path.lexists(spec.work_dir / "tmp" / _PYDANTIC_MARK):
+            self.pool.needs_pydantic(app)
         if ended.why == "start" and not cancel.is_set():  # it never began: as if nothing had been
             self.pool.failed(app, warmed, ended.error)
             (spec.work_dir / OUTCOME_FILE).unlink(missing_ok=True)

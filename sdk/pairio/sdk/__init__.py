@@ -1,7 +1,7 @@
 """For authors of apps: `App`, `ProcessorBase`, and the files of a context.
 
-`BaseModel` and `Field` are pydantic's. Inside a job that starts cold pydantic is imported when it
-is needed, which declaring a context is not (`_declared`).
+`BaseModel` and `Field` are pydantic's. Inside a job, and in a worker that waits for one, it is
+imported when it is needed, which declaring a context is not (`_declared`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("BaseModel", "Field"):
-        in_job = "PAIRIO_JOB_FILE" in os.environ and "SPEC_OUTPUT_FILE" not in os.environ
-        if in_job and "pydantic" not in sys.modules:
+        in_job = "PAIRIO_JOB_FILE" in os.environ or "_pairio_warm" in sys.modules
+        if in_job and "SPEC_OUTPUT_FILE" not in os.environ and "pydantic" not in sys.modules:
             from pairio.sdk import _declared
 
             return getattr(_declared, name)

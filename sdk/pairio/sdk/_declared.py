@@ -5,10 +5,14 @@ So a class that only declares fields is kept as it was written. Whatever asks fo
 methods, a call, an attribute, anybody's `import pydantic`) has pydantic imported, and every such
 class, `BaseModel` and `Field` replaced by the real ones wherever modules have them, in the order in
 which they were written. What refers to a class from elsewhere is led to the real one.
+
+A job of a warm worker that comes to need it leaves a mark for the node, whose later workers for
+this app have it from the start.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import ABCMeta
 
@@ -20,6 +24,8 @@ __all__ = ["BaseModel", "Field"]
 
 _PLAIN = (str, int, float, bool, list, tuple, dict, set, frozenset, type(None))
 _OF_EVERY_CLASS = {"__module__", "__qualname__", "__doc__", "__annotations__"}
+#: The node looks for it, beside the job's file (`runner/zygote/runner.py`).
+_MARK = "pydantic-was-imported"
 _OF_EVERY_CLASS |= {"__firstlineno__", "__static_attributes__"}  # since Python 3.13
 
 
@@ -187,6 +193,15 @@ class _Loader:
         module.__spec__.loader = module.__loader__ = self._own
         self._own.exec_module(module)
         _replace(module)
+        if "_pairio_warm" in sys.modules and "PAIRIO_JOB_FILE" in os.environ:
+            _leave_mark(os.path.dirname(os.environ["PAIRIO_JOB_FILE"]))
+
+
+def _leave_mark(folder: str) -> None:
+    import contextlib
+
+    with contextlib.suppress(OSError):  # the job's disk is full: the next one will say it
+        open(os.path.join(folder, _MARK), "w").close()
 
 
 def _replace(pydantic: Any) -> None:
