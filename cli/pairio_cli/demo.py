@@ -195,13 +195,13 @@ def _count_definition(job_id: str) -> dict[str, Any]:
     }
 
 
-def _submit(api: Api, definition: dict[str, Any]) -> dict[str, Any]:
+def _submit(api: Api, definition: dict[str, Any], wait_s: float = 0) -> dict[str, Any]:
     body = {
         "jobDefinition": definition,
         "requiredResources": {"numCpus": 1, "memoryGb": 1, "timeSec": 60},
         "tags": ["demo"],
     }
-    return dict(api.call("POST", "/api/v1/jobs", body))
+    return dict(api.call("POST", "/api/v1/jobs", body, {"waitSec": wait_s} if wait_s else None))
 
 
 def _finish(api: Api, job: dict[str, Any]) -> dict[str, Any]:

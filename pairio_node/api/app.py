@@ -18,7 +18,7 @@ from pairio_node.api.console import console_routes
 from pairio_node.api.content import output_response
 from pairio_node.api.facade import NodeFacade
 from pairio_node.api.insight import insight_routes
-from pairio_node.api.jobs import many_job_routes
+from pairio_node.api.jobs import WAIT_S_MAX, many_job_routes
 from pairio_node.api.joins import join_routes
 from pairio_node.api.models import (
     DrainBody,
@@ -41,7 +41,6 @@ log = logging.getLogger("pairio.api")
 _JSON_SIZE_BYTES_MAX = 8 * 1024 * 1024
 #: Bodies of any length, which are read as streams.
 _STREAMED = ("/api/v1/content", "/api/v1/import")
-_WAIT_S_MAX = 60.0
 _CONSOLE_ON_PAGE_BYTES = 64 * 1024
 
 
@@ -185,7 +184,7 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         timeoutSec: float = 30.0,  # noqa: N803
     ) -> JSONResponse:
         """Answer when the job is final and safe, or with its state when the time is over."""
-        timeout_s = max(0.0, min(timeoutSec, _WAIT_S_MAX))
+        timeout_s = max(0.0, min(timeoutSec, WAIT_S_MAX))
         return JSONResponse(await node.wait(job_id, serviceName, timeout_s))
 
     @app.get("/api/v1/jobs/{job_id}/outputs/{name:path}")

@@ -14,8 +14,10 @@ from pairio_node.search import JobQuery
 from pairio_node.watching import ALIVE_S, ALIVE_S_MAX, ALIVE_S_MIN, REQUESTS_MAX, WatchQuery
 from pairio_protocol.limits import NAME_LENGTH_MAX, TAGS_MAX, TEXT_LENGTH_MAX, URL_LENGTH_MAX
 
-__all__ = ["many_job_routes"]
+__all__ = ["WAIT_S_MAX", "many_job_routes"]
 
+#: How long a call may wait for a job, in seconds.
+WAIT_S_MAX = 60.0
 _PAGE_MAX = 1000
 _Key = Annotated[str, Header(alias="Idempotency-Key", max_length=NAME_LENGTH_MAX)]
 
@@ -41,10 +43,18 @@ def many_job_routes(app: FastAPI, node: NodeFacade) -> None:
     """Add the routes."""
 
     @app.post("/api/v1/jobs")
-    async def submit(body: SubmitBody, key: _Key = "") -> JSONResponse:
-        """Submit a job, or find its result. Answers the job; a second call with the same
-        `Idempotency-Key` answers the same."""
-        return JSONResponse(await node.submits.submit(body.model_dump(), key))
+    async def submit(
+        body: SubmitBody,
+        key: _Key = "",
+        waitSec: Annotated[float, Query(ge=0, le=WAIT_S_MAX)] = 0,  # noqa: N803
+    ) -> JSONResponse:
+        """Submit a job, or find its result. Answers the job; with `waitSec` when it is final and
+        safe, or that time is over. A second call with the same `Idempotency-Key` answers the
+        same."""
+        job = await node.submits.submit(body.model_dump(), key)
+        if waitSec and not job["isSettled"]:
+            job = await node.wait(job["requestId"], job["serviceId"], waitSec)
+        return JSONResponse(job)
 
     @app.post("/api/v1/jobs/batch")
     async def submit_batch(body: BatchBody, key: _Key = "") -> JSONResponse:

@@ -197,6 +197,15 @@ def test_what_failed_in_a_batch_is_run_again_and_the_rest_is_not(client: Client,
     assert batch.progress().completed == 4
 
 
+def test_a_submit_that_waits_has_the_end_of_the_job_or_of_its_time(
+    client: Client, lab: Lab
+) -> None:
+    assert _step(client, "quick", wait_sec=WAIT_S).status == "completed"
+    slow = _step(client, "slow", parameters={"seconds": 600.0}, wait_sec=0.5)
+    assert slow.status in ("pending", "starting", "running")
+    slow.cancel()
+
+
 # -- cancel, delete --------------------------------------------------------------------------
 
 

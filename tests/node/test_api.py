@@ -883,6 +883,25 @@ async def test_waits_are_bounded(api: Client) -> None:
     assert api.facade.asked[-1][1].limit == 1000
 
 
+async def test_a_submit_waits_for_its_job_if_it_is_asked_to(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = {"jobId": "bafyjob", "requestId": "bafyjob", "serviceId": "s", "isSettled": False}
+
+    async def submit(_: Any, body: dict[str, Any], key: str = "") -> dict[str, Any]:
+        return dict(submitted)
+
+    monkeypatch.setattr(FakeMany, "submit", submit)
+    assert (await api("POST", "/api/v1/jobs", _wish())).json == submitted
+    assert (await api("POST", "/api/v1/jobs?waitSec=5", _wish())).json == JOB
+    assert api.facade.asked == [("wait", 5.0)]
+    submitted["isSettled"] = True
+    assert (await api("POST", "/api/v1/jobs?waitSec=5", _wish())).json == submitted
+    for wrong in ("-1", "61", "nan", "x"):
+        assert (await api("POST", f"/api/v1/jobs?waitSec={wrong}", _wish())).status == 422
+    assert len(api.facade.asked) == 1
+
+
 async def test_openapi_lists_every_route_and_needs_no_token(api: Client) -> None:
     listed = await api("GET", "/openapi.json", authorization=None)
     assert listed.status == 200

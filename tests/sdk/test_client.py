@@ -200,6 +200,23 @@ def test_wait_until_done_ends_with_its_time(node: FakeNode) -> None:
     assert float(node.calls("GET", f"/jobs/{REQUEST}/wait")[0].query["timeoutSec"]) <= 0.02
 
 
+def test_a_submit_that_waits_is_one_call_where_that_is_enough(node: FakeNode) -> None:
+    assert _submitted(node, wait_sec=60).status == "completed"
+    [asked] = node.calls("POST", "/jobs")
+    assert asked.query == {"waitSec": "30.0"}  # no longer in one call
+    assert node.calls("GET", f"/jobs/{REQUEST}/wait") == []
+    _submitted(node)
+    assert node.calls("POST", "/jobs")[-1].query == {}
+
+
+def test_a_submit_that_waits_goes_on_waiting_and_ends_with_its_time(node: FakeNode) -> None:
+    running = job(status="running", isSettled=False)
+    node.on("GET", f"/jobs/{REQUEST}/wait", [running, job()])
+    assert _submitted(node, answer=running, wait_sec=60).status == "completed"
+    node.on("GET", f"/jobs/{REQUEST}/wait", running)
+    assert _submitted(node, answer=running, wait_sec=0.02).status == "running"
+
+
 def test_a_failed_job_does_not_raise(node: FakeNode) -> None:
     found = _submitted(node, answer=job(status="failed", error="it broke"))
     found.wait_until_done()

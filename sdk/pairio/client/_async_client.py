@@ -1,13 +1,14 @@
 """The client, for async programs. `_sync_client.py` is made of this file."""
 
 import secrets
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 from pairio.client._async_batch import AsyncBatch
 from pairio.client._async_finding import AsyncFinding
 from pairio.client._async_job import AsyncPairioJob
-from pairio.client._base import Refused
+from pairio.client._base import WAIT_S, Refused
 from pairio.client._bodies import (
     SubmitOptions,
     again_body,
@@ -58,8 +59,9 @@ class AsyncClient(AsyncFinding):
         target_compute_client_ids: list[str] | None = None,
         secrets: Mapping[str, str] | None = None,
         pin_inputs: bool = False,
+        wait_sec: float = 0,
     ) -> AsyncPairioJob:
-        """Submit a job, or find its result in the cache; returns at once.
+        """Submit a job, or find its result in the cache; returns at once, or after `wait_sec`.
 
         A local file (`Path`) or bytes as an input's `url` are added to the node: the job names them
         by content. An output of another job may be given before it exists.
@@ -78,6 +80,7 @@ class AsyncClient(AsyncFinding):
             secrets: values by name that the computing node gives the job; in no record or hash.
             pin_inputs: let the node fetch https inputs now and name them by content, so that the
                 job is another one when they change.
+            wait_sec: wait for its end that long, as `wait_until_done` does, and in the same call.
 
         Example:
             >>> job = await client.submit_job(
@@ -110,7 +113,15 @@ class AsyncClient(AsyncFinding):
         )
         urls = await self._sources([job_definition], pin_inputs)
         body = submit_body(job_definition, urls, self._service(service_name), options)
-        return self._job(await self._call("POST", _JOBS, body, None, _new_key()))
+        return await self._submit_body(body, wait_sec)
+
+    async def _submit_body(self, body: dict[str, Any], wait_sec: float) -> AsyncPairioJob:
+        ends = time.monotonic() + wait_sec
+        query = {"waitSec": min(wait_sec, WAIT_S)} if wait_sec > 0 else None
+        job = self._job(await self._call("POST", _JOBS, body, query, _new_key()))
+        if wait_sec > 0:
+            await job.wait_until_done(wait_sec=ends - time.monotonic())
+        return job
 
     async def submit(
         self,
@@ -120,9 +131,10 @@ class AsyncClient(AsyncFinding):
         parameters: Mapping[str, Any] | None = None,
         outputs: Mapping[str, str] | None = None,
         cache_bust: str | None = None,
+        wait_sec: float = 0,
         **options: Unpack[SubmitOptions],
     ) -> AsyncPairioJob:
-        """Submit a job of a processor; returns at once.
+        """Submit a job of a processor; returns at once, or after `wait_sec`.
 
         Args:
             processor: `APP/PROCESSOR`.
@@ -133,7 +145,7 @@ class AsyncClient(AsyncFinding):
             outputs: file names by output; all outputs are asked for, under their own names if they
                 are not given one.
             cache_bust: text that makes it another job.
-            options: as for `submit_job`.
+            wait_sec, options: as for `submit_job`.
 
         Example:
             >>> job = await client.submit("hello_world/hello_world_2", parameters={"name": "Ada"})
@@ -146,7 +158,7 @@ class AsyncClient(AsyncFinding):
         service = options.get("service_name")
         spec = await self._processor(processor, service)
         [definition] = definitions_of(spec, [parameters or {}], inputs, outputs, cache_bust)
-        return await self.submit_job(job_definition=definition, **options)
+        return await self.submit_job(job_definition=definition, wait_sec=wait_sec, **options)
 
     async def submit_jobs(
         self, job_definitions: Iterable[PairioJobDefinition], **options: Unpack[SubmitOptions]

@@ -6,15 +6,13 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
 from pairio.client._async_output import AsyncSpecialJobOutput
-from pairio.client._base import JobBase, Outputs
+from pairio.client._base import WAIT_S, JobBase, Outputs
 from pairio.errors import NodeNotRunning, NotFound, WaitTimeout
 
 if TYPE_CHECKING:
     from pairio.client._async_client import AsyncClient
 
 __all__ = ["AsyncPairioJob"]
-
-_WAIT_S = 30.0
 
 
 class AsyncPairioJob(JobBase):
@@ -103,7 +101,7 @@ class AsyncPairioJob(JobBase):
         """
         ends = None if wait_sec is None else time.monotonic() + wait_sec
         while not self._data["isSettled"]:
-            left = _WAIT_S if ends is None else min(_WAIT_S, ends - time.monotonic())
+            left = WAIT_S if ends is None else min(WAIT_S, ends - time.monotonic())
             if left <= 0:
                 return
             self._data = await self._get("wait", {"timeoutSec": left})

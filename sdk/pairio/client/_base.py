@@ -8,11 +8,22 @@ from typing import Any, TypeVar
 from pairio.client import _html
 from pairio.errors import JobBlocked, JobCanceled, JobFailed, NoSuchOutput, RequestRefused
 
-__all__ = ["FINAL", "BatchProgress", "JobBase", "Outputs", "Refused", "Service", "failure_of"]
+__all__ = [
+    "FINAL",
+    "WAIT_S",
+    "BatchProgress",
+    "JobBase",
+    "Outputs",
+    "Refused",
+    "Service",
+    "failure_of",
+]
 
 _Output = TypeVar("_Output")
 #: What a job that goes on no more by itself is.
 FINAL = ("completed", "failed", "canceled", "blocked")
+#: How long one call waits for a job, in seconds.
+WAIT_S = 30.0
 
 
 class Entry(dict[str, Any]):

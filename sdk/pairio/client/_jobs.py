@@ -50,6 +50,7 @@ def submit_job(
     target_compute_client_ids: list[str] | None = None,
     secrets: Mapping[str, str] | None = None,
     pin_inputs: bool = False,
+    wait_sec: float = 0,
 ) -> PairioJob:
     """Submit a job, or find its result in the cache; returns at once. See `Client.submit_job`."""
     return default_client().submit_job(
@@ -64,6 +65,7 @@ def submit_job(
         target_compute_client_ids=target_compute_client_ids,
         secrets=secrets,
         pin_inputs=pin_inputs,
+        wait_sec=wait_sec,
     )
 
 
@@ -74,15 +76,17 @@ def submit(
     parameters: Mapping[str, Any] | None = None,
     outputs: Mapping[str, str] | None = None,
     cache_bust: str | None = None,
+    wait_sec: float = 0,
     **options: Unpack[SubmitOptions],
 ) -> PairioJob:
-    """Submit a job of `APP/PROCESSOR`; returns at once. See `Client.submit`."""
+    """Submit a job of `APP/PROCESSOR`; returns at once, or after `wait_sec`: `Client.submit`."""
     return default_client().submit(
         processor,
         inputs=inputs,
         parameters=parameters,
         outputs=outputs,
         cache_bust=cache_bust,
+        wait_sec=wait_sec,
         **options,
     )
 

@@ -3,10 +3,11 @@
 Made of `_async_client.py` by scripts/gen_sync_client: change that one."""
 
 import secrets
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
-from pairio.client._base import Refused
+from pairio.client._base import WAIT_S, Refused
 from pairio.client._bodies import (
     SubmitOptions,
     again_body,
@@ -60,8 +61,9 @@ class Client(Finding):
         target_compute_client_ids: list[str] | None = None,
         secrets: Mapping[str, str] | None = None,
         pin_inputs: bool = False,
+        wait_sec: float = 0,
     ) -> PairioJob:
-        """Submit a job, or find its result in the cache; returns at once.
+        """Submit a job, or find its result in the cache; returns at once, or after `wait_sec`.
 
         A local file (`Path`) or bytes as an input's `url` are added to the node: the job names them
         by content. An output of another job may be given before it exists.
@@ -80,6 +82,7 @@ class Client(Finding):
             secrets: values by name that the computing node gives the job; in no record or hash.
             pin_inputs: let the node fetch https inputs now and name them by content, so that the
                 job is another one when they change.
+            wait_sec: wait for its end that long, as `wait_until_done` does, and in the same call.
 
         Example:
             >>> job = client.submit_job(
@@ -112,7 +115,15 @@ class Client(Finding):
         )
         urls = self._sources([job_definition], pin_inputs)
         body = submit_body(job_definition, urls, self._service(service_name), options)
-        return self._job(self._call("POST", _JOBS, body, None, _new_key()))
+        return self._submit_body(body, wait_sec)
+
+    def _submit_body(self, body: dict[str, Any], wait_sec: float) -> PairioJob:
+        ends = time.monotonic() + wait_sec
+        query = {"waitSec": min(wait_sec, WAIT_S)} if wait_sec > 0 else None
+        job = self._job(self._call("POST", _JOBS, body, query, _new_key()))
+        if wait_sec > 0:
+            job.wait_until_done(wait_sec=ends - time.monotonic())
+        return job
 
     def submit(
         self,
@@ -122,9 +133,10 @@ class Client(Finding):
         parameters: Mapping[str, Any] | None = None,
         outputs: Mapping[str, str] | None = None,
         cache_bust: str | None = None,
+        wait_sec: float = 0,
         **options: Unpack[SubmitOptions],
     ) -> PairioJob:
-        """Submit a job of a processor; returns at once.
+        """Submit a job of a processor; returns at once, or after `wait_sec`.
 
         Args:
             processor: `APP/PROCESSOR`.
@@ -135,7 +147,7 @@ class Client(Finding):
             outputs: file names by output; all outputs are asked for, under their own names if they
                 are not given one.
             cache_bust: text that makes it another job.
-            options: as for `submit_job`.
+            wait_sec, options: as for `submit_job`.
 
         Example:
             >>> job = client.submit("hello_world/hello_world_2", parameters={"name": "Ada"})
@@ -148,7 +160,7 @@ class Client(Finding):
         service = options.get("service_name")
         spec = self._processor(processor, service)
         [definition] = definitions_of(spec, [parameters or {}], inputs, outputs, cache_bust)
-        return self.submit_job(job_definition=definition, **options)
+        return self.submit_job(job_definition=definition, wait_sec=wait_sec, **options)
 
     def submit_jobs(
         self, job_definitions: Iterable[PairioJobDefinition], **options: Unpack[SubmitOptions]

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self
 
-from pairio.client._base import JobBase, Outputs
+from pairio.client._base import WAIT_S, JobBase, Outputs
 from pairio.client._sync_output import SpecialJobOutput
 from pairio.errors import NodeNotRunning, NotFound, WaitTimeout
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pairio.client._sync_client import Client
 
 __all__ = ["PairioJob"]
-
-_WAIT_S = 30.0
 
 
 class PairioJob(JobBase):
@@ -105,7 +103,7 @@ class PairioJob(JobBase):
         """
         ends = None if wait_sec is None else time.monotonic() + wait_sec
         while not self._data["isSettled"]:
-            left = _WAIT_S if ends is None else min(_WAIT_S, ends - time.monotonic())
+            left = WAIT_S if ends is None else min(WAIT_S, ends - time.monotonic())
             if left <= 0:
                 return
             self._data = self._get("wait", {"timeoutSec": left})
