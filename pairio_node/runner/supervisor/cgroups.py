@@ -32,6 +32,7 @@ _PERIOD_US = 100_000
 _CHARGED_BYTES = 2**20
 #: A group whose last process has just ended may be busy for a moment.
 _REMOVE_S = 2.0
+_READ_BYTES = 65536
 _HINT = (
     "run the node as a service with `Delegate=cpu memory pids`, or by"
     " `systemd-run --user --scope -p Delegate=yes pairio-node run`"
@@ -254,10 +255,10 @@ class JobCgroup:
     def _each(self) -> Iterator[Path]:
         return iter(dict.fromkeys(self.folders.values()))
 
-    def enter(self, pid: int = 0) -> None:
-        """Put a process into the job's groups; 0: the calling one."""
+    def enter(self, *pids: int) -> None:
+        """Put processes into the job's groups; none named: the calling one."""
         for folder in self._each:
-            _put(folder / "cgroup.procs", str(pid))
+            _put(folder / "cgroup.procs", *map(str, pids or (0,)))
 
     def processes(self) -> list[int]:
         """Return what is in the group. What this process cannot name (0) is left out: to the
@@ -320,10 +321,12 @@ class JobCgroup:
         if "pids" not in self.folders:
             return 0
         folder = self.folders["pids"]
-        peak, most = _read(folder / "pids.peak"), _read(folder / "pids.max")
-        if peak.isdigit() and most.isdigit() and int(peak) < int(most):
+        refused = _field(_read(folder / "pids.events"), "max")
+        if not refused:
             return 0
-        return _field(_read(folder / "pids.events"), "max") or 0
+        peak, most = _read(folder / "pids.peak"), _read(folder / "pids.max")
+        own = not (peak.isdigit() and most.isdigit() and int(peak) < int(most))
+        return refused if own else 0
 
     def kill_all(self) -> bool:
         """Kill all that is in the group; nothing new starts in it. Says whether any was there."""
@@ -367,10 +370,21 @@ def remove_named(version: int, folders: dict[str, str]) -> None:
 
 
 def _read(path: Path) -> str:
+    """Return what the kernel says there, "" when it has no such file: it is read at the end of
+    each job, so with as few calls as it takes."""
     try:
-        return path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        data = b""
+        while more := os.read(fd, _READ_BYTES):
+            data += more
+        return data.decode().strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 def _field(text: str, name: str) -> int | None:
@@ -381,11 +395,12 @@ def _field(text: str, name: str) -> int | None:
     return None
 
 
-def _put(path: Path, text: str) -> None:
-    """Write in one call: each write is a command to the kernel."""
+def _put(path: Path, *texts: str) -> None:
+    """Write each in one call: each write is a command to the kernel."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, text.encode())
+        for text in texts:
+            os.write(fd, text.encode())
     finally:
         os.close(fd)
 

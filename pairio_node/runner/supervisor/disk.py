@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DEPTH_MAX", "DiskUse", "measure", "remove_tree", "unlinked_bytes"]
+__all__ = ["DEPTH_MAX", "DiskUse", "measure", "remove_tree", "unlinked_bytes", "write_whole"]
 
 #: No job needs folders this deep, and each level costs a descriptor while it is looked at.
 DEPTH_MAX = 200
@@ -97,6 +97,17 @@ def _allow(name: str, folder: int | None) -> None:
     fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         os.chmod(f"/proc/self/fd/{fd}", _ALL_RIGHTS)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a file with as few calls as it takes. Raises OSError when not all of it can be."""
+    data = text.encode()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
 

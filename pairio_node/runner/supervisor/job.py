@@ -18,7 +18,7 @@ from typing import Any
 
 from .cgroups import Delegation, JobCgroup
 from .console import ConsoleWriter
-from .disk import remove_tree
+from .disk import remove_tree, write_whole
 from .processes import descendants, sandboxes_below, send, stop_all
 from .sandbox import FILTER, become, filter_fd
 from .secret import Mask, secret_fds, taken
@@ -47,8 +47,9 @@ OUTCOME_FILE = "outcome.json"
 #: From the job's SIGTERM to its SIGKILL: a run that nobody wants is gone within a second.
 _GRACE_S = 0.7
 _WATCH_S = 0.2
-#: Nothing can be seen of a job that has just begun, and many have ended by then.
-_FIRST_LOOK_S = 0.01
+#: Little can be seen of a job that has just begun, and many have ended by then: a look costs as
+#: much as all else that is done for such a job.
+_FIRST_LOOK_S = 0.05
 #: What cannot be killed (it waits for a device) is not waited for longer than this.
 _KILL_S = 5.0
 #: A process outside the job's tree that holds the console open is not waited for longer.
@@ -72,16 +73,16 @@ class Supervisor:
         self._plan = plan
         self._folder = Path(plan["folder"])
         self._die_with_parent = die_with_parent
-        self._alive_fd = os.open(plan["alive"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
+        self._alive_fd = -1
+        self._console: ConsoleWriter
         self._console_fd = -1
         self._console_bytes = 0
         self._mask = Mask({})
-        self._wake_fd = _woken_by_signals()
+        self._wake_fd = -1
         #: More descriptors that are readable when the end of the job is to be looked for.
         self._end_fds: tuple[int, ...] = ()
         #: Those by which it is told to end.
-        self._ask_fds: tuple[int, ...] = (self._wake_fd,)
+        self._ask_fds: tuple[int, ...] = ()
         self._poll = select.poll()
         self._process: subprocess.Popen[bytes] | None = None
         self._root = 0
@@ -97,6 +98,7 @@ class Supervisor:
     def run(self) -> None:
         """Start the job, watch it, end what is left of it, leave the outcome."""
         error = ""
+        self._open()
         try:
             self._start()
             self._watch()
@@ -116,6 +118,13 @@ class Supervisor:
                 self._remove_work()
             self._leave(outcome)
 
+    def _open(self) -> None:
+        """Open what the supervisor itself needs."""
+        self._alive_fd = os.open(self._plan["alive"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
+        self._wake_fd = _woken_by_signals()
+        self._ask_fds = (self._wake_fd,)
+
     def _clean(self) -> None:
         """Remove what was made for the job beside its folder."""
         if self._group is not None:
@@ -126,7 +135,7 @@ class Supervisor:
         bounds = Bounds(**self._plan["bounds"])
         self._group = self._grouped(bounds)
         if self._group is not None:
-            (self._folder / GROUP_FILE).write_text(json.dumps(self._group.as_plain()))
+            write_whole(f"{self._folder}/{GROUP_FILE}", json.dumps(self._group.as_plain()))
         self._watcher = Watch(bounds, self._folder / "tmp", self._tree, self._group)
 
     def _grouped(self, bounds: Bounds) -> JobCgroup | None:
@@ -346,9 +355,9 @@ class Supervisor:
         }
 
     def _leave(self, outcome: dict[str, Any]) -> None:
-        part = self._folder / f"{OUTCOME_FILE}.part"
-        part.write_text(json.dumps(outcome))
-        part.rename(self._folder / OUTCOME_FILE)
+        path = f"{self._folder}/{OUTCOME_FILE}"
+        write_whole(f"{path}.part", json.dumps(outcome))
+        os.rename(f"{path}.part", path)
 
     def _usage(self) -> dict[str, int]:
         """Return what the job used in all."""

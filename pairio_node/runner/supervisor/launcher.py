@@ -23,7 +23,7 @@ from typing import Any
 from .family import Family
 from .job import ERRORS_FILE, LOCK_FILE, Supervisor
 
-__all__ = ["become_supervisor", "launch", "lock_folder", "main"]
+__all__ = ["become_supervisor", "errors_to", "launch", "lock_folder", "main", "take_orphans"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -38,7 +38,7 @@ def main() -> None:
     # a Ctrl-C for the node's group is not meant for this process, which ends after the node.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     wake_fd = _woken_by_ends()
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    take_orphans()
     os.chdir("/")
     family, requests = Family(), _Requests()
     gc.freeze()
@@ -174,12 +174,22 @@ def become_supervisor(folder: Path, lock_fd: int) -> None:
     """Make this process, which leads a session, the supervisor of the folder's job."""
     os.pwrite(lock_fd, str(os.getpid()).encode(), 0)
     null_fd = os.open(os.devnull, os.O_RDWR)
-    errors_fd = os.open(folder / ERRORS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for fd, target in ((null_fd, 0), (null_fd, 1), (errors_fd, 2)):
-        os.dup2(fd, target)
+    for target in (0, 1):
+        os.dup2(null_fd, target)
     os.close(null_fd)
+    errors_to(folder)
+    take_orphans()
+
+
+def errors_to(folder: Path) -> None:
+    """Let what this process writes as errors be found in a job's folder."""
+    errors_fd = os.open(folder / ERRORS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(errors_fd, 2)
     os.close(errors_fd)
-    # Whatever the job leaves behind becomes a child of the supervisor: nothing gets away.
+
+
+def take_orphans() -> None:
+    """Whatever a job leaves behind becomes a child of this process: nothing gets away."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -34,7 +34,7 @@ _ERRORS_BYTES = 4096
 _LOCK_FILE = "lock"
 _BROKEN_IN_A_ROW_MAX = 3
 #: Keepers that wait for a worker.
-_FREE_MAX = 2
+_FREE_MAX = 4
 #: A job waits so long for a worker.
 _WORKER_S = 10.0
 
@@ -171,7 +171,7 @@ class _Single:
         self._asks: str | None = None
         self.folder = host.folder / str(number)
         (self.folder / "in").mkdir(parents=True)
-        make_tmp(self.folder, host.config["single"]["user"])
+        make_tmp(f"{self.folder}/tmp", host.config["single"]["user"])
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.console_fd, out_fd = os.pipe()
         try:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pairio_node.runner.supervisor.cgroups import Delegation, JobCgroup
 from pairio_node.runner.supervisor.disk import remove_tree
-from pairio_node.runner.supervisor.launcher import become_supervisor, lock_folder
+from pairio_node.runner.supervisor.launcher import errors_to, lock_folder, take_orphans
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import not_shut_in
 from pairio_node.runner.zygote.warm_job import (
@@ -161,6 +161,7 @@ def _close(warm: Warm) -> None:
 
 def _serve(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, user: int) -> None:
     os.setsid()
+    take_orphans()
     null_fd = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):
         os.dup2(null_fd, target)
@@ -178,7 +179,7 @@ def _serve(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, us
 
 def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, user: int) -> bool:
     """See a worker to its end, and its job; say whether another may be kept by this process."""
-    group, taken = None, False
+    group, taken, ended = None, False, False
     try:
         if groups is not None:
             name = f"warm-{os.getpid()}-{os.urandom(6).hex()}"
@@ -195,27 +196,29 @@ def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, use
         lock_fd = lock_folder(folder)
         channel.sendall(b'{"pid": %d}\n' % os.getpid())
         taken = True
-        become_supervisor(folder, lock_fd)
+        os.pwrite(lock_fd, b"%d" % os.getpid(), 0)
         supervisor = WarmSupervisor(plan, warm, group, lock_fd)
         supervisor.run()
+        ended = True
         return supervisor.is_clean
-    except OSError as error:
+    except Exception as error:
         if taken:
-            raise  # the supervisor's own, for its file of errors
+            errors_to(folder)
+        if taken or not isinstance(error, OSError):
+            raise
         with contextlib.suppress(OSError):  # the host has gone, too
             channel.sendall(json.dumps({"error": str(error)}).encode() + b"\n")
         return False
     finally:
-        if not taken:
+        if not ended:
             _let_go(warm, group)
 
 
 def _forget(warm: Warm, channel: socket.socket) -> None:
-    """Let all go that was of the job: signals are as before it, all descriptors but the host's are
-    closed, whoever opened them, and errors are not its any more."""
+    """Let all go that was of the job: signals are as before it, and all descriptors but the host's
+    are closed, whoever opened them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     signal.set_wakeup_fd(-1)
-    os.dup2(0, 2)
     warm.link.close()
     if warm.job_link is not None:
         warm.job_link.close()
@@ -255,19 +258,18 @@ def _let_go(warm: Warm, group: JobCgroup | None) -> None:
 
 def _prepare(warm: Warm, group: JobCgroup | None, user: int) -> str:
     """Make what a job needs; return why none may be run by this worker, "" when it may."""
-    for pid in (pid_of(warm.init_fd), job := pid_of(warm.job_fd)):
-        if group is not None:
-            group.enter(pid)
+    warm.init, warm.job = pid_of(warm.init_fd), pid_of(warm.job_fd)
+    if group is not None:
+        group.enter(warm.init, warm.job)
     if warm.namespaces is None:
         return ""
-    kernel.enter_namespace(f"/proc/{job}/ns/net", kernel.NEW_NET)
+    kernel.enter_namespace(f"/proc/{warm.job}/ns/net", kernel.NEW_NET)
     kernel.loopback_up()
-    os.mkdir(warm.folder)
-    tmp = make_tmp(Path(warm.folder), user)
-    warm.tmp_fd = kernel.open_tree(str(tmp), read_only=False)
+    make_tmp(warm.tmp, user)
+    warm.tmp_fd = kernel.open_tree(warm.tmp, read_only=False)
     assert warm.job_link is not None
     hear(warm.job_link, "shut_in")
-    found = not_shut_in(job, warm.outside, warm.namespaces)
+    found = not_shut_in(warm.job, warm.outside, warm.namespaces)
     return f"the warm worker is not shut in: {found}" if found else ""
 
 

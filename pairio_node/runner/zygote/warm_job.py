@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pairio_node.runner.supervisor.cgroups import JobCgroup
-from pairio_node.runner.supervisor.disk import remove_tree
+from pairio_node.runner.supervisor.disk import remove_tree, write_whole
 from pairio_node.runner.supervisor.job import Supervisor
 from pairio_node.runner.supervisor.processes import descendants
 from pairio_node.runner.supervisor.watch import Bounds
@@ -43,7 +43,7 @@ _SECRETS_SIZE_BYTES = 2**20
 @dataclass
 class Warm:
     """What a job is to be run in: its init (J1) and first process (J2) by descriptor, the `link` to
-    J1, and a `folder` whose `tmp` becomes the job's. Of a zygote `namespaces`, the link to J2,
+    J1, and a `folder` with what becomes the job's /tmp. Of a zygote `namespaces`, the link to J2,
     and `tmp_fd`, a detached mount of that; `bounds` are those of its group. Of a worker for one job
     the `link` is that to both. `done_fd` comes with the job: a socket to the node, which says a
     word on it to have the job end, and at whose end it may read the outcome."""
@@ -59,6 +59,13 @@ class Warm:
     bounds: dict[str, int] | None = None
     console_fd: int = -1
     folder: str = ""
+    init: int = 0  # their process ids
+    job: int = 0
+
+    @property
+    def tmp(self) -> str:
+        """What becomes the job's /tmp; a zygote's child has nothing else."""
+        return f"{self.folder}/tmp" if self.namespaces is None else self.folder
 
 
 class WarmSupervisor(Supervisor):
@@ -74,22 +81,35 @@ class WarmSupervisor(Supervisor):
         #: Set at the end: whether it left nothing in this process that another job must not meet.
         self.is_clean = False
         self._lock_fd = lock_fd
+        self._not_sent: OSError | None = None
         self._warm = warm
         self._group = group
         self._link, self._init_fd = warm.link, warm.init_fd
-        self._root = pid_of(warm.init_fd)
+        self._root = warm.init
         self._end_fds = (self._link.fileno(), self._init_fd)
-        self._ask_fds = (self._wake_fd, warm.done_fd)
-        os.set_blocking(warm.done_fd, False)
         self._used = dict.fromkeys(_COUNTED, 0)
         self._forwarding: Forwarding | None = None
 
-    def _start(self) -> None:
-        job = pid_of(self._warm.job_fd)
+    def _open(self) -> None:
+        """Before all else a zygote's child gets the job's folders: it takes as long to attach them
+        as it takes here to make what the supervisor needs."""
         if self._warm.job_link is not None:
-            self._start_forked(job, self._warm.job_link)
+            try:
+                self._put_job_file()  # before the job's processes reach the folder
+                self._send_folders()
+            except OSError as error:
+                self._not_sent = error
+        super()._open()
+        self._ask_fds = (self._wake_fd, self._warm.done_fd)
+        os.set_blocking(self._warm.done_fd, False)
+
+    def _start(self) -> None:
+        if self._not_sent is not None:
+            raise self._not_sent
+        if self._warm.job_link is not None:
+            self._start_forked(self._warm.job, self._warm.job_link)
         else:
-            self._start_single(job)
+            self._start_single(self._warm.job)
 
     def _bound_all(self, job: int) -> None:
         self._bound()
@@ -127,8 +147,6 @@ class WarmSupervisor(Supervisor):
     def _start_forked(self, job: int, job_link: socket.socket) -> None:
         """Give a zygote's child its folders, and let it go. It was looked at before there was a
         job; meanwhile it can only have come to what is looked at again."""
-        self._put_job_file()  # before the job's processes reach the folder
-        self._send_folders()
         self._take_tmp()
         self._bound_all(job)
         if self._plan["streams"] is not None:
@@ -197,14 +215,14 @@ class WarmSupervisor(Supervisor):
 
     def _put_job_file(self) -> None:
         """Put the job's file into the worker's folder, whatever lies in its place."""
-        part = self._folder / "job.json.part"
-        part.write_text(self._plan["job"])
+        part = f"{self._folder}/job.json.part"
+        write_whole(part, self._plan["job"])
         if self._plan["user"]:
             os.chown(part, self._plan["user"], self._plan["user"])
-        os.rename(part, os.path.join(self._warm.folder, "tmp", "job.json"))
+        os.rename(part, f"{self._warm.tmp}/job.json")
 
     def _take_tmp(self) -> None:
-        os.rename(os.path.join(self._warm.folder, "tmp"), self._folder / "tmp")
+        os.rename(self._warm.tmp, f"{self._folder}/tmp")
 
     def _job(self) -> dict[str, Any]:
         plan = self._plan
@@ -340,14 +358,12 @@ def group_bounds(plan: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def make_tmp(folder: Path, user: int) -> Path:
-    """Make in a worker's folder what will be a job's /tmp, for `user` (0: this process')."""
-    tmp = folder / "tmp"
-    for name in ("", "working", "working/tmp", "out", "other"):
-        (tmp / name).mkdir()
+def make_tmp(tmp: str, user: int) -> None:
+    """Make what will be a job's /tmp, for `user` (0: this process')."""
+    for path in (tmp, *(f"{tmp}/{name}" for name in ("working", "working/tmp", "out", "other"))):
+        os.mkdir(path)
         if user:
-            os.chown(tmp / name, user, user)
-    return tmp
+            os.chown(path, user, user)
 
 
 def end_init(init_fd: int) -> None:
