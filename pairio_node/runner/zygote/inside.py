@@ -35,6 +35,7 @@ _QUIET_S = 0.005
 _PROGRAM_END = 70
 _SIGCHLD = int(signal.SIGCHLD)
 _FD_BYTES = 4
+_EXAMPLE = '{"name": "text", "number": 1}'
 
 #: The descriptors that the host passes: where jobs come from, and its own. All are numbers here:
 #: an object closes its number when it is collected, which may be another's by then.
@@ -200,6 +201,7 @@ def _become_job(link: int) -> None:
         _adjust_oom(_JOB_OOM_SCORE)
         kernel.drop_capabilities()
         kernel.load_filter(_strict)
+        _rehearse()
         _send(LINK_FD, b'{"shut_in": true}')
         job, fds = _received(LINK_FD)
         if not job:
@@ -215,6 +217,15 @@ def _become_job(link: int) -> None:
             _send(LINK_FD, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         finally:
             os._exit(_PROGRAM_END)
+
+
+def _rehearse() -> None:
+    """Do first what a job will do, before one is there: pages that it will touch are copied."""
+    os.environ["PWD"] = json.loads(_EXAMPLE)["name"]
+    dict(os.environ)
+    resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE))
+    with open(os.devnull) as file:
+        file.read()
 
 
 def _take_environment(job: dict[str, Any]) -> None:
