@@ -30,7 +30,8 @@ from pairio_protocol.ids import request_id
 from pairio_protocol.records import Request
 from pairio_protocol.segment import Segment
 from tests.integration.chaos.lab import SERVICE, Lab
-from tests.integration.chaos.nodes import Node, until
+from tests.integration.chaos.nodes import Node
+from tests.integration.waiting import until
 
 __all__ = ["Burst", "Watch", "post_all", "post_batch", "run_burst"]
 

@@ -1,8 +1,6 @@
 """Three admins on nodes of their own: two sign, over the network and by file; one key is lost."""
 
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,9 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import RunningNode, StartNode
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-def _until(what: str, is_so: Callable[[], Any], within_s: float = 20) -> None:
-    end = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < end, f"not in {within_s} s: {what}"
-        time.sleep(0.05)
 
 
 def _cli(node: RunningNode, *arguments: str) -> str:
@@ -50,15 +42,15 @@ def test_two_of_three_admins_sign_and_a_lost_key_does_not_end_the_service(
     for node, name in ((bob, "Bob"), (eve, "Eve")):
         peer = node.info["peerId"]
         _cli(ada, "service", "grant", "lab", peer, "--roles", "submit", "--name", name)
-        _until(f"{name} takes part", partial(_lab, node))
+        until(f"{name} takes part", partial(_lab, node))
     peers = ",".join(node.info["peerId"] for node in (ada, bob, eve))
     proposal = _cli(ada, "service", "admins", "lab", "--set", peers, "--threshold", "2").strip()
 
     # The second signature, over the network.
-    _until("Bob is asked", lambda: _lab(bob)["proposals"])
+    until("Bob is asked", lambda: _lab(bob)["proposals"])
     assert "2 of them sign" in _cli(bob, "service", "proposals", "lab")
     _cli(bob, "service", "sign", "lab", proposal[-10:])
-    _until("all know that two sign", lambda: {_lab(n)["threshold"] for n in (ada, bob, eve)} == {2})
+    until("all know that two sign", lambda: {_lab(n)["threshold"] for n in (ada, bob, eve)} == {2})
 
     # An act waits, and survives a restart of the node that proposed it.
     _cli(ada, "service", "rename", "lab", f"node-{ada.info['peerId'][-6:]}", "Ada")
@@ -69,7 +61,7 @@ def test_two_of_three_admins_sign_and_a_lost_key_does_not_end_the_service(
     file = tmp_path / "change.json"
     _cli(ada, "service", "propose", "lab", "--file", str(file))
     _cli(eve, "service", "sign", "lab", "--file", str(file))
-    _until("the name is known everywhere", lambda: all("Ada" in _members(n) for n in (bob, eve)))
+    until("the name is known everywhere", lambda: all("Ada" in _members(n) for n in (bob, eve)))
     _cli(ada, "service", "sign", "lab", "--file", str(file))
     assert "Ada" in _members(ada)
 
@@ -77,17 +69,17 @@ def test_two_of_three_admins_sign_and_a_lost_key_does_not_end_the_service(
     assert ada.stop() == 0
     others = f"{bob.info['peerId']},{eve.info['peerId']}"
     _cli(bob, "service", "admins", "lab", "--set", others, "--threshold", "2")
-    _until("Eve is asked", lambda: _lab(eve)["proposals"])
+    until("Eve is asked", lambda: _lab(eve)["proposals"])
     _cli(eve, "service", "sign", "lab")
-    _until("Bob knows", lambda: len(_lab(bob)["admins"]) == 2)
+    until("Bob knows", lambda: len(_lab(bob)["admins"]) == 2)
     removed = _cli(eve, "service", "revoke", "lab", "Ada").strip()
-    _until("Bob is asked", lambda: _lab(bob)["proposals"])
+    until("Bob is asked", lambda: _lab(bob)["proposals"])
     _cli(bob, "service", "sign", "lab", removed)
-    _until("Ada is off the list", lambda: "Ada" not in _members(eve))
+    until("Ada is off the list", lambda: "Ada" not in _members(eve))
 
     # Whoever has the old key is told, and may do nothing.
     ada = start_node("ada", "--bootstrap", bob.info["addresses"][0])
-    _until("Ada is told", lambda: _lab(ada).get("roles") == [])
+    until("Ada is told", lambda: _lab(ada).get("roles") == [])
     refused = ada.cli("service", "rename", "lab", "Bob", "Mallory")
     assert (refused.returncode, "no admin" in refused.stderr) == (1, True)
 

@@ -22,8 +22,9 @@ from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.cgroups import probe
 from pairio_node.runner.supervisor.disk import remove_tree
 from tests.integration.bombs import FORK_BOMB, RESTLESS_BOMB, THREAD_BOMB
-from tests.integration.chaos.nodes import Node, until
+from tests.integration.chaos.nodes import Node
 from tests.integration.runner_lab import script_spec
+from tests.integration.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

@@ -1,7 +1,6 @@
 """The cache of real nodes: with a small quota jobs go on, old results go, pins stay."""
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import RunningNode, StartNode
+from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 SIZE_BYTES = 1_000_000
@@ -34,13 +34,6 @@ number = job["parameters"][0]["value"]
 with open(job["outputs"][0]["path"], "wb") as file:
     file.write(random.Random(number).randbytes({SIZE_BYTES}))
 """
-
-
-def until(what: str, is_so: Callable[[], Any], timeout_s: float = 120.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.1)  # house: waiting for another process
 
 
 class Lab:

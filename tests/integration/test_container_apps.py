@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.chaos.nodes import until
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.engines import RunningEngine, engine
 from tests.integration.test_containers import busybox_archive
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 LONG_S = 90.0

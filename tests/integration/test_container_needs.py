@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from pairio_node.urls import UrlRules
 from tests.integration.engines import RunningEngine, engine
 from tests.integration.runner_lab import script_spec
 from tests.integration.test_containers import TOOLS
+from tests.integration.waiting import until_so
 from tests.node.image_lab import layer, save
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -99,12 +100,6 @@ async def _run(runner: ContainerRunner, spec: RunSpec) -> RunOutcome:
         return await runner.run(spec, trio.Event())
 
 
-async def _until(look: Callable[[], bool]) -> None:
-    with trio.fail_after(90):
-        while not look():  # noqa: ASYNC110 - another process
-            await trio.sleep(0.05)
-
-
 def _holding(*folders: Path) -> list[Path]:
     """Return the files in which the secret stands."""
     found = []
@@ -153,14 +148,14 @@ async def test_while_a_job_runs_its_secrets_are_in_its_own_memory_alone(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        await _until((spec.work_dir / "tmp/working/ready").exists)
+        await until_so((spec.work_dir / "tmp/working/ready").exists)
         (name,) = running.containers()
         told = json.dumps(running.api.ask("GET", f"/containers/{name}/json"))
         assert "/run/secrets/TOKEN" in told
         assert VALUE not in told
         # No file of the machine has it, the engine's own folders among them, and no process that
         # it runs in its variables or arguments.
-        await _until(lambda: _holding(*MEMORY) == [])
+        await until_so(lambda: _holding(*MEMORY) == [])
         assert _holding(tmp_path, Path(running.socket).parent) == []
         for process in Path("/proc").glob("[0-9]*"):
             if int(process.name) == os.getpid():
@@ -197,7 +192,7 @@ async def test_secrets_go_with_a_supervisor_that_was_killed(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        await _until((spec.work_dir / "tmp/working/ready").exists)
+        await until_so((spec.work_dir / "tmp/working/ready").exists)
         os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
     assert outcomes[0].status == "infra"
     assert running.containers() == []
@@ -271,7 +266,7 @@ async def test_a_stream_and_secrets_come_together_and_one_job_has_not_the_others
             outcomes.append(await _run(runner, ready))
 
         nursery.start_soon(run)
-        await _until((spec.work_dir / "tmp/working/ready").exists)
+        await until_so((spec.work_dir / "tmp/working/ready").exists)
         assert len(running.containers()) == 2
         url = ready.inputs[0].url
         (tmp_path / "beside").mkdir()
@@ -314,7 +309,7 @@ async def test_a_killed_supervisor_leaves_no_container_beside_its_job(
     spec = _spec(tmp_path, "echo ready > /tmp/working/ready; sleep 71.4", image)
     async with _streaming(tmp_path, spec) as ready, trio.open_nursery() as nursery:
         nursery.start_soon(_run, runner, ready)
-        await _until((spec.work_dir / "tmp/working/ready").exists)
+        await until_so((spec.work_dir / "tmp/working/ready").exists)
         os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
     assert running.containers() == []
 
@@ -326,7 +321,7 @@ async def test_a_job_goes_on_reading_when_it_is_taken_up_again(
     spec = _spec(tmp_path, f"{script}; wget -q -O - $url | wc -c", image, restart_grace_s=60)
     async with _streaming(tmp_path, spec) as ready, trio.open_nursery() as nursery:
         nursery.start_soon(runner.run, ready, trio.Event())
-        await _until((spec.work_dir / "tmp/working/ready").exists)
+        await until_so((spec.work_dir / "tmp/working/ready").exists)
         nursery.cancel_scope.cancel()
     assert (await runner.probe()).ok  # it removes what is left over, and not these
     assert len(running.containers()) == 2

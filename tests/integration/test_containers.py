@@ -25,6 +25,7 @@ from pairio_node.runner.supervisor.engine import EngineError
 from tests.integration.bombs import FORK_BOMB
 from tests.integration.engines import RunningEngine, engine
 from tests.integration.runner_lab import script_spec
+from tests.integration.waiting import until_so
 from tests.node.image_lab import layer, save
 
 pytestmark = pytest.mark.integration
@@ -121,14 +122,8 @@ def _runs(argument: str) -> bool:
     return any(argument in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
-async def _until(look: Callable[[], bool]) -> None:
-    with trio.fail_after(60):
-        while not look():  # noqa: ASYNC110 - another process
-            await trio.sleep(0.02)
-
-
 async def _until_in(path: Path, text: bytes) -> None:
-    await _until(lambda: path.is_file() and text in path.read_bytes())
+    await until_so(lambda: path.is_file() and text in path.read_bytes())
 
 
 # -- files in, files out -----------------------------------------------------------------------
@@ -395,7 +390,7 @@ async def test_a_container_whose_supervisor_was_killed_is_removed_by_the_next_st
     if name:  # the node was gone before it saw to it
         with Launcher(home / "alive") as next_launcher:
             assert (await _runner(running, next_launcher, home).probe()).ok
-    await _until(lambda: not _runs("72.7"))
+    await until_so(lambda: not _runs("72.7"))
     assert running.containers() == []
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.block_files import marks_on_blocks
-from tests.integration.chaos.nodes import until
 from tests.integration.content.lab import BenchNode, found, sha256_of
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 SIZE_MIB = 192

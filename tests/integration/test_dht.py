@@ -12,18 +12,12 @@ import pytest
 from pairio_protocol.links import Link
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.kubo import StartKubo
+from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 GREET = "hello_world/hello_world_2"
 COUNT = "hello_world/count_characters"
 NARROW = "tests.integration.narrow"
-
-
-def _until(what: str, is_so: Callable[[], Any], timeout_s: float = 90.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.1)  # house: waiting for another process
 
 
 def _done(node: RunningNode, *arguments: str) -> str:
@@ -52,7 +46,7 @@ def _let_logs_be_dropped(home: RunningNode, worker: RunningNode) -> None:
         _greet(home, f"somebody else, {next(numbers)}")
         return all(_counted(node, "logs dropped") for node in (home, worker))
 
-    _until("the logs are dropped", are_dropped)
+    until("the logs are dropped", are_dropped)
 
 
 def _knows(node: RunningNode, *jobs: Any) -> bool:
@@ -102,7 +96,7 @@ def test_a_new_node_finds_results_whose_home_nodes_are_gone_by_way_of_one_that_h
     _join_by(home, between, "submit", "compute")
     roles = {"who": "between", "roles": ["admin", "submit", "compute"]}
     home.call("POST", "services/lab/grant", roles)
-    _until("told", lambda: _dht(between)["noted"] >= len(jobs))
+    until("told", lambda: _dht(between)["noted"] >= len(jobs))
     assert not _knows(between, *jobs)
     assert home.stop() == 0
 
@@ -143,13 +137,13 @@ def test_two_kubo_daemons_lead_a_node_that_knows_nobody_to_the_holder_of_a_resul
     _done(holder, "service", "policy", "lab", "--results", "public")
     new = start_node("new", "--no-compute")
     _join_by(holder, new, "submit")
-    _until("the app is known", lambda: new.get("services/lab/apps")["apps"])
+    until("the app is known", lambda: new.get("services/lab/apps")["apps"])
     assert new.stop() == 0
     jobs = [_greet(holder, name) for name in ("Ada", "Bob", "Cyd")]
-    _until("announced", lambda: holder.get("status")["ipfs"].get("announced", 0) >= 3)
+    until("announced", lambda: holder.get("status")["ipfs"].get("announced", 0) >= 3)
     assert holder.stop() == 0
     holder = start_node("holder", "--ipfs", near.url)  # at another port than it had
-    _until("announced anew", lambda: holder.get("status")["ipfs"].get("announced", 0) >= 3)
+    until("announced anew", lambda: holder.get("status")["ipfs"].get("announced", 0) >= 3)
 
     new = start_node("new", "--no-compute", "--ipfs", far.url)
     assert new.get("status")["peers"] == []
@@ -167,6 +161,6 @@ def test_two_kubo_daemons_lead_a_node_that_knows_nobody_to_the_holder_of_a_resul
     assert new.stop() == 0
     assert holder.stop() == 0
     holder = start_node("holder", "--ipfs", near.url, "--no-compute")
-    _until("announced anew", lambda: holder.get("status")["ipfs"].get("announced", 0) >= 3)
+    until("announced anew", lambda: holder.get("status")["ipfs"].get("announced", 0) >= 3)
     new = start_node("new", "--no-compute", "--ipfs", far.url)
     assert _done(new, "get", jobs[0]["jobId"], "output") == "Hello, Ada!"

@@ -6,23 +6,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from pairio_protocol.links import Link, LinkPeer
 from tests.integration.conftest import RunningNode, StartNode
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 SERVICE = "lab"
 GREET = "hello_world/hello_world_1"
-
-
-def _until(what: str, is_so: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)  # house: waiting for another process
 
 
 def _done(node: RunningNode, *arguments: str) -> str:
@@ -102,7 +95,7 @@ def test_two_use_a_one_use_link_at_two_admins_in_the_same_moment(start_node: Sta
     _done(second, "join", _invite(first, "--roles", "admin,submit"), "--name", "Bob")
     both = f"{first.info['peerId']},{second.info['peerId']}"
     _done(first, "service", "admins", SERVICE, "--set", both, "--threshold", "1")
-    _until(
+    until(
         "both are admins",
         lambda: len(second.get(f"services/{SERVICE}")["admins"]) == 2,
     )
@@ -117,7 +110,7 @@ def test_two_use_a_one_use_link_at_two_admins_in_the_same_moment(start_node: Sta
     # In a fork both joined for a moment; the one that lost it is told.
     joined = [guest for guest, r in zip(guests, ran, strict=True) if r.returncode == 0]
     assert codes in ([0, 0], [0, 1])
-    _until(
+    until(
         "one is in, the other is out",
         lambda: sorted(len(guest.get("services")["services"]) for guest in guests) == [0, 1],
         40,
@@ -145,8 +138,8 @@ def test_the_inviter_is_away_and_the_joiner_restarts_meanwhile(start_node: Start
     second = start_node("second")
     assert [j["serviceName"] for j in second.get("status")["joins"]] == [SERVICE]
     first = start_node("first", "--no-compute", "--listen", listen)
-    _until("Ada is on the list", lambda: "Ada" in _names(first), 40)
-    _until("she knows it", lambda: second.get("services")["services"])
+    until("Ada is on the list", lambda: "Ada" in _names(first), 40)
+    until("she knows it", lambda: second.get("services")["services"])
     job = json.loads(_done(first, "submit", GREET, "--wait", "--json"))
     assert job["computeNodeId"] == second.info["peerId"]
 
@@ -163,9 +156,9 @@ def test_through_another_member_while_the_inviter_is_away(start_node: StartNode)
     assert waits.returncode == 4
     assert "a member has it and passes it on" in waits.stderr
     first = start_node("first", "--no-compute", "--listen", listen)
-    _until("Ada is on the list", lambda: "Ada" in _names(first), 40)
-    _until("she takes part", lambda: guest.get("services")["services"])
-    _until(
+    until("Ada is on the list", lambda: "Ada" in _names(first), 40)
+    until("she takes part", lambda: guest.get("services")["services"])
+    until(
         "the new member is connected to the inviter too",
         lambda: guest.info["peerId"] in first.get("status")["peers"],
     )
@@ -196,5 +189,5 @@ def test_a_second_device_then_leaving_and_approval(start_node: StartNode) -> Non
     assert "an admin is to say yes" in asked.stderr
     (request,) = first.get(f"services/{SERVICE}/requests")["requests"]
     _done(first, "service", "approve", SERVICE, request["id"], "--roles", "submit")
-    _until("Ann takes part", lambda: laptop.get("services")["services"])
+    until("Ann takes part", lambda: laptop.get("services")["services"])
     assert laptop.get("services")["services"][0]["roles"] == ["submit"]

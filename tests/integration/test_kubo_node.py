@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,10 @@ import pytest
 
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.kubo import StartKubo
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 GREET = "hello_world/hello_world_2"
-
-
-def _until(what: str, is_so: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)  # house: waiting for another process
 
 
 def _done(node: RunningNode, *arguments: str) -> str:
@@ -65,14 +57,14 @@ def test_a_node_computes_with_its_blocks_in_kubo_and_outlives_the_daemon(
     assert gone.returncode != 0
     assert "Traceback" not in gone.stderr
     assert f"the Kubo daemon at {kubo.url} cannot be reached" in gone.stderr
-    _until("status", lambda: not _ipfs(node)["reachable"])
+    until("status", lambda: not _ipfs(node)["reachable"])
     assert "cannot be reached" in _done_node_status(node)
     waits = node.cli("submit", GREET, "-p", "name=Bob", "--wait", "--timeout", "3", "--json")
     assert json.loads(waits.stdout)["status"] != "completed"
     assert "Traceback" not in node.home.with_name("node.log").read_text()
 
     kubo.start()
-    _until("back", lambda: _ipfs(node)["reachable"])
+    until("back", lambda: _ipfs(node)["reachable"])
     assert _done(node, "get", job["jobId"], "output") == "Hello, Ada!"
     assert _job(node, "Eve")["status"] == "completed"
     assert "is back" in node.home.with_name("node.log").read_text()

@@ -1,7 +1,6 @@
 """Results made known through the node's Kubo: which, how they are found, and how they are read."""
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,16 +12,10 @@ from pairio_node.blocks.kubo import KuboApi, Provider
 from pairio_node.ipfs_settings import parse_ipfs
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.kubo import Kubo, StartKubo
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 GREET = "hello_world/hello_world_2"
-
-
-def _until(what: str, is_so: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.1)  # house: waiting for another process
 
 
 def _done(node: RunningNode, *arguments: str) -> str:
@@ -68,7 +61,7 @@ def test_a_public_result_is_found_by_its_job_id_and_read_by_any_kubo(
     private = _job(node, "Ada")
     assert private["status"] == "completed"
     _done(node, "service", "policy", "lab", "--results", "public")
-    _until("published", lambda: _ipfs(node)["published"] == 1)
+    until("published", lambda: _ipfs(node)["published"] == 1)
     job_id = private["jobId"]
     output = private["outputFileResults"][0]["cid"]
 
@@ -86,12 +79,12 @@ def test_a_public_result_is_found_by_its_job_id_and_read_by_any_kubo(
 
     # and on a daemon that is only connected with it
     bob = _job(node, "Bob")
-    _until("provided", lambda: _ipfs(node)["provided"] == 2)
+    until("provided", lambda: _ipfs(node)["provided"] == 2)
     record_property("provide_ms", _ipfs(node)["provideMs"])
     asked = KuboApi(parse_ipfs(stranger.url))
     for job in (job_id, bob["jobId"]):
         found: dict[str, Provider] = {}
-        _until("found", partial(_finds, asked, job, kubo.peer_id, found))
+        until("found", partial(_finds, asked, job, kubo.peer_id, found))
         assert set(found) <= {kubo.peer_id, node.info["peerId"]}  # the node says so itself, too
         addresses = found[kubo.peer_id].addresses
         assert all(address.startswith("/ip4/127.0.0.1/") for address in addresses)
@@ -101,7 +94,7 @@ def test_a_public_result_is_found_by_its_job_id_and_read_by_any_kubo(
 
     # what is private again is withdrawn
     _done(node, "service", "policy", "lab", "--results", "members")
-    _until("withdrawn", lambda: _ipfs(node)["published"] == 0)
+    until("withdrawn", lambda: _ipfs(node)["published"] == 0)
     assert (_pins(kubo), _results(kubo)) == (set(), [])
     assert kubo.cli("cat", output).stdout == b"Hello, Ada!"  # it is still the node's
     kubo.cli("repo", "gc")
@@ -117,7 +110,7 @@ def test_a_private_result_is_neither_pinned_nor_announced_unless_its_owner_says_
     node = _with_service(start_node("node", "--ipfs", kubo.url))
     job = _job(node, "Ada")
     published = _done(node, "publish", _job(node, "Bob")["jobId"])  # one, by its owner's word
-    _until("the published one", lambda: _ipfs(node)["provided"] == 1)
+    until("the published one", lambda: _ipfs(node)["provided"] == 1)
     assert (_ipfs(node)["published"], len(_pins(kubo)), published != "") == (1, 1, True)
     assert job["jobId"] not in _results(kubo)
     for cid in (job["jobId"], job["outputFileResults"][0]["cid"]):
@@ -126,9 +119,9 @@ def test_a_private_result_is_neither_pinned_nor_announced_unless_its_owner_says_
     assert node.stop() == 0
     (node.home / "node.toml").write_text(f'[ipfs]\napi = "{kubo.url}"\npublish = "all"\n')
     again = start_node("node")
-    _until("all", lambda: _ipfs(again)["published"] == 2)
+    until("all", lambda: _ipfs(again)["published"] == 2)
     assert job["jobId"] in _results(kubo)
-    _until("found", lambda: asked.providers(job["jobId"], 8, 2.0))
+    until("found", lambda: asked.providers(job["jobId"], 8, 2.0))
 
 
 def test_with_publish_none_even_a_public_result_is_not_told(
@@ -142,7 +135,7 @@ def test_with_publish_none_even_a_public_result_is_not_told(
     asked = KuboApi(parse_ipfs(kubo.url))
     for name in ("Ada", "Bob"):  # two looks at what is new
         job = _job(node, name)["jobId"]
-        _until("public", lambda job=job: asked.block_size(job))  # type: ignore[misc]
+        until("public", lambda job=job: asked.block_size(job))  # type: ignore[misc]
     assert (_ipfs(node)["published"], _pins(kubo)) == (0, set())
 
 
@@ -152,4 +145,4 @@ def test_a_daemon_that_announces_everything_is_said(
     kubo = start_kubo(Provide={"Strategy": "all"})
     node = start_node("node", "--ipfs", kubo.url)
     log = node.home.with_name("node.log")
-    _until("note", lambda: "announces more than what is published" in log.read_text())
+    until("note", lambda: "announces more than what is published" in log.read_text())

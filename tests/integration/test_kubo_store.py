@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from pairio_node.ipfs_settings import parse_ipfs
 from pairio_protocol.cid import DAG_CBOR, RAW, cid_of
 from pairio_protocol.documents import encode
 from tests.integration.kubo import Kubo, StartKubo
+from tests.integration.waiting import until_so
 
 pytestmark = pytest.mark.integration
 PEER = "12D3KooWtest"
@@ -349,12 +350,6 @@ async def watched(
         nursery.cancel_scope.cancel()
 
 
-async def _until(is_so: Callable[[], object]) -> None:
-    with trio.fail_after(60):
-        while not is_so():  # noqa: ASYNC110 - another process
-            await trio.sleep(0.05)
-
-
 async def test_a_daemon_that_dies_is_said_to_be_gone_and_taken_up_when_it_is_back(
     watched: tuple[Kubo, KuboBlockStore, list[str]],
 ) -> None:
@@ -362,7 +357,7 @@ async def test_a_daemon_that_dies_is_said_to_be_gone_and_taken_up_when_it_is_bac
     data = os.urandom(2000)
     cid = cid_of(RAW, data)
     await store.put(cid, data)
-    await _until(lambda: not store._changed)
+    await until_so(lambda: not store._changed)
     kubo.kill()
     began = time.monotonic()
     with pytest.raises(
@@ -375,14 +370,14 @@ async def test_a_daemon_that_dies_is_said_to_be_gone_and_taken_up_when_it_is_bac
     with pytest.raises(StoreUnavailable):
         await Content(store).missing(cid)
     assert time.monotonic() - began < 10
-    await _until(lambda: said)
+    await until_so(lambda: said)
     assert "Content is missing here until it is back" in said[0]
     assert (store.status()["reachable"], "cannot be reached" in store.status()["error"]) == (
         False,
         True,
     )
     kubo.start()
-    await _until(lambda: len(said) == 2)
+    await until_so(lambda: len(said) == 2)
     assert said[1].endswith("is back")
     assert store.status()["reachable"]
     assert await store.get(cid) == data
@@ -418,7 +413,7 @@ async def test_a_daemon_that_hangs_costs_its_time_and_no_more_threads(
         assert longest < 1.0  # the loop went on
     finally:
         os.kill(kubo.process_id, signal.SIGCONT)
-    await _until(lambda: store.status()["reachable"])
+    await until_so(lambda: store.status()["reachable"])
     assert await store.get(cid) == b"x"
 
 

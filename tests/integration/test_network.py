@@ -9,17 +9,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.pages import alike, blocks
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 README = Path(__file__).parents[2] / "README.md"
@@ -31,13 +30,6 @@ def _with_service(node: RunningNode) -> RunningNode:
     made = node.cli("app", "install", "hello_world_service", "hello_world")
     assert made.returncode == 0, made.stderr
     return node
-
-
-def _until(what: str, is_so: Any, timeout_s: float = 20.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)  # house: waiting for another process
 
 
 def test_the_demo_runs_and_leaves_nothing() -> None:
@@ -105,7 +97,7 @@ def test_in_a_line_the_far_end_learns_and_dials_and_computes(start_node: StartNo
             "--roles", "submit,compute",
         )  # fmt: skip
         assert added.returncode == 0, added.stderr
-    _until(
+    until(
         "A knows the service",
         lambda: any(s["apps"] for s in a.get("services")["services"]),
     )
@@ -124,7 +116,7 @@ def test_a_node_made_member_by_a_stranger_runs_nothing(start_node: StartNode) ->
         "service", "grant", "hello_world_service", victim.info["peerId"],
         "--roles", "compute",
     )  # fmt: skip
-    _until("offered", lambda: victim.get("offers")["offers"])
+    until("offered", lambda: victim.get("offers")["offers"])
     waiting = stranger.cli("submit", "hello_world/hello_world_1", "--wait", "--timeout", "2")
     assert waiting.returncode == 4
     assert victim.get("services")["services"] == []
@@ -165,12 +157,12 @@ def test_whom_all_others_dialled_finds_them_again_from_another_port(start_node: 
         with closing(sqlite3.connect(first.home / "node.db")) as db:
             return db.execute("select peer from known_peers").fetchall()
 
-    _until("it is remembered", lambda: (other.info["peerId"],) in remembered(), 60)
+    until("it is remembered", lambda: (other.info["peerId"],) in remembered(), 60)
     before = first.info["addresses"]
     assert first.stop() == 0
     first = start_node("first", "--no-compute")
     assert first.info["addresses"] != before
-    _until("found", lambda: other.info["peerId"] in first.get("status")["peers"], 60)
+    until("found", lambda: other.info["peerId"] in first.get("status")["peers"], 60)
 
 
 def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
@@ -180,13 +172,13 @@ def test_a_node_that_comes_back_on_another_port_finds_its_members_again(
     second = start_node("b", "--bootstrap", first.info["addresses"][0])
     peers = (second.info["peerId"], "--roles", "submit,compute")
     first.cli("service", "grant", "hello_world_service", *peers)
-    _until("B takes part", lambda: second.get("services")["services"])
+    until("B takes part", lambda: second.get("services")["services"])
     done = first.cli("submit", "hello_world/hello_world_1", "--wait")
     assert done.returncode == 0, done.stderr
     assert second.stop() == 0
     again = start_node("b")  # no --bootstrap, another port
     assert again.info["addresses"] != second.info["addresses"]
-    _until("A has B again", lambda: again.info["peerId"] in first.get("status")["peers"])
+    until("A has B again", lambda: again.info["peerId"] in first.get("status")["peers"])
     ran = first.cli("submit", "hello_world/hello_world_1", "-p", "name=again", "--wait")
     assert ran.returncode == 0, ran.stderr
 

@@ -15,17 +15,11 @@ import pytest
 
 from pairio._http import Api
 from tests.integration.conftest import RunningNode, StartNode
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 SERVICE = "hello_world_service"
 BLOCKS, JOBS, KEYS = 3, 12, 6
-
-
-def _until(what: str, is_so: Any, timeout_s: float = 20.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)  # house: waiting for another process
 
 
 def _members(start_node: StartNode) -> tuple[RunningNode, RunningNode]:
@@ -35,7 +29,7 @@ def _members(start_node: StartNode) -> tuple[RunningNode, RunningNode]:
     assert admin.cli("service", "create", SERVICE).returncode == 0
     assert admin.cli("app", "install", SERVICE, "hello_world").returncode == 0
     admin.cli("service", "grant", SERVICE, worker.info["peerId"], "--roles", "compute")
-    _until("the worker is one", lambda: any(s["apps"] for s in worker.get("services")["services"]))
+    until("the worker is one", lambda: any(s["apps"] for s in worker.get("services")["services"]))
     return admin, worker
 
 
@@ -87,7 +81,7 @@ def _flood(admin: RunningNode, app: dict[str, Any]) -> Iterator[list[int]]:
     process.stdin.write(json.dumps(task) + "\n")
     process.stdin.flush()
     before = _refusals(admin)
-    _until("the flood has begun", lambda: _refusals(admin) > before + 100)
+    until("the flood has begun", lambda: _refusals(admin) > before + 100)
     yield sent
     process.stdin.close()
     sent.append(int(process.stdout.readline()))

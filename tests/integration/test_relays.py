@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,12 @@ from pairio_node.home import Home
 from pairio_protocol.links import Link
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.nats import Nats, why_no_nats
+from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 SERVICE = "lab"
 GREET = "hello_world/hello_world_1"
 CIRCUIT = "/p2p-circuit/p2p/"
-
-
-def _until(what: str, is_so: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.1)  # house: waiting for another process
 
 
 def _done(node: RunningNode, *arguments: str) -> str:
@@ -80,7 +74,7 @@ def test_an_inviter_and_a_joiner_who_listen_nowhere(start_node: StartNode, tmp_p
     at = relay.info["addresses"][0]
     first = start_node("first", "--listen", "none", "--relay", at, "--no-compute")
     assert first.info["addresses"] == [f"{at}{CIRCUIT}{inviter}"]
-    _until("the relay holds a place", lambda: _holds(first))
+    until("the relay holds a place", lambda: _holds(first))
     link = _invite(first)
     (named,) = Link.decode(link).peers
     assert named.addresses == (f"{at}{CIRCUIT}{inviter}",)
@@ -96,10 +90,10 @@ def test_an_inviter_and_a_joiner_who_listen_nowhere(start_node: StartNode, tmp_p
     assert "relaying   for 1 of at most 32" in _done_by_node(relay, "status")
 
     assert relay.stop() == 0
-    _until("they are apart", lambda: _status(guest)["peers"] == [])
+    until("they are apart", lambda: _status(guest)["peers"] == [])
     listen = at.partition("/p2p/")[0]
     start_node("relay", "--be-relay", "--no-compute", "--listen", listen)
-    _until("they are together", lambda: _status(guest)["peers"] == [inviter])
+    until("they are together", lambda: _status(guest)["peers"] == [inviter])
     assert _computed(first, "Eve") == guest.info["peerId"]
 
 
@@ -108,7 +102,7 @@ def test_a_relay_that_is_a_member_needs_nobody_named(start_node: StartNode) -> N
     first = start_node(
         "first", "--listen", "none", "--relay", relay.info["addresses"][0], "--no-compute"
     )
-    _until(
+    until(
         "the relay says no",
         lambda: "members of its services" in _status(first)["relays"][0]["why"],
     )
@@ -116,7 +110,7 @@ def test_a_relay_that_is_a_member_needs_nobody_named(start_node: StartNode) -> N
     # The link leads through the very relay that joins: it takes the connection that is there.
     joined = relay.cli("join", link, "--name", "Relay")
     assert joined.returncode == 0, joined.stderr
-    _until("the relay holds a place for a member", lambda: _holds(first), 120)
+    until("the relay holds a place for a member", lambda: _holds(first), 120)
     guest = start_node("guest", "--listen", "none")
     _done(guest, "join", _done(first, "service", "invite", SERVICE).split()[0], "--name", "Ada")
     assert _computed(first, "Bob") == guest.info["peerId"]
@@ -158,7 +152,7 @@ def test_an_inviter_and_a_joiner_behind_routers(
     assert direct == [f"/ip4/10.214.1.2/tcp/4101/p2p/{first.info['peerId']}"]
     for address in (*direct, "/ip4/203.0.113.2/tcp/4101"):
         assert _cannot_reach(nats.homes[1], address), "the routers let others in"
-    _until("the relay holds a place", lambda: _holds(first))
+    until("the relay holds a place", lambda: _holds(first))
     link = _invite(first)
 
     guest = start_node("guest", *anywhere, inside=nats.homes[1])

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,14 @@ import trio
 
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.revocation import measure
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 SLEEPER = Path(__file__).parent / "chaos" / "sleeper"
 
 
-def _until(what: str, is_so: object, timeout_s: float = 30.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():  # type: ignore[operator]
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)  # house: waiting for another process
+def _has_the_code(node: RunningNode) -> bool:
+    return not node.get("status")["codeMissing"]
 
 
 def _grant(admin: RunningNode, node: RunningNode, name: str, roles: str) -> None:
@@ -31,7 +30,7 @@ def _grant(admin: RunningNode, node: RunningNode, name: str, roles: str) -> None
         "service", "grant", "lab", node.info["peerId"], "--name", name, "--roles", roles
     )
     assert made.returncode == 0, made.stderr
-    _until("it takes part", lambda: bool(node.get("services")["services"]))
+    until("it takes part", lambda: bool(node.get("services")["services"]))
 
 
 def test_a_submit_that_waits_ends_at_once_with_who_and_when_and_why(start_node: StartNode) -> None:
@@ -40,7 +39,7 @@ def test_a_submit_that_waits_ends_at_once_with_who_and_when_and_why(start_node: 
     assert admin.cli("service", "create", "lab").returncode == 0
     assert admin.cli("app", "install", "lab", "hello_world").returncode == 0
     _grant(admin, bob, "bob", "submit")
-    _until("the app is known", lambda: bob.get("services")["services"][0]["apps"])
+    until("the app is known", lambda: bob.get("services")["services"][0]["apps"])
     submit = ("submit", "hello_world/hello_world_2", "--gpus", "1")
     waiting = subprocess.Popen(
         [sys.executable, "-c", "from pairio_cli.main import main; main()", *submit, "--wait"],
@@ -49,7 +48,7 @@ def test_a_submit_that_waits_ends_at_once_with_who_and_when_and_why(start_node: 
         stderr=subprocess.PIPE,
         text=True,
     )
-    _until("it waits", lambda: admin.get("jobs")["jobs"])
+    until("it waits", lambda: admin.get("jobs")["jobs"])
     revoked = admin.cli("service", "revoke", "lab", "bob")
     assert revoked.returncode == 0, revoked.stderr
     _, said = waiting.communicate(timeout=5)
@@ -62,7 +61,7 @@ def test_a_submit_that_waits_ends_at_once_with_who_and_when_and_why(start_node: 
     assert "hint: ask an admin" in again.stderr
     assert bob.stop() == 0
     back = start_node("bob", "--no-compute", "--bootstrap", admin.info["addresses"][0])
-    _until("it is back", lambda: admin.info["peerId"] in back.get("status")["peers"])
+    until("it is back", lambda: admin.info["peerId"] in back.get("status")["peers"])
     assert "any more" in back.cli(*submit).stderr, "at once on rejoin"
 
 
@@ -75,7 +74,7 @@ def test_a_revoked_workers_run_goes_to_the_next_one_at_once(start_node: StartNod
     assert made.returncode == 0, made.stderr
     for name, node in workers.items():
         _grant(admin, node, name, "compute")
-        _until("the code is there", lambda node=node: not node.get("status")["codeMissing"])
+        until("the code is there", partial(_has_the_code, node))
     spec = json.loads((SLEEPER / "spec.json").read_text())
     wish = f"{spec['name']}/{spec['processors'][0]['name']}"
     made = admin.cli("submit", wish, "-p", "seconds=60", "--json")
@@ -86,16 +85,16 @@ def test_a_revoked_workers_run_goes_to_the_next_one_at_once(start_node: StartNod
         found: list[dict[str, object]] = admin.get(f"jobs/{job}")["attempts"]
         return found
 
-    _until("it runs", lambda: admin.get(f"jobs/{job}")["status"] == "running")
+    until("it runs", lambda: admin.get(f"jobs/{job}")["status"] == "running")
     by_id = {node.info["peerId"]: name for name, node in workers.items()}
     first = by_id[str(attempts()[0]["computeNodeId"])]
     began = time.monotonic()
     assert admin.cli("service", "revoke", "lab", first).returncode == 0
-    _until("it runs on the other one", lambda: len(attempts()) == 2)
+    until("it runs on the other one", lambda: len(attempts()) == 2)
     assert time.monotonic() - began < 8, "a lease is 10 s"
     assert by_id[str(attempts()[1]["computeNodeId"])] != first
     assert "may not compute" in str(attempts()[0]["reason"])
-    _until("the first one has ended it", lambda: workers[first].get("status")["running"] == 0)
+    until("the first one has ended it", lambda: workers[first].get("status")["running"] == 0)
 
 
 def test_three_nodes_refuse_within_five_seconds() -> None:

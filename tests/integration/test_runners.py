@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,7 @@ from pairio_node.runner.supervisor.console import (
     read_console,
 )
 from tests.integration.runner_lab import script_spec
+from tests.integration.waiting import until_so
 
 pytestmark = pytest.mark.integration
 RUNNERS = [ProcessRunner, BwrapRunner]
@@ -244,7 +245,7 @@ async def test_a_killed_supervisor_takes_its_job_along_and_is_nobodys_failure(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kill)
             outcome = await _run(runner, spec)
-        await _until(lambda: not _runs("78.8"))
+        await until_so(lambda: not _runs("78.8"))
     assert (outcome.status, outcome.error) == (
         "infra",
         "cannot run the job: the job's supervisor has ended: it was killed",
@@ -276,7 +277,7 @@ async def test_a_launcher_that_was_killed_is_missed_at_once_while_a_job_goes_on(
         with trio.fail_after(10):  # the wait for an answer is 20 s
             assert (await _run(runner, script_spec(short, "true"))).status == "completed"
         nursery.cancel_scope.cancel()
-    await _until(lambda: not _runs("81.1"))
+    await until_so(lambda: not _runs("81.1"))
 
 
 async def test_a_job_that_cannot_be_started_says_why(launcher: Launcher, tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ async def test_a_job_without_grace_ends_with_its_caller(
             nursery.start_soon(_run, runner, spec)
             await _until_in(spec.work_dir / "console", b"started")
             nursery.cancel_scope.cancel()
-        await _until(lambda: not _runs("79.9"))
+        await until_so(lambda: not _runs("79.9"))
 
 
 async def test_a_job_that_ignores_signals_is_gone_within_a_second_of_its_cancel(
@@ -343,12 +344,7 @@ async def test_a_job_may_clean_up_when_it_is_canceled(
 
 
 async def _until_in(path: Path, text: bytes) -> None:
-    await _until(lambda: path.is_file() and text in path.read_bytes())
-
-
-async def _until(look: Callable[[], bool]) -> None:
-    while not look():  # noqa: ASYNC110 - another process
-        await trio.sleep(0.02)
+    await until_so(lambda: path.is_file() and text in path.read_bytes())
 
 
 def _runs(argument: str) -> bool:

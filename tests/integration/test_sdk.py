@@ -17,6 +17,7 @@ import pytest
 from pairio.client import AsyncClient, Client, PairioJob
 from pairio.errors import Conflict, InvalidRequest, JobBlocked, JobFailed
 from tests.integration.conftest import RunningNode, launch
+from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -222,9 +223,9 @@ def test_a_canceled_run_ends_within_a_second_and_the_job_can_be_hidden(
     began = time.monotonic()
     job.cancel()
     assert job.status == "canceled"
-    _until("its run is over", lambda: client.status()["running"] == 0)
+    until("its run is over", lambda: client.status()["running"] == 0)
     took_s = time.monotonic() - began
-    _until("it is said", lambda: [a["ended"] for a in job.refresh().attempts] == ["canceled"])
+    until("it is said", lambda: [a["ended"] for a in job.refresh().attempts] == ["canceled"])
     print(f"cancel: {took_s * 1000:.0f} ms")
     other = _step(client, "quick").wait(WAIT_S)
     job.delete()
@@ -370,7 +371,7 @@ def test_without_a_key_it_would_be_submitted_twice(client: Client, lab: Lab) -> 
 def test_who_waits_goes_on_over_a_restart(client: Client, lab: Lab) -> None:
     batch = client.map(STEP, [{"text": f"n{n}", "seconds": 1.0} for n in range(6)])
     thread, got = _meanwhile(client, lambda: batch.wait(WAIT_S))
-    _until("one runs", lab.ran)
+    until("one runs", lab.ran)
     lab.node.stop()
     lab.start()
     thread.join(WAIT_S)
@@ -405,10 +406,3 @@ def _example(lab: Lab, name: str, *arguments: str) -> list[str]:
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip().split("\n")
-
-
-def _until(what: str, is_so: Callable[[], Any]) -> None:
-    ends = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)  # waiting for another process

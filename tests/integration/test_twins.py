@@ -2,21 +2,23 @@
 
 import json
 import shutil
-import time
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.integration.conftest import RunningNode, StartNode
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 
 
-def _until(what: str, is_so: Any, timeout_s: float = 60.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.1)  # house: waiting for another process
+def _twins(node: RunningNode) -> Any:
+    return node.get("status")["twins"]
+
+
+def _is_completed(node: RunningNode, path: str) -> bool:
+    return bool(node.get(path)["status"] == "completed")
 
 
 def _submit(node: RunningNode, who: str) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def test_two_processes_on_copied_homes_notice_and_lose_no_job(start_node: StartN
     first = start_node("a1", "--no-compute", "--bootstrap", address)
     added = b.cli("service", "grant", "lab", first.info["peerId"], "--roles", "submit")
     assert added.returncode == 0, added.stderr
-    _until("A is a member", lambda: any(s["apps"] for s in first.get("services")["services"]))
+    until("A is a member", lambda: any(s["apps"] for s in first.get("services")["services"]))
     assert first.stop() == 0
 
     copy = first.home.with_name("a2")
@@ -48,7 +50,7 @@ def test_two_processes_on_copied_homes_notice_and_lose_no_job(start_node: StartN
     assert a1.info["peerId"] == a2.info["peerId"]
     jobs = [(a1, _submit(a1, "one")), (a2, _submit(a2, "two"))]
     for node, other in ((a1, a2), (a2, a1)):
-        _until(f"{node.home.name} notices", lambda node=node: node.get("status")["twins"])
+        until(f"{node.home.name} notices", partial(_twins, node))
         boots = json.loads((other.home / "boots.json").read_text())["boots"]
         assert [twin["boot"] for twin in node.get("status")["twins"]] == [boots[-1]]
         log = node.home.with_name(f"{node.home.name}.log").read_text()
@@ -57,4 +59,4 @@ def test_two_processes_on_copied_homes_notice_and_lose_no_job(start_node: StartN
         assert "another node uses this key: boot" in shown
     for node, job in jobs:
         path = f"jobs/{job['requestId']}"
-        _until("its job ends", lambda n=node, p=path: n.get(p)["status"] == "completed", 90)
+        until("its job ends", partial(_is_completed, node, path))

@@ -3,8 +3,6 @@ carried by file, through a real Kubo too."""
 
 import json
 import sqlite3
-import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +18,10 @@ from pairio_protocol.signing import SigningKey
 from tests.block_files import tamper
 from tests.integration.conftest import RunningNode, StartNode
 from tests.integration.kubo import StartKubo
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.integration
 SERVICE = "lab"
-
-
-def _until(what: str, is_so: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)  # house: waiting for another process
 
 
 def _done(node: RunningNode, *arguments: str) -> str:
@@ -70,7 +62,7 @@ def test_a_result_outlives_the_node_that_computed_it(start_node: StartNode, tmp_
     third = start_node("third", "--no-compute")
     link = _done(first, "service", "invite", SERVICE).split()[0]
     _done(third, "join", link, "--name", "carl")
-    _until("the job is known", lambda: third.cli("get", job["jobId"], "output").returncode == 0)
+    until("the job is known", lambda: third.cli("get", job["jobId"], "output").returncode == 0)
     target = tmp_path / "count.json"
     assert _done(third, "get", job["jobId"], "output", "-o", str(target)) == f"{target}\n"
     assert json.loads(target.read_text()) == {"count": 13}

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.chaos.nodes import until
 from tests.integration.test_restart import RestartNode
+from tests.integration.waiting import until
 
 pytestmark = [
     pytest.mark.integration,
@@ -62,7 +62,7 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RestartNode
     made.begin()
     try:
         made.found_service()
-        made.finished(made.submit(0), LONG_S)
+        made.finished(made.submit(0))
         until("its app is warm", lambda: _warm(made)["workers"] == request.param, LONG_S)
         yield made
     finally:
@@ -93,7 +93,7 @@ def _goes_on(node: RestartNode, request: str, supervisor: psutil.Process) -> Non
     assert node.job(request)["status"] == "running"
     assert supervisor.is_running()
     _let_end(node)
-    job = node.finished(request, LONG_S)
+    job = node.finished(request)
     assert [attempt["ended"] for attempt in job["attempts"]] == ["completed"], job["attempts"]
     with urllib.request.urlopen(job["consoleOutputUrl"]) as console:
         assert console.read() == b"it has started\nit has ended\n"
@@ -115,7 +115,7 @@ def _host_of(supervisor: psutil.Process) -> psutil.Process:
 def _is_warm_again(node: RestartNode, kind: str, host: psutil.Process) -> None:
     """A host that was left saw its job to the end and goes; the node that is back has another."""
     until("the host that was left is gone", lambda: _has_ended(host), LONG_S)
-    node.finished(node.submit(0.01), LONG_S)
+    node.finished(node.submit(0.01))
     until("its app is warm again", lambda: _warm(node)["workers"] == kind, LONG_S)
 
 
@@ -151,7 +151,7 @@ def test_a_warm_job_that_ended_without_a_node_is_told_once(node: RestartNode) ->
     until("nothing of it is left", lambda: node.processes() == [], LONG_S)
     node.start()
     node.wait_ready()
-    job = node.finished(request, LONG_S)
+    job = node.finished(request)
     assert [attempt["ended"] for attempt in job["attempts"]] == ["completed"], job["attempts"]
     assert _has_ended(supervisor)
 
@@ -161,7 +161,7 @@ def test_a_warm_job_whose_node_does_not_come_back_ends_with_the_grace(node: Rest
     assert node.stop() == 0
     node.begin()
     kind = "zygote" if node.settings["warm"] == "on" else "single"
-    node.finished(node.submit(0.02), LONG_S)
+    node.finished(node.submit(0.02))
     until("its app is warm", lambda: _warm(node)["workers"] == kind, LONG_S)
     request, supervisor = _begun(node)
     assert node.stop() == 0

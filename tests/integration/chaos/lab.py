@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.chaos.disks import mount_small, unmount
-from tests.integration.chaos.nodes import Node, Refused, Unreachable, until
+from tests.integration.chaos.nodes import Node, Refused, Unreachable
 from tests.integration.chaos.wires import Wires
+from tests.integration.waiting import until
 
 __all__ = ["COST_S_MAX", "ENDS_S", "LONG_LEASE", "PLANT", "Accepted", "Broken", "Lab"]
 

@@ -6,19 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
 from pairio_node.home import Home, Ports
 from tests.integration.chaos.wires import connect
+from tests.integration.waiting import until
 
-__all__ = ["Node", "Refused", "Unreachable", "until"]
+__all__ = ["Node", "Refused", "Unreachable"]
 
-_READY_S = 30.0
+_READY_S = 60.0
 _CALL_S = 10.0
 _ENDED = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
@@ -35,21 +34,6 @@ class Refused(Exception):
         self.status = status
         self.code = str(error.get("code"))
         self.message = str(error.get("message"))
-
-
-T = TypeVar("T")
-
-
-def until(what: str, look: Callable[[], T], timeout_s: float) -> T:
-    """Return what `look` gives once it is true; TimeoutError says what never came to be."""
-    ends = time.monotonic() + timeout_s
-    while True:
-        found = look()
-        if found:
-            return found
-        if time.monotonic() > ends:
-            raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.05)  # house: waiting for another process
 
 
 class Node:

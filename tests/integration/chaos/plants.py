@@ -9,7 +9,7 @@ from functools import partial
 
 from tests.block_files import lose_blocks
 from tests.integration.chaos.lab import LONG_LEASE, Accepted, Lab
-from tests.integration.chaos.nodes import until
+from tests.integration.waiting import until
 
 __all__ = ["plant_at"]
 

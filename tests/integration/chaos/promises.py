@@ -5,8 +5,9 @@ import time
 from typing import Any
 
 from tests.integration.chaos.lab import SERVICE, Accepted, Broken, Lab
-from tests.integration.chaos.nodes import Node, Refused, Unreachable, until
+from tests.integration.chaos.nodes import Node, Refused, Unreachable
 from tests.integration.chaos.plants import plant_at
+from tests.integration.waiting import until
 
 __all__ = ["ENDS", "SAFE", "SAME", "STORY", "check_all", "check_safe"]
 

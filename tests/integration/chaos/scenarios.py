@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from tests.integration.chaos.disks import no_room
 from tests.integration.chaos.lab import Accepted, Broken, Lab
-from tests.integration.chaos.nodes import Node, Refused, until
+from tests.integration.chaos.nodes import Node, Refused
 from tests.integration.chaos.promises import check_safe
 from tests.integration.chaos.wires import why_no_wires
+from tests.integration.waiting import until
 
 __all__ = ["QUIET", "SCENARIOS", "Scenario"]
 

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from pairio_node.home import Home
-from tests.integration.chaos.nodes import until
 from tests.integration.content.node import SOCKET
+from tests.integration.waiting import until
 
 __all__ = ["BenchNode", "Cost", "Echoes", "found", "http_server", "measured", "sha256_of"]
 
