@@ -140,7 +140,9 @@ async def holders_at(transport: Transport, daemon: Contact, job: str) -> list[Co
     try:
         message = _question(_GET_PROVIDERS, job)
         await stream.send(protobuf.varint(len(message)) + message)
-        return _holders(await receive_prefixed(stream, lambda: _ANSWER_SIZE_BYTES_MAX))
+        return _holders(
+            await receive_prefixed(stream.receive_exactly, lambda: _ANSWER_SIZE_BYTES_MAX)
+        )
     except (TransportError, StreamEnded, DecodeError):
         return []
     finally:

@@ -140,7 +140,7 @@ async def read_message(stream: ByteStream, size_max: Callable[[], int]) -> Messa
     Raises:
         DecodeError: larger than that, or no message. StreamEnded and TransportError of the stream.
     """
-    data = await receive_prefixed(stream, size_max)
+    data = await receive_prefixed(stream.receive_exactly, size_max)
     if len(data) < _LARGE_BYTES:
         return decode_message(data)
     return await trio.to_thread.run_sync(decode_message, data)  # it hashes blocks

@@ -7,6 +7,7 @@ do over TCP, so it is the peer's own key that answers at its other end, or nobod
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -19,6 +20,7 @@ from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from pairio_node.transport.base import TransportError
+from pairio_node.transport.prefixed import receive_prefixed
 
 __all__ = [
     "CIRCUIT",
@@ -124,7 +126,7 @@ async def write_message(stream: object, message: pb.HopMessage | pb.StopMessage)
 
 
 async def read_hop(stream: object) -> pb.HopMessage:
-    """Read a message to a relay, or its answer; ValueError or TransportError if it is none."""
+    """Read a message to a relay, or its answer; raises DecodeError, ValueError, TransportError."""
     return pb.HopMessage.FromString(await _read(stream))
 
 
@@ -134,15 +136,7 @@ async def read_stop(stream: object) -> pb.StopMessage:
 
 
 async def _read(stream: object) -> bytes:
-    size, shift = 0, 0
-    while True:
-        (byte,) = await _exactly(stream, 1)
-        size |= (byte & 127) << shift
-        shift += 7
-        if size > _MESSAGE_BYTES_MAX or shift > 21:
-            raise ValueError(f"a relay message of {size} bytes")
-        if byte < 128:
-            return await _exactly(stream, size)
+    return await receive_prefixed(partial(_exactly, stream), lambda: _MESSAGE_BYTES_MAX)
 
 
 async def _exactly(stream: object, size: int) -> bytes:

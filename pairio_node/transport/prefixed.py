@@ -1,8 +1,7 @@
 """Messages that begin with their length as a varint, as other libp2p protocols have them."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from pairio_node.transport.base import ByteStream
 from pairio_protocol.errors import DecodeError
 
 __all__ = ["receive_prefixed"]
@@ -10,17 +9,18 @@ __all__ = ["receive_prefixed"]
 _LENGTH_BITS_MAX = 35
 
 
-async def receive_prefixed(stream: ByteStream, size_max: Callable[[], int]) -> bytes:
+async def receive_prefixed(
+    receive_exactly: Callable[[int], Awaitable[bytes]], size_max: Callable[[], int]
+) -> bytes:
     """Receive the next message; its length is held against `size_max()`, asked when the length has
     come, before anything of it is kept.
 
     Raises:
-        DecodeError: larger than that, or a length without end. StreamEnded and TransportError of
-            the stream.
+        DecodeError: larger than that, or a length without end. What `receive_exactly` raises.
     """
     size = shift = 0
     while True:
-        byte = (await stream.receive_exactly(1))[0]
+        byte = (await receive_exactly(1))[0]
         size |= (byte & 127) << shift
         shift += 7
         if byte < 128:
@@ -30,4 +30,4 @@ async def receive_prefixed(stream: ByteStream, size_max: Callable[[], int]) -> b
     most = size_max()
     if size > most:
         raise DecodeError(f"a message of {size} bytes; at most {most}")
-    return await stream.receive_exactly(size)
+    return await receive_exactly(size)

@@ -68,7 +68,7 @@ class Puppet:
 
     async def _listen(self, stream: ByteStream) -> None:
         while True:
-            data = await receive_prefixed(stream, lambda: 2**24)
+            data = await receive_prefixed(stream.receive_exactly, lambda: 2**24)
             self.heard.append(decode_message(data))
             self._changed.set()
             self._changed = trio.Event()
