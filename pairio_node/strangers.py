@@ -4,7 +4,7 @@ A stranger who sends more is not answered faster: its stream is read more slowly
 waits on its side of the connection. Peers that this node asked for something are not slowed.
 """
 
-import trio
+from pairio_node.rate import Rate
 
 __all__ = ["Pace"]
 
@@ -18,17 +18,15 @@ class Pace:
 
     def __init__(self, burst: int = BURST, per_s: int = PER_S) -> None:
         self._burst, self._per_s = burst, per_s
-        self._due_s: dict[str, float] = {}
+        self._rates: dict[str, Rate] = {}
 
     async def wait(self, peer: str) -> None:
         """Return when a frame of `peer` may be taken."""
-        now_s = trio.current_time()
-        due_s = max(self._due_s.get(peer, 0.0), now_s - self._burst / self._per_s)
-        due_s += 1 / self._per_s
-        self._due_s[peer] = due_s
-        if due_s > now_s:
-            await trio.sleep(due_s - now_s)
+        rate = self._rates.get(peer)
+        if rate is None:
+            rate = self._rates[peer] = Rate(self._per_s, self._burst)
+        await rate.wait(1)
 
     def forget(self, peer: str) -> None:
         """The connection is gone."""
-        self._due_s.pop(peer, None)
+        self._rates.pop(peer, None)

@@ -12,10 +12,10 @@ from typing import Protocol
 import trio
 
 from pairio_node.bitswap.outbox import Outbox
-from pairio_node.bitswap.rate import Rate
 from pairio_node.bitswap.wire import Message, Want, encode_message
 from pairio_node.blocks.base import BlockMissing
 from pairio_node.errors import UserError
+from pairio_node.rate import Rate
 from pairio_node.transport.base import Transport, TransportError
 from pairio_protocol.limits import (
     BITSWAP_ALL_PER_S_BYTES_MAX,

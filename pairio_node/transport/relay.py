@@ -19,6 +19,7 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 
 from pairio_node.places import Memberships, Places
+from pairio_node.rate import Rate
 from pairio_node.transport.circuits import (
     HOP,
     STOP,
@@ -64,28 +65,6 @@ class RelayBounds:
     named: frozenset[str] = frozenset()
     reservations: int = 32
     bytes_per_s: int = 8 * 1024 * 1024
-
-
-class _Pace:
-    """Lets through so many units in a second; who asks first is let through first."""
-
-    def __init__(self, per_s: float, at_once: float) -> None:
-        self._per_s, self._burst_s = per_s, at_once / per_s
-        self._due_s = 0.0
-
-    def take(self, units: float) -> float:
-        """Take units; returns how long to wait first."""
-        now_s = trio.current_time()
-        self._due_s = max(self._due_s, now_s - self._burst_s) + units / self._per_s
-        return self._due_s - now_s
-
-    def try_take(self) -> bool:
-        """Take one unit, unless that would take a wait."""
-        due_s = self._due_s
-        if self.take(1) > 0:
-            self._due_s = due_s
-            return False
-        return True
 
 
 class _Refused(Exception):
@@ -139,10 +118,10 @@ class Relay:
         self._carried: list[_Carried] = []
         self._bytes = 0
         per_s = bounds.bytes_per_s
-        self._pace = _Pace(per_s, per_s * _BURST_S)
+        self._pace = Rate(per_s, per_s * _BURST_S)
         strangers_per_s = per_s / RELAY_STRANGERS_SHARE
-        self._strangers_pace = _Pace(strangers_per_s, strangers_per_s * _BURST_S)
-        self._strangers_come: dict[str, _Pace] = {}
+        self._strangers_pace = Rate(strangers_per_s, strangers_per_s * _BURST_S)
+        self._strangers_come: dict[str, Rate] = {}
 
     def status(self) -> dict[str, int]:
         """Return what is carried now, and how much it was since the start."""
@@ -265,7 +244,7 @@ class Relay:
     def _check_pace(self, stranger: str) -> None:
         known = self._strangers_come.get(stranger)
         if known is None:
-            known = _Pace(RELAY_STRANGER_PER_S_MAX, RELAY_STRANGER_AT_ONCE_MAX)
+            known = Rate(RELAY_STRANGER_PER_S_MAX, RELAY_STRANGER_AT_ONCE_MAX)
             self._strangers_come[stranger] = known
         if not known.try_take():
             raise _Refused(pb.RESOURCE_LIMIT_EXCEEDED, "circuits of strangers, too fast")
