@@ -280,13 +280,12 @@ class Content:
             if node.size_bytes > limit_bytes:
                 raise UnixfsError(f"{cid} is larger than {limit_bytes} bytes")
             return await self._export_file(cid, destination)
-        destination.mkdir(mode=0o755)
         entries = await self.entries(cid) if node.fanout else node.entries
         _check_names(entries)
         count.add(len(entries))
         small = [entry for entry in entries if parse_cid(entry.cid).codec == RAW]
         written = await trio.to_thread.run_sync(
-            self._export_small, small, destination, limit_bytes, limiter=self.store.limiter
+            self._export_folder, small, destination, limit_bytes, limiter=self.store.limiter
         )
         for entry in entries:
             if parse_cid(entry.cid).codec != RAW:
@@ -295,8 +294,9 @@ class Content:
                 written += await self._export(entry.cid, path, left, depth + 1, count)
         return written
 
-    def _export_small(self, entries: Sequence[Entry], folder: Path, limit_bytes: int) -> int:
-        """Write files of one block each, in a thread."""
+    def _export_folder(self, entries: Sequence[Entry], folder: Path, limit_bytes: int) -> int:
+        """Make a folder with its files of one block each, in a thread."""
+        folder.mkdir(mode=0o755)
         written = 0
         for entry in entries:
             trio.from_thread.check_cancelled()

@@ -120,7 +120,7 @@ async def test_a_hostile_folder_writes_nothing_outside(name: str, tmp_path: Path
     await content.store.put(cid, block)
     with pytest.raises(UnixfsError):
         await content.export(cid, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 async def test_a_block_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
