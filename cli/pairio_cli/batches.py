@@ -146,6 +146,7 @@ def batch_retry(
     json: Json = False,
 ) -> None:
     """Submit again what failed or was canceled in a batch. Example: pairio batch retry nightly"""
+    from pairio._again import again_body
     from pairio_cli.secret import secrets_again
 
     node = api()
@@ -158,7 +159,7 @@ def batch_retry(
     for start in range(0, len(again), _PAGE):
         page = slice(start, start + _PAGE)
         bodies = [
-            submit_again(job, rerun_failing=True, secrets=values)
+            again_body(job, skip_cache=False, secrets=values)
             for job, values in zip(again[page], secrets[page], strict=True)
         ]
         made += node.submit({"jobs": bodies}, many=True)["jobs"]
@@ -191,24 +192,3 @@ def _say_blocked(node: Any, blocked: list[dict[str, Any]]) -> NoReturn:
         f"mend it, then pairio job rerun {short(failed)}; they go on then",
         _EXIT_FAILED,
     )
-
-
-def submit_again(
-    job: dict[str, Any],
-    *,
-    rerun_failing: bool = False,
-    skip_cache: bool = False,
-    secrets: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Return what submits a job as it was submitted."""
-    return {
-        "serviceName": job["serviceName"],
-        "jobDefinition": job["jobDefinition"],
-        "requiredResources": job["requiredResources"],
-        "tags": job["tags"],
-        "batchId": job.get("batchId") or "",
-        "targetComputeClientIds": job.get("targetComputeClientIds"),
-        "skipCache": skip_cache,
-        "rerunFailing": rerun_failing,
-        **({"secrets": secrets} if secrets else {}),
-    }

@@ -242,7 +242,7 @@ def job_rerun(
     json: Json = False,
 ) -> None:
     """Run a job anew, whatever the cache has. Example: pairio job rerun ID --wait"""
-    from pairio_cli.batches import submit_again
+    from pairio._again import again_body
     from pairio_cli.secret import secrets_again
     from pairio_cli.submit import Waiting, seen_to
 
@@ -252,7 +252,7 @@ def job_rerun(
     before = node.call("GET", _path(job_id), None, {"serviceName": service})
     failed = before["status"] in ("failed", "canceled")
     [values] = secrets_again(node, [before], secret or [], f"pairio job rerun {short(job_id)}")
-    body = submit_again(before, skip_cache=not failed, rerun_failing=failed, secrets=values)
+    body = again_body(before, skip_cache=not failed, secrets=values)
     job = node.submit(body)
     sys.exit(seen_to(node, job, Waiting(wait, follow_, timeout), json=json))
 

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
+from pairio._again import again_body
 from pairio.client._async_batch import AsyncBatch
 from pairio.client._async_finding import AsyncFinding
 from pairio.client._async_job import AsyncPairioJob
 from pairio.client._base import WAIT_S, Refused
 from pairio.client._bodies import (
     SubmitOptions,
-    again_body,
     definitions_of,
     job_error,
     pages_of,

@@ -22,7 +22,6 @@ from pairio.errors import InvalidRequest, RequestRefused, refusal_of
 
 __all__ = [
     "SubmitOptions",
-    "again_body",
     "definitions_of",
     "file_of",
     "is_web_url",
@@ -237,21 +236,6 @@ def swept(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         for value in parameters.values()
     ]
     return [dict(zip(parameters, chosen, strict=True)) for chosen in itertools.product(*values)]
-
-
-def again_body(data: Mapping[str, Any], skip_cache: bool) -> dict[str, Any]:
-    """Return the body that submits a job again, computed anew if its result is a failure."""
-    return {
-        "serviceName": data["serviceName"],
-        "jobDefinition": data["jobDefinition"],
-        "requiredResources": data["requiredResources"],
-        "tags": data["tags"],
-        "skipCache": skip_cache,
-        "rerunFailing": not skip_cache,
-        "deleteFailing": False,
-        "batchId": data.get("batchId") or "",
-        "targetComputeClientIds": data.get("targetComputeClientIds"),
-    }
 
 
 _Job = TypeVar("_Job", bound=JobBase)

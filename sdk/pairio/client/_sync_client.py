@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
+from pairio._again import again_body
 from pairio.client._base import WAIT_S, Refused
 from pairio.client._bodies import (
     SubmitOptions,
-    again_body,
     definitions_of,
     job_error,
     pages_of,
