@@ -13,12 +13,13 @@ from typing import Literal
 
 import trio
 
-from pairio_node.runner.base import FORWARD_PORT, SOCKET, ProbeResult, RunSpec, bare_spec
+from pairio_node.runner.base import ProbeResult, RunSpec, bare_spec
 from pairio_node.runner.bounds import processes_rlimit, rlimits
 from pairio_node.runner.mounts import (
     SECRETS_INSIDE,
     STREAMS_INSIDE,
     Mounts,
+    forwarder,
     job_user,
     let_read,
     python_inside,
@@ -32,8 +33,6 @@ from pairio_node.runner.supervise import Plan, SupervisorLost, supervise
 from pairio_node.runner.supervisor.sandbox import FILTER
 
 __all__ = ["BwrapRunner", "probe_spec"]
-
-_FORWARDER = "/opt/pairio/sdk/pairio/sdk/_forward.py"
 
 
 class BwrapRunner(ProcessRunner):
@@ -78,8 +77,7 @@ class BwrapRunner(ProcessRunner):
         inside = f"/app/{executable.relative_to(spec.bundle).as_posix()}"
         program = interpreted(executable, inside, python_inside())
         if spec.stream_folder is not None:
-            forward = [python_inside(), "-I", "-S", _FORWARDER, f"{STREAMS_INSIDE}/{SOCKET}"]
-            program = [*forward, str(FORWARD_PORT), *program]
+            program = [*forwarder(), *program]
         return self._limited(spec, program)
 
     def _plan(self, spec: RunSpec, argv: list[str]) -> Plan:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from pairio_node.runner.base import FORWARD_PORT, SOCKET
 from pairio_node.runner.gpus import SHARED_DEVICES, Gpu
 from pairio_node.runner.process import sdk_root
 from pairio_node.runner.supervisor.sandbox import STAGE
@@ -22,6 +23,7 @@ __all__ = [
     "SECRETS_INSIDE",
     "STREAMS_INSIDE",
     "Mounts",
+    "forwarder",
     "job_user",
     "let_read",
     "python_inside",
@@ -160,6 +162,13 @@ def python_inside() -> str:
     if str(base).startswith("/usr") or not executable.is_relative_to(base):
         return str(executable)
     return f"/opt/pairio/python/{executable.relative_to(base).as_posix()}"
+
+
+def forwarder() -> list[str]:
+    """Return what passes a job's connections on to its socket, inside (`pairio.sdk._forward`)."""
+    program = "/opt/pairio/sdk/pairio/sdk/_forward.py"
+    socket = f"{STREAMS_INSIDE}/{SOCKET}"
+    return [python_inside(), "-I", "-S", program, socket, str(FORWARD_PORT)]
 
 
 def let_read(top: Path) -> None:

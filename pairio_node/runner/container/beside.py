@@ -8,16 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pairio_node.runner.base import FORWARD_PORT, SOCKET, RunSpec
+from pairio_node.runner.base import RunSpec
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.container.body import Facts, Mount, container_body
 from pairio_node.runner.container.files import system_mounts
-from pairio_node.runner.mounts import STREAMS_INSIDE, python_inside
+from pairio_node.runner.mounts import STREAMS_INSIDE, forwarder
 from pairio_node.runner.process import sdk_root
 
 __all__ = ["beside_body", "beside_name"]
 
-_FORWARDER: Final = "/opt/pairio/sdk/pairio/sdk/_forward.py"
 _MEMORY_MIB: Final = 128
 _PROCESSES: Final = 32
 
@@ -39,10 +38,9 @@ def beside_body(
         gpu_devices=(),
         secrets={},
     )
-    argv = [python_inside(), "-I", "-S", _FORWARDER, f"{STREAMS_INSIDE}/{SOCKET}"]
     mounts = system_mounts(with_packages=False)
     mounts.append(Mount(sdk_root() / "pairio", "/opt/pairio/sdk/pairio"))
     mounts.append(Mount(Path(spec.stream_folder), STREAMS_INSIDE))
-    argv.append(str(FORWARD_PORT))
-    body = container_body(own, facts, home, argv, {"LANG": "C.UTF-8"}, mounts, skeleton, seccomp)
+    words = {"LANG": "C.UTF-8"}
+    body = container_body(own, facts, home, forwarder(), words, mounts, skeleton, seccomp)
     return {**body, "WorkingDir": "/"}
