@@ -4,10 +4,13 @@ The card is written before the job starts. A folder is adopted when it has a car
 that lives, or an outcome; whatever else lies among the jobs is removed.
 """
 
+import errno
 import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -98,9 +101,15 @@ class JobCard:
 
     def write(self, folder: Path) -> None:
         """Put the card into the job's folder."""
-        part = folder / f"{CARD_FILE}.part"
-        part.write_text(json.dumps(asdict(self)))
-        part.rename(folder / CARD_FILE)
+        data = json.dumps(vars(self)).encode()
+        fd = os.open(
+            folder / CARD_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+        )
+        try:
+            if os.write(fd, data) < len(data):  # half a card is none, and no job begins
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
 
     @staticmethod
     def read(folder: Path) -> "JobCard | None":
@@ -137,6 +146,7 @@ def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
     return adopted, removed
 
 
+@cache
 def _machine_boot() -> str:
     """Return what is another after each start of the machine."""
     return _BOOT_ID_FILE.read_text().strip()

@@ -127,7 +127,8 @@ class Driver:
                 if self.core.pending_count() >= SEGMENT_RECORDS_MAX:
                     self._seal()
             self._seal()
-            await trio.lowlevel.checkpoint()
+            if self._queue:  # else it waits at once
+                await trio.lowlevel.checkpoint()
 
     def _overslept(self, last_ms: int, now_ms: int) -> bool:
         """Say whether the loop was to look at the clock before: then it was the machine."""

@@ -49,6 +49,8 @@ _DISK_PERCENT_MAX = 90
 _GUESTS_NICE = 19
 #: What a job may use is looked at anew after this time.
 _BOUNDS_S = 1.0
+#: Folders of runs that are over lie so much longer, to go together.
+_REMOVE_S = 0.2
 #: Stands for the console among what a run made: no output has an empty name.
 _CONSOLE = ""
 #: What a run reads by streams, in its folder.
@@ -116,6 +118,7 @@ class Executions:
         self._made = made
         self._runs: dict[str, _Run] = {}
         self._found: list[tuple[_Run, JobCard]] = []
+        self._done_with: list[Path] = []
         self._images = RunImages(contents)
         self._yielding = False
         self._none_left = trio.Event()
@@ -179,10 +182,22 @@ class Executions:
             await self._deliver(executed)
         if run.streams is not None:
             await run.streams.close()
-        await trio.to_thread.run_sync(remove_tree, run.folder)
+        self._done_with.append(run.folder)
         self.gpus.give_back(attempt)
         del self._runs[attempt]
         self._none_left.set()
+        if len(self._done_with) == 1:  # else somebody is about to
+            await self._remove_soon()
+
+    async def _remove_soon(self) -> None:
+        """Remove the folders of runs that are over: those of a moment with one call of a thread,
+        and before whoever stops the node cancels this."""
+        try:
+            await trio.sleep(_REMOVE_S)
+        finally:
+            folders, self._done_with = self._done_with, []
+            with trio.CancelScope(shield=True):
+                await self.remove(folders)
 
     # -- after a restart ------------------------------------------------------------------
 
@@ -206,8 +221,7 @@ class Executions:
 
     async def remove(self, folders: Sequence[Path]) -> None:
         """Remove folders of runs."""
-        for folder in folders:
-            await trio.to_thread.run_sync(remove_tree, folder)
+        await trio.to_thread.run_sync(_remove_all, folders)
 
     async def _resume(self, run: _Run, card: JobCard) -> Executed:
         runner = self._runner_named(card.runner)
@@ -405,6 +419,8 @@ class Executions:
     async def _bundle(self, effect: Execute) -> Path:
         """Return the app's folder, exported once and kept; not that of another service's app."""
         path = self._jobs.parent / "apps" / effect.bundle
+        if (effect.service, effect.bundle) in self._bundles and path.exists():
+            return path
         async with self._bundle_lock:
             if (effect.service, effect.bundle) not in self._bundles:
                 await self._fetch(effect, effect.bundle)
@@ -530,6 +546,11 @@ def _resumed_spec(folder: Path, card: JobCard, grace_s: int, bounds: JobBounds) 
         restart_grace_s=grace_s,
         bounds=bounds,
     )
+
+
+def _remove_all(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        remove_tree(folder)
 
 
 def _no_result(attempt: str, kind: str, reason: str) -> Executed:

@@ -6,9 +6,10 @@ printable, and a line is a line.
 
 import logging
 import logging.handlers
-import queue
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ FILES = 3
 FILE_SIZE_BYTES_MAX = 2 * 1024 * 1024
 #: Lines that wait for the disk; with more, lines are lost, and the node goes on.
 _LINES_MAX = 10_000
+#: So long a line waits for others.
+_WAIT_S = 0.2
 _LINE_LENGTH_MAX = 2000
 
 
@@ -36,17 +39,49 @@ class _Line(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-class _Queue(logging.handlers.QueueHandler):
-    """Hands records on as they are: there is one process. What is too much is let go."""
+class _Beside(logging.Handler):
+    """Hands records to a thread that writes them; what is too much is let go: a disk that hangs
+    must not hold the node. Lines wait a moment for others, since waking a thread costs more than
+    a line; a warning does not."""
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
+    def __init__(self, file: logging.Handler) -> None:
+        super().__init__()
+        self._file = file
+        self._waiting: deque[logging.LogRecord] = deque()
+        self._some, self._now = threading.Event(), threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="pairio-log", daemon=True)
+        self._thread.start()
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
-            return  # a disk that hangs must not hold the node
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._waiting) >= _LINES_MAX:
+            return
+        self._waiting.append(record)
+        if not self._some.is_set():
+            self._some.set()
+        if record.levelno >= logging.WARNING:
+            self._now.set()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._some.wait()
+            self._now.wait(_WAIT_S)
+            self._now.clear()
+            self._some.clear()  # before it is looked: what comes from now on wakes this again
+            self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._file.handle(self._waiting.popleft())
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._stopping = True
+        self._now.set()
+        self._some.set()
+        self._thread.join()
+        self._write()
+        super().close()
 
 
 @contextmanager
@@ -61,15 +96,13 @@ def node_log(home: Path) -> Iterator[logging.Logger]:
     file.setFormatter(_Line())
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setLevel(logging.WARNING)
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(_LINES_MAX)
-    listener = logging.handlers.QueueListener(lines, file)
-    handlers = [_Queue(lines), stderr]
+    beside = _Beside(file)
+    handlers = [beside, stderr]
     level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False  # a library gives the root logger a handler: all would be said twice
     for handler in handlers:
         log.addHandler(handler)
-    listener.start()
     try:
         yield log
     finally:
@@ -77,5 +110,5 @@ def node_log(home: Path) -> Iterator[logging.Logger]:
             log.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagates
-        listener.stop()
+        beside.close()
         file.close()

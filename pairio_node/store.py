@@ -6,10 +6,11 @@ A commit is one transaction; `Writer` puts everything that waits into the next o
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import trio
 
@@ -153,23 +154,27 @@ class Store:
             for service in rows.forgotten:
                 db.execute("delete from changes where service = ?", (service,))
                 db.execute("delete from services where service = ?", (service,))
-            db.executemany("insert or replace into services values (?, ?, ?, ?)", rows.services)
-            db.executemany("insert or replace into changes values (?, ?, ?, ?)", rows.changes)
+            self._insert("insert or replace into services values (?, ?, ?, ?)", rows.services)
+            self._insert("insert or replace into changes values (?, ?, ?, ?)", rows.changes)
             segment = "insert into segments values (?, ?, ?, ?, ?, ?, ?, {}) on conflict do {}"
             # One that stood alone until the rest of its log came stands in the log from now on.
-            db.executemany(segment.format(0, "update set kept = 0"), rows.segments)
-            db.executemany(segment.format(1, "nothing"), rows.kept)
+            self._insert(segment.format(0, "update set kept = 0"), rows.segments)
+            self._insert(segment.format(1, "nothing"), rows.kept)
             for note in rows.notes:
                 self._note(note)
             for log, kept in rows.dropped:
                 self._drop(log, kept)
-            db.executemany("insert or ignore into answers values (?, ?, ?)", rows.answers)
-            db.executemany("insert or replace into known_peers values (?, ?, ?)", rows.peers)
+            self._insert("insert or ignore into answers values (?, ?, ?)", rows.answers)
+            self._insert("insert or replace into known_peers values (?, ?, ?)", rows.peers)
             db.execute("commit")
         except (sqlite3.Error, OverflowError, UnicodeError) as error:  # full; values it cannot hold
             if db.in_transaction:
                 db.execute("rollback")
             raise StoreError(str(error)) from None
+
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:  # each statement lets go of the interpreter, and has to get it back
+            self._db.executemany(statement, rows)
 
     def _note(self, note: tuple[str, str, bytes]) -> None:
         if note[2]:
@@ -214,6 +219,13 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         db.executescript(f"begin; {script} pragma user_version = {number}; commit;")
 
 
+def _united(several: Sequence[CommitRows]) -> CommitRows:
+    names = [field.name for field in fields(CommitRows)]
+    return CommitRows(
+        **{n: tuple(row for rows in several for row in getattr(rows, n)) for n in names}
+    )
+
+
 _Job = tuple[CommitRows, Callable[[Exception | None], None]]
 
 
@@ -251,11 +263,7 @@ class Writer:
     def _write(self, jobs: list[_Job]) -> None:
         if not jobs:
             return
-        names = [field.name for field in fields(CommitRows)]
-        united = {
-            name: tuple(row for job, _ in jobs for row in getattr(job, name)) for name in names
-        }
-        rows = CommitRows(**united)
+        rows = jobs[0][0] if len(jobs) == 1 else _united([rows for rows, _ in jobs])
         error: Exception | None = None
         try:
             self._store.commit(rows)

@@ -29,8 +29,10 @@ async def ask_in_lines(
     try:
         with trio.fail_after(within_s):
             while line:
-                await trio.lowlevel.wait_writable(channel.fileno())
-                line, given = line[socket.send_fds(channel, [line], given) :], ()
+                try:
+                    line, given = line[socket.send_fds(channel, [line], given) :], ()
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(channel.fileno())
             while not answer.endswith(b"\n"):
                 await trio.lowlevel.wait_readable(channel.fileno())
                 data, came, _, _ = socket.recv_fds(channel, 4096, _FDS_MAX)

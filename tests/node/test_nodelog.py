@@ -1,6 +1,7 @@
 """The node's own log: a line is a line, bounded, written beside the loop, read by a command."""
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,59 @@ def test_a_traceback_is_kept(tmp_path: Path) -> None:
     text = (tmp_path / LOG_FILE).read_text()
     assert "ERROR a request failed\nTraceback" in text
     assert "KeyError: 'x'" in text
+
+
+class _Written(logging.Handler):
+    """What a thread was given to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.both = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.words.append(record.getMessage())
+        if len(self.words) == 2:
+            self.both.set()
+
+
+def _record(level: int, words: str) -> logging.LogRecord:
+    return logging.LogRecord("pairio.x", level, "", 0, words, (), None)
+
+
+def test_a_line_waits_for_others_and_a_warning_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodelog, "_WAIT_S", 60.0)
+    file = _Written()
+    beside = nodelog._Beside(file)
+    beside.emit(_record(logging.INFO, "a line"))
+    assert not file.both.wait(0.05)
+    assert file.words == []
+    beside.emit(_record(logging.WARNING, "a warning"))
+    assert file.both.wait(30)
+    beside.emit(_record(logging.INFO, "the last"))
+    beside.close()
+    assert file.words == ["a line", "a warning", "the last"]
+
+
+def test_a_line_comes_by_itself_a_moment_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodelog, "_WAIT_S", 0.01)
+    file = _Written()
+    beside = nodelog._Beside(file)
+    for words in ("one", "two"):
+        beside.emit(_record(logging.INFO, words))
+    assert file.both.wait(30)
+    beside.close()
+
+
+def test_what_a_disk_that_hangs_cannot_take_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodelog, "_WAIT_S", 60.0)
+    monkeypatch.setattr(nodelog, "_LINES_MAX", 3)
+    file = _Written()
+    beside = nodelog._Beside(file)
+    for number in range(5):
+        beside.emit(_record(logging.INFO, str(number)))
+    beside.close()
+    assert file.words == ["0", "1", "2"]
 
 
 def test_files_are_rotated_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,15 +79,20 @@ class HostLink:
     async def _asked(
         self, message: dict[str, Any], within_s: float, *, shield: bool = True
     ) -> dict[str, Any]:
-        async with self._lock:
+        try:
+            self._lock.acquire_nowait()  # nearly always: then the loop need not be gone through
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
             if self._channel is None:
                 raise HostGone("it was let go")
-            try:
-                with trio.CancelScope(shield=shield):
-                    found = dict(await ask_in_lines(self._channel, message, within_s))
-            except (OSError, trio.TooSlowError) as error:
-                self.close()
-                raise HostGone(f"the host of warm workers does not answer: {error}") from None
+            with trio.CancelScope(shield=shield):
+                found = dict(await ask_in_lines(self._channel, message, within_s))
+        except (OSError, trio.TooSlowError) as error:
+            self.close()
+            raise HostGone(f"the host of warm workers does not answer: {error}") from None
+        finally:
+            self._lock.release()
         if "error" in found:
             raise HostGone(found["error"])
         return found
