@@ -39,6 +39,10 @@ HOLD_MS = 20
 IDLE_HOLD_MS = 50
 
 
+#: Told in the loop that something is on disk.
+_Told = Callable[[], None]
+
+
 class Shell(Protocol):
     """Carries effects out. `carry_out` never blocks: it queues or starts tasks."""
 
@@ -60,9 +64,9 @@ class Driver:
         self._wake = trio.Event()
         self._calls: dict[int, tuple[trio.Event, list[Reply | Fail]]] = {}
         self._call_number = 0
-        self._stored: dict[int, trio.Event] = {}  # by id of an event in the queue
-        self._unsealed: list[trio.Event] = []
-        self._in_flight: dict[int, list[trio.Event]] = {}  # by ticket
+        self._stored: dict[int, _Told] = {}  # by id of an event in the queue
+        self._unsealed: list[_Told] = []
+        self._in_flight: dict[int, list[_Told]] = {}  # by ticket
         self._failed_at_ms = -math.inf
         self._sealed_ms = 0
         self._idle_until_ms = -math.inf  # for what nobody waits for
@@ -103,13 +107,23 @@ class Driver:
 
     async def post_stored(self, event: Event) -> None:
         """Post an event and wait until all that the core wrote because of it is on disk."""
-        stored = self._stored[id(event)] = trio.Event()
+        stored = trio.Event()
+        self._stored[id(event)] = stored.set
         try:
             while not self.post(event):  # noqa: ASYNC110 - rare: too much is waiting
                 await trio.sleep(0.05)
             await stored.wait()
         finally:
             self._stored.pop(id(event), None)
+
+    def when_stored(self, told: _Told) -> None:
+        """Call `told` when all that is written by now, and not only waits for more, is on disk;
+        at once if it is."""
+        self._unsealed.append(told)
+        if self.core.can_wait():
+            self._sealed_before()
+        else:
+            self._wake.set()
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -219,9 +233,9 @@ class Driver:
         def on_done(error: Exception | None) -> None:
             waiting = self._in_flight.pop(ticket)
             if error is None:
-                for stored in waiting:
-                    stored.set()
                 self._append(Committed(ticket))  # never dropped: callers wait for it
+                for told in waiting:
+                    told()
             else:
                 self._unsealed += waiting
                 self._failed_at_ms = self._clock.now_ms()
@@ -235,6 +249,6 @@ class Driver:
         if self._in_flight:
             self._in_flight[max(self._in_flight)] += self._unsealed
         else:
-            for stored in self._unsealed:
-                stored.set()
+            for told in self._unsealed:
+                told()
         self._unsealed = []

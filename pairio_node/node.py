@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import astuple
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -381,7 +382,11 @@ class Node:
             case ef.GuestReads():
                 self.guest_blocks.give(effect.peer, effect.service, effect.cids)
             case ef.FetchBlocks():
-                self._nursery.start_soon(self._fetch, effect)
+                if self.cache.has_just_made(effect.ticket, effect.service, effect.cids):
+                    # Who waits here for the result is told now: not before it is on the disk.
+                    self.driver.when_stored(partial(self._holds, effect))
+                else:
+                    self._nursery.start_soon(self._fetch, effect)
             case ef.Locate():
                 self._nursery.start_soon(self._locate, effect)
             case ef.LookFurther():
@@ -439,21 +444,21 @@ class Node:
     async def _fetch(self, effect: ef.FetchBlocks) -> None:
         try:
             with self.blocks.in_use.working():
-                here = self.cache.has_just_made(effect.ticket, effect.service, effect.cids)
-                here = here or await self.cache.is_here(effect.service, effect.cids)
-                if not here:
+                if not await self.cache.is_here(effect.service, effect.cids):
                     await self._fetch_copy(effect)
                     await self.contents.settle(effect.service)
                 elif not key_of(effect.ticket)[0]:
-                    # Who waits here for the result is told now: not before it is on the disk.
-                    await self.driver.post_stored(ev.TimePassed())
+                    await self.driver.post_stored(ev.TimePassed())  # as above
         except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
         except (UserError, OSError) as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error), no_room=True))
         else:
-            self.cache.on_held(effect.ticket, effect.service)
-            self.driver.post(ev.Fetched(effect.ticket, True))
+            self._holds(effect)
+
+    def _holds(self, effect: ef.FetchBlocks) -> None:
+        self.cache.on_held(effect.ticket, effect.service)
+        self.driver.post(ev.Fetched(effect.ticket, True))
 
     async def _fetch_copy(self, effect: ef.FetchBlocks) -> None:
         room_bytes = self.cache.room_for_copy(effect.ticket)

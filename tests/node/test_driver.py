@@ -254,6 +254,44 @@ async def test_that_a_run_has_begun_does_not_wait_when_somebody_does(
         assert _kinds(lab) == [["Request"], ["Start"]]
 
 
+async def test_who_asks_is_told_when_what_is_under_way_is_on_disk(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running(compute=True) as lab, trio.open_nursery() as nursery:
+        told: list[str] = []
+        lab.driver.when_stored(lambda: told.append("nothing is under way"))
+        assert told == ["nothing is under way"]
+        lab.disk.at_once = False
+        nursery.start_soon(lab.submit, "Ada")
+        await wait_all_tasks_blocked()
+        lab.driver.when_stored(lambda: told.append("it is on disk"))
+        await trio.sleep_until(trio.current_time() + driver_module.IDLE_HOLD_MS / 2000)
+        assert len(told) == 1
+        assert _kinds(lab) == [["Request"]], "that it begins is not hurried for that"
+        lab.disk.waiting.pop()(None)
+        assert told[1:] == ["it is on disk"]
+
+
+async def test_who_asks_is_not_told_of_a_commit_that_failed(autojump_clock: MockClock) -> None:
+    async with _running() as lab, trio.open_nursery() as nursery:
+        told: list[float] = []
+        lab.disk.at_once = False
+
+        async def submit() -> None:
+            with pytest.raises(UserError, match="full"):
+                await lab.submit("Ada")
+
+        nursery.start_soon(submit)
+        await wait_all_tasks_blocked()
+        lab.driver.when_stored(lambda: told.append(trio.current_time()))
+        lab.disk.at_once = True
+        began = trio.current_time()
+        lab.disk.waiting.pop()(StoreError("full"))
+        await trio.sleep_until(began + 5)
+        assert len(told) == 1
+        assert told[0] - began >= 0.9
+
+
 # -- a failing disk ---------------------------------------------------------------------------
 
 
