@@ -394,7 +394,6 @@ class Node:
                 self._nursery.start_soon(self.finder.for_submit, effect)
             case ef.JobChanged() | ef.WishChanged():
                 self._changed.set()
-                self._changed = trio.Event()
                 if isinstance(effect, ef.JobChanged):
                     self.watching.changed(effect.service, effect.job)
             case ef.TwinSeen():
@@ -613,6 +612,8 @@ class Node:
 
     async def changed(self) -> None:
         """Wait until something that clients see of jobs or wishes changes."""
+        if self._changed.is_set():
+            self._changed = trio.Event()  # of all that wait from now on
         await self._changed.wait()
 
     async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
@@ -620,7 +621,7 @@ class Node:
         name, state = self._find(job_id, service)
         with trio.move_on_after(timeout_s):
             while not is_settled(self.core, name, state):
-                await self._changed.wait()
+                await self.changed()
                 state = self.still(name, state)
         return self.view(name, state)
 

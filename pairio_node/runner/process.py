@@ -277,16 +277,15 @@ def _last_words(console: bytes) -> str:
 
 
 def _has_any(folder: Path) -> bool:
-    """Say whether something may lie in a folder, or the job put something else in its place: that
-    is looked at in a thread, and no link is followed. An empty one is removed, which takes one
-    call: two listings take a dozen."""
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return False
-    except OSError:
+    """Say whether something lies in a folder, or the job put a link in its place: that is looked
+    at in a thread, and not followed."""
+    if folder.is_symlink():
         return True
-    return False
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _is_folder(path: Path) -> bool:

@@ -89,13 +89,14 @@ class WarmRunner(BwrapRunner):
     async def _run_warm(self, spec: RunSpec, warmed: Warmed, cancel: trio.Event) -> Ended:
         _hand_over(spec)
         plan = replace(self._bare_plan(spec, []), user=job_user(), secrets=spec.secrets)
+        groups = self._groups()
         request = request_of(plan) | {
             "alive": str(self._launcher.alive),
-            "groups": self._groups(),
+            "groups": groups,
             "job": self._job_text(spec, spec.work_dir / "tmp"),
             "targets": _targets(spec),
             "cwd": "/tmp/working",
-            "limits": _limits(spec, warmed.kind, self._groups()),
+            "limits": _limits(spec, warmed.kind, groups),
             "secrets": SECRETS_INSIDE,
             "streams": _streams(spec),
         }
