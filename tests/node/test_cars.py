@@ -189,7 +189,8 @@ async def test_an_export_lacks_nothing_or_is_refused(tmp_path: Path) -> None:
     network = MemoryNetwork()
     async with three(network, tmp_path) as (admin, worker, guest):
         job = await admin.done(await admin.greet("Ada"))
-        await until(lambda: job["jobId"] in guest.core.fold(job["serviceId"]).by_job, "known")
+        fold = guest.core.fold(job["serviceId"])
+        await until(lambda: job["jobId"] in fold.by_job and fold.results, "known with its result")
         last = (await verified(guest, job["jobId"], offline=True))[-1]
         assert (last["check"], last["ok"]) == ("code", False)  # it computes nothing: no code here
         cut_off(network, guest, admin, worker)
