@@ -1,13 +1,15 @@
-"""Connections of Hypercorn that do less for each request, and two things that stock lacks.
+"""Connections of Hypercorn that do less for each request, and three things that stock lacks.
 
 Stock, a small answer is three writes, each with a scope and turns of the loop of its own, and for
 every request a task is started and cancelled that watches whether the connection is idle. Here
 the head of an answer goes out with what follows it, and one task a connection watches: a third of
 the server's CPU less. Stock lacks a time limit for writes (a client that reads nothing would block
-shutdown without bound), and keeps a connection whose client has gone until its idle time is over.
+shutdown without bound), keeps a connection whose client has gone until its idle time is over, and
+for ever when much of a request's body was left unread.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -15,10 +17,11 @@ import hypercorn.protocol
 import hypercorn.trio.run
 import hypercorn.trio.tcp_server
 import trio
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
 __all__ = ["use_own_connections"]
@@ -71,19 +74,34 @@ def _is_small(response: h11.Response) -> bool:
 
 
 class _Tasks(TaskGroup):
-    """Gives the app its messages without a turn of the loop for each, while its queue has room."""
+    """Gives the app its messages without a turn of the loop for each, while its queue has room; the
+    end of the queue is that the client has gone, or its request is over. Stock waits for room to
+    say that, for ever when the app reads no more."""
 
-    async def spawn_app(self, *given: Any) -> Callable[[Any], Awaitable[None]]:
+    async def spawn_app(
+        self, app: Any, config: Config, scope: Any, send: Any
+    ) -> Callable[[Any], Awaitable[None]]:
         """Start the app for a request; return what takes messages for it."""
-        send: Any = await super().spawn_app(*given)
-        queue: trio.MemorySendChannel[Any] = send.__self__
+        put_end, get_end = trio.open_memory_channel[Any](config.max_app_queue_size)
+        threads = trio.to_thread.run_sync, trio.from_thread.run
+
+        async def receive() -> Any:
+            try:
+                return await get_end.receive()
+            except trio.EndOfChannel:
+                return {"type": "http.disconnect"}
 
         async def put(message: Any) -> None:
-            try:
-                queue.send_nowait(message)
-            except trio.WouldBlock:
-                await queue.send(message)
+            if message["type"] == "http.disconnect":
+                put_end.close()
+                return
+            with suppress(trio.ClosedResourceError):  # nobody reads it
+                try:
+                    put_end.send_nowait(message)
+                except trio.WouldBlock:
+                    await put_end.send(message)
 
+        self.spawn(_handle, app, config, scope, receive, send, *threads)
         return put
 
 

@@ -10,7 +10,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from trio.testing import lockstep_stream_pair, wait_all_tasks_blocked
@@ -212,6 +212,53 @@ async def test_nothing_stays_of_a_connection_whose_client_has_gone(
             await client.send_all(GET.replace(b"/ ", b"/slow "))
         going.set()  # the app goes on, its answer reaches nobody
         await _until(lambda: server.begun == server.ended == 3)
+
+
+@pytest.mark.parametrize("stays", (True, False))
+async def test_a_body_that_is_left_unread_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    going = trio.Event()
+
+    async def app(_: Request) -> Response:
+        await going.wait()
+        return Response(b"no")
+
+    async with served(monkeypatch, app) as server, await server.client() as client:
+        await client.send_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n")
+        with trio.move_on_after(0.3):  # more than queues and sockets hold: it gets stuck
+            await client.send_all(bytes(100 * 2**20))
+        if not stays:
+            await client.aclose()
+        going.set()
+        if stays:
+            await _answer(client, b"no")
+        await _until(lambda: server.ended == 1)
+
+
+async def test_an_app_that_reads_hears_that_its_client_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    going, heard = trio.Event(), trio.Event()
+
+    async def app(request: Request) -> Response:
+        await going.wait()
+        with pytest.raises(ClientDisconnect):
+            await request.body()
+        assert await request.is_disconnected()
+        heard.set()
+        return Response(b"no")
+
+    async with served(monkeypatch, app) as server:
+        for sent in (1, 100 * 2**20):
+            async with await server.client() as client:
+                head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n"
+                with trio.move_on_after(0.3):
+                    await client.send_all(head + bytes(sent))
+            going.set()
+            await heard.wait()
+            going, heard = trio.Event(), trio.Event()
+        await _until(lambda: server.ended == 2)
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
