@@ -232,7 +232,7 @@ def test_a_submitter_elsewhere_sees_one_attempt_go_on(make_node: MakeNode) -> No
     request = first.begin_job(_LONG_S, worker)
     worker.crash()
     until("the node is back", worker.answers)
-    assert first.job(request)["status"] == "running"
+    until("it is told to go on", lambda: first.job(request)["status"] == "running")
     assert worker.stop() == 0
     worker.start()
     worker.wait_ready()
