@@ -189,8 +189,7 @@ async def test_an_export_lacks_nothing_or_is_refused(tmp_path: Path) -> None:
     network = MemoryNetwork()
     async with three(network, tmp_path) as (admin, worker, guest):
         job = await admin.done(await admin.greet("Ada"))
-        fold = guest.core.fold(job["serviceId"])
-        await until(lambda: job["jobId"] in fold.by_job and fold.results, "known with its result")
+        await until(lambda: guest.core.fold(job["serviceId"]).results, "known with its result")
         last = (await verified(guest, job["jobId"], offline=True))[-1]
         assert (last["check"], last["ok"]) == ("code", False)  # it computes nothing: no code here
         cut_off(network, guest, admin, worker)
