@@ -84,6 +84,7 @@ def _begun(node: RestartNode) -> tuple[str, psutil.Process]:
     before = _warm(node)["jobsWarm"]
     request = node.begin_job(600)
     assert _warm(node)["jobsWarm"] == before + 1, _warm(node)
+    until("the job before has left nothing", lambda: len(node.folders()) == 1, LONG_S)
     (lock,) = (node.home / "jobs").glob("*/supervisor.lock")
     return request, psutil.Process(int(lock.read_text()))
 
