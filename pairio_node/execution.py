@@ -75,7 +75,8 @@ class Executions:
     the one that began a run; `deliver` hands an `Executed` to the core and returns when what
     follows from it is on disk. Inputs that no member gives are taken from `outside`. `bindable`
     gives, in a thread, where a file or folder lies that the owner has here and that is as it
-    was; `bounds` what one job may use now, in a thread."""
+    was; `bounds` what one job may use now, in a thread. What a run made is on the disk before what
+    `deliver` leads to is (`store.Writer`)."""
 
     def __init__(
         self,
@@ -456,7 +457,7 @@ class Executions:
         if outcome.samples and SAMPLES_OUTPUT not in outcome.outputs:
             texts[SAMPLES_OUTPUT] = outcome.samples
         try:
-            added = await content.add_all(outcome.outputs, texts)
+            added = await content.add_all(outcome.outputs, texts, settle=False)
         except StorageFullError as error:
             return _no_result(card.attempt, "infra", error.message)
         self._made(card.service, [one.cid for one in added.values()])

@@ -185,10 +185,10 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
                 await node.leave_jobs()
                 nursery.cancel_scope.cancel()
         finally:
-            node.references.close()
-            node.blocks.db.close()
             if node.writer is not None:
                 node.writer.stop()
+            node.references.close()
+            node.blocks.db.close()
 
 
 async def _end_streams(node: Node, stop: trio.Event) -> None:

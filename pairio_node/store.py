@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from pairio_node.errors import UserError
+from pairio_node.errors import StorageFullError, UserError
 
 __all__ = ["CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
 
@@ -232,11 +232,14 @@ _Job = tuple[CommitRows, Callable[[Exception | None], None]]
 class Writer:
     """Group commit: one thread writes whatever waits, in one transaction.
 
-    No timer: what arrives during a commit is the next group.
+    No timer: what arrives during a commit is the next group. Before each transaction `first` is
+    called, in that thread: it puts on the disk what the transaction speaks of, the content of
+    results, or raises StorageFullError.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, first: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._first = first
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._run, name="pairio-writer", daemon=True)
@@ -266,8 +269,9 @@ class Writer:
         rows = jobs[0][0] if len(jobs) == 1 else _united([rows for rows, _ in jobs])
         error: Exception | None = None
         try:
+            self._first()
             self._store.commit(rows)
-        except StoreError as failure:
+        except (StoreError, StorageFullError) as failure:
             error = failure
         for _, on_done in jobs:
             try:

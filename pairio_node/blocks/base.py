@@ -83,6 +83,10 @@ class BlockStore(Protocol):
     def put_sync(self, cid: str, data: bytes) -> None:
         """`put` for code that runs in a thread."""
 
+    def put_at_once(self, cid: str, data: bytes) -> bool:
+        """`put` of a few bytes that never waits, for the loop; False, and nothing done, when that
+        cannot be: then a thread is to do it. Raises BlockCorrupt."""
+
     def settle_sync(self) -> None:
         """Return when all that was put is kept for good, in a thread: the end of an add."""
 

@@ -111,6 +111,12 @@ class BlockDb:
         """Say whether there is something in memory that a crash would take."""
         return self._waiting.matters()
 
+    @property
+    def is_due(self) -> bool:
+        """Say whether much waits, or anything for long."""
+        with self._lock:
+            return self._waiting.is_much() or self._waiting.is_late()
+
     # -- blocks ---------------------------------------------------------------------------
 
     def has(self, cid: str) -> bool:
@@ -258,9 +264,7 @@ class BlockDb:
     def relieve_sync(self) -> None:
         """Wait for the disk when much or anything for long waits in memory, in a thread. Raises
         StorageFullError."""
-        with self._lock:
-            is_due = self._waiting.is_much() or self._waiting.is_late()
-        if is_due:
+        if self.is_due:
             self.settle_sync()
 
     def settle_sync(self) -> None:

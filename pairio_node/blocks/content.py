@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,14 @@ DEPTH_MAX = 64
 FILES_MAX = FOLDER_ENTRIES_MAX
 #: Files and folders written at once: those of a folder that may be added, and itself.
 EXPORTED_MAX = FILES_MAX + 1
+
+
+#: Hashing as much takes no longer than having a thread do it.
+_AT_ONCE_BYTES_MAX = 16 * 1024
+
+
+class _InThread(Exception):
+    """It takes too long for the loop."""
 
 
 @dataclass
@@ -71,10 +80,11 @@ class Content:
         )
 
     async def add_all(
-        self, paths: Mapping[str, Path], texts: Mapping[str, bytes]
+        self, paths: Mapping[str, Path], texts: Mapping[str, bytes], *, settle: bool = True
     ) -> dict[str, Added]:
-        """Add files and folders, and small files from memory, by name, in one thread; all are kept
-        for good together."""
+        """Add files and folders, and small files from memory, by name; all are kept for good
+        together. Without `settle` that may be left to the next who settles the store, when nothing
+        but a few bytes from memory is added."""
 
         def add() -> dict[str, Added]:
             added = {name: self._add_path(path) for name, path in paths.items()}
@@ -83,7 +93,24 @@ class Content:
             self.store.settle_sync()
             return added
 
+        if not settle and not paths:
+            with suppress(_InThread):
+                return {name: self._added_at_once(data) for name, data in texts.items()}
         return await trio.to_thread.run_sync(add, limiter=self.store.limiter)
+
+    def _added_at_once(self, data: bytes) -> Added:
+        """Add a few bytes on the loop, or raise _InThread."""
+
+        def put(cid: str, block: bytes) -> None:
+            if not self.store.put_at_once(cid, block):
+                raise _InThread
+
+        if len(data) > _AT_ONCE_BYTES_MAX:
+            raise _InThread
+        builder = FileBuilder(put)
+        if data:
+            builder.add_chunk(data)
+        return self._added(builder.finish(), settle=False)
 
     def _add_path(self, path: Path) -> Added:
         if path.is_dir():

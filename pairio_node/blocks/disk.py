@@ -111,6 +111,18 @@ class DiskBlockStore:
             check_block(cid, data)
             self.put_checked(cid, data)
 
+    def put_at_once(self, cid: str, data: bytes) -> bool:
+        """`put` of a few bytes that never waits; False when that cannot be: for want of room, or
+        because much waits already."""
+        check_block(cid, data)
+        if self._is_put(cid):
+            return True
+        fits = self.used_bytes + len(data) <= self.quota_bytes
+        if not fits or len(data) > SMALL_SIZE_BYTES_MAX or self.db.is_due:
+            return False
+        self._put_small(cid, data)
+        return True
+
     def _is_put(self, cid: str) -> bool:
         """Say whether the block is here; then it is used now, as if it had just come."""
         is_here = self.has(cid)
@@ -126,10 +138,13 @@ class DiskBlockStore:
         if len(data) > SMALL_SIZE_BYTES_MAX:
             self._put_file(cid, data)
             return
+        self._put_small(cid, data)
+        self.db.relieve_sync()
+
+    def _put_small(self, cid: str, data: bytes) -> None:
         with self.in_use.lock:
             self.db.put(cid, data)
             self.in_use.note(cid)
-        self.db.relieve_sync()
 
     def _put_file(self, cid: str, data: bytes) -> None:
         file = self._file(cid)

@@ -247,6 +247,10 @@ class KuboBlockStore:
 
     # -- links ---------------------------------------------------------------------------
 
+    def put_at_once(self, cid: str, data: bytes) -> bool:
+        """Another program is never asked on the loop."""
+        return False
+
     def settle_sync(self) -> None:
         """Return when all that was put is safe from the daemon's collection, in a thread.
 

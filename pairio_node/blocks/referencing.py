@@ -69,6 +69,10 @@ class ReferencingStore:
         """`put` for code that runs in a thread."""
         self._store.put_sync(cid, data)
 
+    def put_at_once(self, cid: str, data: bytes) -> bool:
+        """`put` of a few bytes that never waits; False when that cannot be."""
+        return self._store.put_at_once(cid, data)
+
     def put_checked(self, cid: str, data: bytes) -> None:
         """`put_sync` of a block that was found right."""
         self._store.put_checked(cid, data)

@@ -63,6 +63,14 @@ class ServiceBlocks:
             self._store.put_checked(cid, data)
             self.share_sync(cid)
 
+    def put_at_once(self, cid: str, data: bytes) -> bool:
+        """`put` of a few bytes that never waits; False when that cannot be."""
+        with self._store.in_use.working(0):
+            is_put = self._store.put_at_once(cid, data)
+            if is_put:
+                self._store.db.mark(self._service, [cid])
+        return is_put
+
     def settle_sync(self) -> None:
         """Return when all that was put is kept for good, in a thread."""
         self._store.settle_sync()

@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pairio_node.blocks import DiskBlockStore, ScopedContent, block_db
+from pairio_node.blocks import BlockCorrupt, DiskBlockStore, ScopedContent, block_db
 from pairio_node.blocks.block_db import BlockDb
 from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import RAW, cid_of
@@ -161,6 +162,34 @@ def test_readers_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert not db.has(CIDS[0]) and db.has(CIDS[1])
     db.settle_sync()
     assert [block.cid for block in db.listed()] == [CIDS[1]]
+
+
+async def test_a_few_bytes_are_added_at_once_and_wait_for_who_settles_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskBlockStore(tmp_path / "blocks", 1000)
+    contents = ScopedContent(store, tmp_path / "held")
+    content = contents.of(CIDS[0])
+    texts = {"console": b"Hello", "empty": b""}
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", None)
+        added = await content.add_all({}, texts, settle=False)
+    assert store.db.waits and block_data(tmp_path) == []
+    assert {name: one.size_bytes for name, one in added.items()} == {"console": 5, "empty": 0}
+    assert added == await content.add_all({}, texts) and not store.db.waits
+    assert sorted(block_data(tmp_path)) == [b"", b"Hello"]
+    with pytest.raises(StorageFullError, match="2000 more do not fit"):
+        await content.add_all({}, {"console": bytes(2000)}, settle=False)
+    store.quota_bytes = 2**20
+    for data in (bytes(20_000), bytes(200_000)):  # a thread hashes them
+        await content.add_all({}, {"console": data}, settle=False)
+        assert not store.db.waits
+    monkeypatch.setattr(block_db, "_WAITING_ROWS_MAX", 0)
+    assert content.store.put_at_once(CIDS[1], DATA[1])
+    assert not content.store.put_at_once(CIDS[2], DATA[2]), "much waits already"
+    assert not content.store.has(CIDS[2])
+    with pytest.raises(BlockCorrupt):
+        content.store.put_at_once(CIDS[3], DATA[2])
 
 
 def test_what_goes_gives_its_room_back(tmp_path: Path) -> None:

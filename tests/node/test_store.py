@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from pairio_node.errors import UserError
+from pairio_node.errors import StorageFullError, UserError
 from pairio_node.store import CommitRows, Store, StoreError, Writer
 
 SEGMENT = (b"h" * 32, "svc", "author", b"b" * 16, 0, b"data", 1)
@@ -258,6 +258,39 @@ async def test_what_comes_during_a_commit_is_the_next_group(tmp_path: Path) -> N
     assert store.groups == [1, 50]
     assert done == list(range(51)), "in order"
     assert len(store.load().segments) == 51
+    store.close()
+
+
+async def test_what_a_transaction_speaks_of_comes_first_or_it_does_not_come(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "node.db")
+    found: list[int] = []
+    fails = True
+
+    def first() -> None:
+        found.append(len(store.load().segments))
+        if fails:
+            raise StorageFullError("no room for what it speaks of")
+
+    writer = Writer(store, first)
+    for number in range(2):
+        said: list[Exception | None] = []
+        told = trio.Event()
+
+        def on_done(
+            error: Exception | None, said: list[Exception | None] = said, told: trio.Event = told
+        ) -> None:
+            said.append(error)
+            told.set()
+
+        writer.submit(CommitRows(segments=(_segment(number),)), on_done)
+        with trio.fail_after(10):
+            await told.wait()
+        assert [str(error) for error in said] == (
+            ["no room for what it speaks of"] if fails else ["None"]
+        )
+        fails = False
+    writer.stop()
+    assert found == [0, 0] and len(store.load().segments) == 1
     store.close()
 
 

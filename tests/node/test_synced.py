@@ -7,13 +7,17 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, block_db, synced
 from pairio_node.errors import StorageFullError
+from pairio_node.runner import RunOutcome, RunSpec
+from pairio_node.store import CommitRows
 from pairio_node.transport.memory import MemoryNetwork
 from pairio_protocol import events as ev
 from pairio_protocol.cid import RAW, cid_of
@@ -212,25 +216,43 @@ def test_a_database_that_fails_is_told_and_loses_nothing_that_came_before_or_mea
     assert sorted(block_data(tmp_path)) == [first, then]
 
 
+@pytest.mark.parametrize("has_outputs", [True, False])
 async def test_a_node_says_that_it_holds_or_made_something_only_after_the_sync(
-    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    has_outputs: bool, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: dict[str, list[set[str]]] = {"Fetched": [], "Executed": []}
+    """What it made is on the disk before the transaction that has the result."""
+    said: dict[str, list[set[str]]] = {"held": [], "made": []}
+    made: set[str] = set()
 
     def listen(node: LabNode) -> None:
-        post = node.driver.post
+        post, commit = node.driver.post, node._store.commit
 
         def noting(event: ev.Event) -> bool:
-            if isinstance(event, ev.Fetched | ev.Executed):
-                said[type(event).__name__].append(disk.cut(node.home.path, node.blocks))
+            if isinstance(event, ev.Fetched):
+                said["held"].append(disk.cut(node.home.path, node.blocks))
+            if isinstance(event, ev.Executed):
+                made.update({event.console, *(cid for cid, _, _ in event.outputs.values())})
             return post(event)
 
+        def committing(rows: CommitRows) -> None:
+            if rows.segments and made:
+                lost = disk.cut(node.home.path, node.blocks)
+                said["made"].append({one for one in lost if one.rpartition("/")[2] in made})
+            commit(rows)
+
         monkeypatch.setattr(node.driver, "post", noting)
+        monkeypatch.setattr(node._store, "commit", committing)
 
     async with three(MemoryNetwork(), tmp_path) as (admin, worker, guest):
         for node in (admin, worker, guest):
             listen(node)
-        job = await guest.done(await guest.greet("Ada"))
-        await until(lambda: said["Fetched"], "somebody holds a copy")
-        assert await guest.output(job)
-    assert said["Executed"] and all(not cut for cuts in said.values() for cut in cuts), said
+        run = worker.runner.run
+
+        async def mute(spec: RunSpec, cancel: trio.Event) -> RunOutcome:
+            outcome = await run(spec, cancel)
+            return outcome if has_outputs else replace(outcome, outputs={})
+
+        monkeypatch.setattr(worker.runner, "run", mute)
+        await guest.done(await guest.greet("Ada"))
+        await until(lambda: said["held"], "somebody holds a copy")
+    assert made and said["made"] and all(not cut for cuts in said.values() for cut in cuts), said
