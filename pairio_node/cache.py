@@ -141,6 +141,8 @@ class Cache:
         touched, self._touched = self._touched, set()
         if touched:
             await trio.to_thread.run_sync(self._touch_sync, touched)
+        if self._store.db.has_free_pages:
+            await trio.to_thread.run_sync(self._store.db.give_back_sync)
         if self._store.db.waits:  # nobody waits for it, and it is not to wait long
             with suppress(StorageFullError):  # whoever needs it kept is told
                 await trio.to_thread.run_sync(self._store.db.settle_sync)
@@ -159,7 +161,7 @@ class Cache:
         """Do what is done again later if the disk fails now, or whoever keeps the blocks."""
         try:
             await work()
-        except UnavailableError:
+        except (UnavailableError, StorageFullError):
             self.counters["looks_failed"] += 1
 
     def _soon(self) -> None:

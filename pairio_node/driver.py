@@ -120,6 +120,8 @@ class Driver:
         """Call `told` when all that is written by now, and not only waits for more, is on disk;
         at once if it is."""
         self._unsealed.append(told)
+        if self._clock.now_ms() - self._failed_at_ms < RETRY_MS:
+            return  # what failed is written again before anybody is told
         if self.core.can_wait():
             self._sealed_before()
         else:
@@ -157,9 +159,8 @@ class Driver:
         wait_s = math.inf if due_ms is None else max(0, due_ms - self._clock.now_ms()) / 1000
         if self._is_held():
             wait_s = min(wait_s, HOLD_MS / 1000)
-        idle_ms = self._idle_until_ms - self._clock.now_ms()
-        if idle_ms > 0:
-            wait_s = min(wait_s, idle_ms / 1000)
+        if self._idle_until_ms > -math.inf:
+            wait_s = min(wait_s, max(0, self._idle_until_ms - self._clock.now_ms()) / 1000)
         retry_ms = self._failed_at_ms + RETRY_MS - self._clock.now_ms()
         if retry_ms > 0 and self.core.has_pending():
             wait_s = min(wait_s, retry_ms / 1000)

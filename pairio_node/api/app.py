@@ -147,8 +147,9 @@ def _check_size(scope: Scope, headers: dict[bytes, bytes]) -> None:
     """Refuse a body that is too large, or of a length that is not said, before it is read."""
     said = headers.get(b"content-length", b"0").decode("latin-1")
     # HTTP/1.1 without a length has no body, or comes in chunks; later versions may send one.
-    unsaid = b"content-length" not in headers and (
-        b"transfer-encoding" in headers or not scope.get("http_version", "1.1").startswith("1.")
+    # In chunks it comes whatever length is said besides (RFC 9112, 6.3).
+    unsaid = b"transfer-encoding" in headers or (
+        b"content-length" not in headers and not scope.get("http_version", "1.1").startswith("1.")
     )
     if unsaid and scope["method"] not in ("GET", "HEAD"):
         said = "unknown"

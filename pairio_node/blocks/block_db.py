@@ -6,7 +6,8 @@ as well, and a crash takes it: nobody was told of it. What a transaction holds i
 at all, names, bytes and marks together.
 
 Two connections, each used by any thread under a lock: one writes, so that nobody who reads waits
-for the disk.
+for a sync. A disk that is full or fails is told to whoever puts or settles; what is here can be
+read, listed and deleted all the same.
 """
 
 import os
@@ -14,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,15 @@ SMALL_SIZE_BYTES_MAX: Final = 64 * 1024
 _WAITING_BYTES_MAX: Final = 8 * 2**20
 _WAITING_ROWS_MAX: Final = 10_000
 _WAITING_S_MAX: Final = 0.1
-_LISTED_AT_ONCE: Final = 1_000
+#: Rows read or deleted in one go: others wait for so long, and a full disk still has room for it.
+_ROWS_AT_ONCE: Final = 200
+#: Free pages that are given back to the disk in one go, which takes some 10 ms.
+_PAGES_AT_ONCE: Final = 500
+
+_HINT: Final = (
+    "if the disk is full or not writable, mend that; else move the file away and start again:"
+    " members send what they still have"
+)
 
 _SCHEMA = """
 create table if not exists blocks (
@@ -68,8 +77,8 @@ class _Waiting:
 
 
 class BlockDb:
-    """The file at `path`. Everything here takes microseconds, but for what says that it waits for
-    the disk: that is for threads."""
+    """The file at `path`. Everything here takes little more than microseconds, but for what says
+    that it waits for the disk: that is for threads."""
 
     def __init__(self, path: Path) -> None:
         """Open or make it; raises UserError when it cannot be used."""
@@ -79,13 +88,16 @@ class BlockDb:
             self._writer, self._reader = _connected(path), _connected(path)
             query = "select coalesce(sum(length(data)), 0) from blocks"
             self._used_bytes = int(self._reader.execute(query).fetchone()[0])
+            self._reader.execute("select count(*) from marks").fetchone()
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"the small blocks in {path} cannot be used: {error}",
-                hint="if the disk is full or not writable, mend that; else move the file away and"
-                " start again: members send what they still have",
+                hint=_HINT,
                 code="corrupt_home",
             ) from None
+        self._path = path
+        #: Something was deleted: room may be given back to the disk.
+        self.has_free_pages = True
         self._lock = threading.Lock()  # of what waits, and of the reader
         self._writing = threading.Lock()
         self._waiting, self._written = _Waiting(), _Waiting()
@@ -94,7 +106,8 @@ class BlockDb:
         """Write what waits and close the file; waits for the disk."""
         with suppress(StorageFullError):  # nobody was told of what is lost
             self._settle(also_times=True)
-        self.__del__()
+        with self._writing, self._lock:
+            self.__del__()
 
     def __del__(self) -> None:
         for name in ("_writer", "_reader"):
@@ -159,11 +172,13 @@ class BlockDb:
         return is_here
 
     def delete(self, cid: str) -> bool:
-        """Remove a block; False when it is not here. A crash may bring it back."""
+        """Remove a block; False when it is not here. A crash may bring it back. Never waits for the
+        disk."""
         with self._lock:
             size_bytes = self._size(cid)
             if size_bytes is None:
                 return False
+            self._begin()
             self._used_bytes -= size_bytes
             waiting = self._waiting.blocks.pop(cid, None)
             self._waiting.size_bytes -= len(waiting[0]) if waiting else 0
@@ -172,13 +187,18 @@ class BlockDb:
         return True
 
     def listed(self) -> Iterator[StoredBlock]:
-        """List the blocks; one that comes or goes meanwhile may be listed or not. Waits for the
-        disk; raises StorageFullError."""
-        self._settle(also_times=True)
+        """List the blocks; one that comes or goes meanwhile may be listed or not. Raises OSError
+        when they cannot be read."""
+        with self._lock:
+            changes = _joined(self._written, self._waiting)
+        for cid, (data, used_unix_s) in changes.blocks.items():
+            yield StoredBlock(cid, len(data), changes.used.get(cid, used_unix_s))
         for cid, size_bytes, used_unix_s in self._listed(
             "cid, length(data), used_unix_s", "blocks"
         ):
-            yield StoredBlock(cid, size_bytes, min(used_unix_s, time.time()))
+            if cid not in changes.gone and cid not in changes.blocks:
+                used_unix_s = changes.used.get(cid, used_unix_s)
+                yield StoredBlock(cid, size_bytes, min(used_unix_s, time.time()))
 
     def _begin(self) -> None:
         """Something is to wait; the time counts from the first."""
@@ -199,16 +219,16 @@ class BlockDb:
 
     def _listed(self, columns: str, table: str) -> Iterator[Any]:
         """Read a table in order of its CIDs, a little at a time; each CID is the first column."""
-        query = f"select {columns} from {table} where cid > ? order by cid limit {_LISTED_AT_ONCE}"
+        query = f"select {columns} from {table} where cid > ? order by cid limit {_ROWS_AT_ONCE}"
         after = ""
         while True:
             try:
                 with self._lock:
                     rows = self._reader.execute(query, (after,)).fetchall()
             except sqlite3.Error as error:
-                raise StorageFullError(f"the small blocks cannot be read: {error}") from None
+                raise OSError(f"the small blocks in {self._path} cannot be read: {error}") from None
             yield from rows
-            if len(rows) < _LISTED_AT_ONCE:
+            if len(rows) < _ROWS_AT_ONCE:
                 return
             after = rows[-1][0]
 
@@ -238,6 +258,7 @@ class BlockDb:
     def unmark(self, cid: str) -> None:
         """Hold a block for no service any more."""
         with self._lock:
+            self._begin()
             self._waiting.marks.pop(cid, None)
             self._waiting.unmarked.add(cid)
 
@@ -254,10 +275,13 @@ class BlockDb:
             return False
 
     def marked(self) -> Iterator[str]:
-        """List what is held for any service; waits for the disk."""
-        self.settle_sync()
+        """List what is held for any service. Raises OSError when that cannot be read."""
+        with self._lock:
+            changes = _joined(self._written, self._waiting)
+        yield from changes.marks
         for (cid,) in self._listed("distinct cid", "marks"):
-            yield cid
+            if cid not in changes.unmarked and cid not in changes.marks:
+                yield cid
 
     # -- the disk -------------------------------------------------------------------------
 
@@ -284,29 +308,47 @@ class BlockDb:
                 self._written, self._waiting = self._waiting, _Waiting()
             try:
                 self._write(self._written)
-            except sqlite3.Error as error:
+            except BaseException as error:
                 with self._lock:
                     self._waiting = _joined(self._written, self._waiting)
                     self._written = _Waiting()
-                raise StorageFullError(f"cannot store small blocks: {error}") from None
+                if isinstance(error, sqlite3.Error):
+                    words = f"cannot store small blocks in {self._path}: {error}"
+                    raise StorageFullError(words, hint=_HINT) from None
+                raise
             with self._lock:
                 self._written = _Waiting()
 
+    def give_back_sync(self) -> None:
+        """Give some of the room that deleted blocks took back to the disk, in a thread."""
+        with self._writing, suppress(sqlite3.Error):  # on a disk that fails, some other time
+            # `execute` takes one step of it.
+            self._writer.executescript(f"pragma incremental_vacuum({_PAGES_AT_ONCE})")
+            left = self._writer.execute("pragma freelist_count").fetchone()[0]
+            self.has_free_pages = left > 0
+
     def _write(self, changes: _Waiting) -> None:
-        db = self._writer
-        try:
-            db.execute("begin immediate")
-            db.executemany("delete from blocks where cid = ?", ((c,) for c in changes.gone))
-            db.executemany("delete from marks where cid = ?", ((c,) for c in changes.unmarked))
+        """Write changes; a crash in between leaves some of what was to go."""
+        for table, cids in (("marks", changes.unmarked), ("blocks", changes.gone)):  # marks first
+            for some in _parts(cids):
+                with self._transaction() as db:
+                    db.executemany(f"delete from {table} where cid = ?", some)
+                self.has_free_pages = True
+        with self._transaction() as db:
             rows = ((cid, used, data) for cid, (data, used) in changes.blocks.items())
             db.executemany("insert or replace into blocks values (?, ?, ?)", rows)
             used = ((used, cid) for cid, used in changes.used.items())
             db.executemany("update blocks set used_unix_s = ? where cid = ?", used)
-            marks = ((cid, service) for cid, held in changes.marks.items() for service in held)
-            db.executemany("insert or ignore into marks values (?, ?)", marks)
+            held = ((cid, service) for cid, held in changes.marks.items() for service in held)
+            db.executemany("insert or ignore into marks values (?, ?)", held)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._writer
+        try:
+            db.execute("begin immediate")
+            yield db
             db.execute("commit")
-            if changes.gone:  # what they took is the disk's again
-                db.executescript("pragma incremental_vacuum")  # `execute` takes one step of it
         except BaseException:
             if db.in_transaction:
                 db.execute("rollback")
@@ -326,6 +368,11 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _parts(cids: set[str]) -> Iterator[list[tuple[str]]]:
+    rows = [(cid,) for cid in cids]
+    return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
 
 
 def _joined(first: _Waiting, then: _Waiting) -> _Waiting:

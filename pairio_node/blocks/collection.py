@@ -182,6 +182,8 @@ class Collection:
         self.counters["collections"] += 1
         try:
             for one in planned:
+                self._pace()
+                self._contents.unmark_sync(one.cids)
                 before = len(cids_gone)
                 for cid in one.cids:
                     self._pace()

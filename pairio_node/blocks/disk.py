@@ -138,8 +138,8 @@ class DiskBlockStore:
         if len(data) > SMALL_SIZE_BYTES_MAX:
             self._put_file(cid, data)
             return
+        self.db.relieve_sync()  # before: a disk that fails takes no more
         self._put_small(cid, data)
-        self.db.relieve_sync()
 
     def _put_small(self, cid: str, data: bytes) -> None:
         with self.in_use.lock:

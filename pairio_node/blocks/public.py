@@ -1,8 +1,8 @@
 """Which blocks anybody may read: what the owner published, and results of services that let anybody
 read them. Members and strangers are the same here, and nobody gets anything else (Bitswap).
 
-A mark is an empty file beside the store, as in `scoped`: those of the owner in `own`, those of a
-service under its id. Marks of a service count as long as its policy says so.
+A mark is an empty file beside the store: those of the owner in `own`, those of a service under its
+id. Marks of a service count as long as its policy says so.
 """
 
 import os

@@ -4,13 +4,13 @@ and what other members sent for it. Marks in the store's database (`block_db`) s
 
 A member of one service who names content of another gets nothing by it: neither the block, nor a
 run that reads it here. So a view takes a block as its own only with the bytes in hand, or when the
-owner shares it. A mark is an empty file beside the store; one that is lost means fetching again. A
-block goes with its marks: should it come again, it is for those for whom it came then.
+owner shares it. A mark that is lost means fetching again. A block goes with its marks: should it
+come again, it is for those for whom it came then.
 """
 
-import os
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -18,7 +18,8 @@ import trio
 from pairio_node.blocks.base import BlockMissing, LocalStore
 from pairio_node.blocks.content import Content
 from pairio_node.blocks.disk import check_block
-from pairio_protocol.cid import parse_cid
+from pairio_node.errors import StorageFullError
+from pairio_protocol.cid import CidError, parse_cid
 
 __all__ = ["ScopedContent", "ServiceBlocks"]
 
@@ -78,8 +79,8 @@ class ServiceBlocks:
     def share_sync(self, cid: str) -> None:
         """Let the service have a block that is here."""
         parse_cid(cid)
-        self._store.db.mark(self._service, [cid])
         self._store.db.relieve_sync()
+        self._store.db.mark(self._service, [cid])
 
 
 class ScopedContent:
@@ -115,7 +116,7 @@ class ScopedContent:
             def share_all() -> None:
                 for block in here:
                     view.share_sync(block)
-                self.store.db.settle_sync()
+                self.store.settle_sync()
 
             await trio.to_thread.run_sync(share_all)
         return True
@@ -129,15 +130,26 @@ class ScopedContent:
         """Delete a block and the marks on it, in a thread, unless work counts on it; say whether
         that was done."""
         parse_cid(cid)
-        store = self.store
-        with store.in_use.lock:
-            if store.in_use.covers(cid):
+        with self.store.in_use.lock:
+            if self.store.in_use.covers(cid):
                 return False
-            store.db.unmark(cid)
-            if store.db.has(cid):  # they go together
-                return store.delete_sync(cid)
-        store.db.settle_sync()  # its marks first: one alone would let a later block in
-        return store.delete_sync(cid)
+            self.store.db.unmark(cid)
+            return self.store.delete_sync(cid)
+
+    def unmark_sync(self, cids: Sequence[str]) -> None:
+        """Before blocks are deleted, the first of which is what the others lie below, take the
+        marks off all that no work counts on: with a block that is a file no mark goes by itself,
+        and a mark that a crash left alone would let a later block in (`clean_marks_sync`)."""
+        db, in_use = self.store.db, self.store.in_use
+        for cid in cids:
+            with in_use.lock:
+                if in_use.covers(cids[0]):
+                    return
+                if not in_use.covers(cid):
+                    db.unmark(cid)
+        if not all(map(db.has, cids)):
+            with suppress(StorageFullError):  # what goes makes room
+                db.settle_sync()
 
     def clean_marks_sync(self, stored: Container[str]) -> int:
         """Remove marks on blocks that are not here, as a crash may leave; return how many blocks
@@ -152,9 +164,12 @@ class ScopedContent:
         return removed
 
     def _take_over(self, old_marks: Path) -> None:
-        for service in os.scandir(old_marks):
-            for mark in Path(service.path).glob("*/*"):
-                self.store.db.mark(service.name, [mark.name])
+        for mark in old_marks.glob("*/*/*"):
+            service = mark.parent.parent.name
+            with suppress(CidError):  # somebody else's file
+                parse_cid(service)
+                parse_cid(mark.name)
                 self.store.db.relieve_sync()
+                self.store.db.mark(service, [mark.name])
         self.store.db.settle_sync()
         shutil.rmtree(old_marks)

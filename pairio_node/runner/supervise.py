@@ -192,7 +192,8 @@ def has_outcome(work_dir: Path) -> bool:
 
 def _supervisor_fd(work_dir: Path, pid: int) -> int | None:
     """Return a process descriptor of the folder's supervisor, None when it has ended. It holds a
-    lock as long as it lives, so a process id that the system gave out again is not taken for it."""
+    lock until its outcome is there, so a process id that the system gave out again, and a process
+    that has another job since, are not taken for it."""
     try:
         lock_fd = os.open(work_dir / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

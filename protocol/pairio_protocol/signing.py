@@ -6,7 +6,7 @@ different inputs have equal bytes. Ed25519 is deterministic (RFC 8032): signing 
 
 import hashlib
 from collections import OrderedDict
-from functools import lru_cache
+from contextlib import suppress
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -15,13 +15,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pairio_protocol.errors import DecodeError
 from pairio_protocol.ids import peer_of, public_key_of
 
-__all__ = ["SigningKey", "sha256", "signing_input", "verify"]
+__all__ = ["SigningKey", "asked", "sha256", "signing_input", "verify"]
 
 
 _EIGHT = (8).to_bytes(4, "big")
 #: The newest signatures that were made here: what they are of is not worked out again.
-_MADE_MAX = 256
-_made: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()
+_MADE_MAX, _KNOWN_MAX = 256, 4096
+#: Who signed, the hash of what, and the signature.
+_Signed = tuple[str, bytes, bytes]
+_made: OrderedDict[_Signed, bool] = OrderedDict()
+_known: OrderedDict[_Signed, bool] = OrderedDict()
+_asked = 0
 
 
 class SigningKey:
@@ -35,16 +39,22 @@ class SigningKey:
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte signature of what `signing_input` made."""
         signature = self._key.sign(message)
-        _made[signature] = (self.peer, message)
-        if len(_made) > _MADE_MAX:
-            _made.popitem(last=False)
+        _made[self.peer, sha256(message), signature] = True
+        _bound(_made, _MADE_MAX)
         return signature
+
+
+def _bound(signed: OrderedDict[_Signed, bool], most: int) -> None:
+    """Forget the oldest beyond so many; other threads may do the same."""
+    while len(signed) > most:
+        with suppress(KeyError):
+            signed.popitem(last=False)
 
 
 def signing_input(kind: str, *fields: bytes | str | int) -> bytes:
     """Return the bytes to sign: `pairio/1/kind`, then the length and bytes of every field.
 
-    Integers are 8 bytes big-endian; text is UTF-8. A large body goes in as its sha2-256.
+    Integers are 8 bytes big-endian; text is UTF-8.
     """
     parts = [b"pairio/1/" + kind.encode()]
     for field in fields:
@@ -56,16 +66,30 @@ def signing_input(kind: str, *fields: bytes | str | int) -> bytes:
     return b"".join(parts)
 
 
-@lru_cache(maxsize=4096)
 def verify(peer: str, message: bytes, signature: bytes) -> bool:
     """Say whether `peer` signed `message`. False as well for a peer id that is no key.
 
-    Pure, and remembered: the same presence or segment comes from several neighbours, and what was
-    signed here is right. It is short (bodies go in as hashes), so the memory is bounded by about
-    2 MB.
+    Pure, and remembered by hash: the same presence or segment comes from several neighbours, and
+    what was signed here is right.
     """
-    if _made.get(signature) == (peer, message):
+    global _asked
+    _asked += 1
+    key = (peer, sha256(message), signature)
+    if key in _made:
         return True
+    known = _known.get(key)
+    if known is None:
+        known = _known[key] = _verify(peer, message, signature)
+        _bound(_known, _KNOWN_MAX)
+    return known
+
+
+def asked() -> int:
+    """Return how often `verify` was called, for who measures."""
+    return _asked
+
+
+def _verify(peer: str, message: bytes, signature: bytes) -> bool:
     try:
         key = Ed25519PublicKey.from_public_bytes(public_key_of(peer))
         key.verify(signature, message)

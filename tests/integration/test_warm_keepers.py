@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import trio
 from pairio_node.runner import RunSpec
 from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.zygote.link import HostLink
+from pairio_node.runner.zygote.pool import WarmLimits
 from tests.integration.warm_lab import Lab, lab, until
 
 pytestmark = pytest.mark.integration
@@ -39,7 +41,12 @@ def _host(made: Lab) -> psutil.Process:
 
 def _keepers(made: Lab) -> list[psutil.Process]:
     """The children of a host but for its zygote's sandbox."""
-    return [child for child in _host(made).children() if child.name() != "bwrap"]
+    found = []
+    for child in _host(made).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if child.name() != "bwrap":
+                found.append(child)
+    return found
 
 
 def _supervisor(spec: RunSpec) -> int:
@@ -92,7 +99,8 @@ async def test_signals_that_come_before_a_job_are_not_for_it(warm: Lab) -> None:
     for _ in range(3):
         await until(lambda: len(_keepers(warm)) >= 2)  # those of the workers that wait
         for child in _keepers(warm):
-            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGTERM)
         await _served(warm)
 
 
@@ -213,7 +221,8 @@ async def test_a_keeper_that_is_killed_while_it_is_free_is_not_missed(warm: Lab)
     for _ in range(4):
         await _served(warm)
     for child in _keepers(warm):
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     with trio.fail_after(90):
         while warm.status["jobsWarm"] < 6:
             assert (await warm.run("pass")).status == "completed"
@@ -232,3 +241,57 @@ async def test_one_that_fails_says_why_and_leaves_nothing(warm: Lab) -> None:
     for parent in found.parents.values() if found is not None else ():
         assert not [*Path(parent).glob(f"pairio-job-warm-{pid}-*")]
     await _served(warm)
+
+
+async def test_one_of_a_worker_for_one_job_ends_with_it(tmp_path: Path) -> None:
+    """The next worker's keeper is made with it: nobody would ever ask for this one."""
+    async with lab(tmp_path, WarmLimits(mode="single")) as made:
+        await made.warm("single")
+        for _ in range(4):
+            await made.warm("single")
+            supervisor = await _served(made)
+            await until(partial(_is_gone, supervisor))
+
+
+async def test_a_job_whose_worker_cannot_be_replaced_runs_once_and_is_told_of(
+    tmp_path: Path,
+) -> None:
+    """When it has been handed over, nothing says that it has not: the host has no descriptor left
+    for another worker."""
+    async with lab(tmp_path, WarmLimits(mode="single")) as made:
+        await made.warm("single")
+        host = _host(made)
+        used = host.num_fds()
+        host.rlimit(psutil.RLIMIT_NOFILE, (used + 2, used + 2))
+        spec = made.spec("open('ran', 'a').write('once\\n')")
+        outcome = await made.run_spec(spec)
+        assert outcome.status == "completed", outcome
+        assert made.status["jobsWarm"] == 1
+
+
+async def test_workers_that_die_before_there_is_a_job_are_replaced(warm: Lab) -> None:
+    """The system kills what waits first when it has no memory left."""
+    for _ in range(3):
+        await _served(warm)
+    await until(lambda: len(_waiting_jobs(warm)) == WAITING_MAX)
+    for process in _waiting_jobs(warm):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    with trio.fail_after(60):
+        while warm.status["jobsWarm"] < 8:
+            assert (await warm.run("pass")).status == "completed"
+
+
+def _is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
+
+
+def _waiting_jobs(made: Lab) -> list[psutil.Process]:
+    """The processes that wait to be jobs: children of children of the zygote."""
+    found = []
+    for process in _host(made).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            above = [parent.name() for parent in process.parents()[:3]]  # init, zygote, sandbox
+            if above[2:] == ["bwrap"] and "bwrap" not in above[:2]:
+                found.append(process)
+    return found

@@ -761,6 +761,7 @@ async def test_a_cookie_is_no_token_and_a_token_no_cookie(api: Client) -> None:
         {"content_length": "-1"},
         {"content_length": "x"},
         {"content_length": None, "transfer_encoding": "chunked"},
+        {"content_length": "0", "transfer_encoding": "chunked"},
         {"content_length": None, "_version": "2"},
     ],
     ids=str,

@@ -109,8 +109,7 @@ class Machine(RuleBasedStateMachine):
         for cid, (data, used) in self.blocks.items():
             assert listed[cid][0] == len(data)
             assert not used or listed[cid][1] == used
-        assert list(self.db.marked()) == sorted({cid for cid, _ in self.marks})
-        self.settled = (dict(self.blocks), set(self.marks))
+        assert sorted(self.db.marked()) == sorted({cid for cid, _ in self.marks})
 
     def teardown(self) -> None:
         self.db.close()
@@ -129,14 +128,64 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     store = DiskBlockStore(tmp_path / "blocks", 2**20)
     for number in range(30):
         store.put_sync(cid_of(RAW, b"%d" % number), b"%d" % number)
-        assert len(store.db._waiting.blocks) <= 10
-    assert len(block_data(tmp_path)) >= 20
+        assert len(store.db._waiting.blocks) <= 10 + 1
+    assert len(block_data(tmp_path)) >= 19
     for number in range(10):
         store.put_sync(cid_of(RAW, bytes([number]) * 400), bytes([number]) * 400)
-        assert store.db._waiting.size_bytes <= 1000
+        assert store.db._waiting.size_bytes <= 1000 + 400
+    store.settle_sync()
+    store.db._writer.execute("pragma query_only = on")  # the disk fails
+    for number in range(10, 20):
+        with suppress(StorageFullError):
+            store.put_sync(cid_of(RAW, bytes([number]) * 400), bytes([number]) * 400)
+    assert store.db._waiting.size_bytes <= 1000 + 400
+    store.db._writer.execute("pragma query_only = off")
     monkeypatch.setattr(block_db, "_WAITING_S_MAX", 0.0)
     store.put_sync(cid_of(RAW, b"late"), b"late")
-    assert not store.db.waits, "while more comes, nothing waits for long"
+    store.put_sync(cid_of(RAW, b"later"), b"later")
+    assert len(store.db._waiting.blocks) == 1, "while more comes, nothing waits for long"
+
+
+def test_on_a_disk_that_is_full_all_can_be_listed_and_deleted(tmp_path: Path) -> None:
+    store = DiskBlockStore(tmp_path / "blocks", 2**20)
+    contents = ScopedContent(store, tmp_path / "held")
+    view, large = contents.of(cid_of(RAW, b"a service")).store, bytes(100_000)
+    cid = cid_of(RAW, large)
+    view.put_sync(cid, large)
+    for number in range(3):
+        view.put_sync(CIDS[number], DATA[number])
+    store.settle_sync()
+    store.db._writer.execute("pragma query_only = on")
+    view.put_sync(CIDS[3], DATA[3])
+    with pytest.raises(StorageFullError, match=r"small\.db: attempt to write") as caught:
+        store.settle_sync()
+    assert caught.value.hint
+    assert {block.cid for block in store.stored_sync()} == {cid, *CIDS} == set(store.db.marked())
+    contents.unmark_sync([cid, CIDS[0]])
+    assert contents.delete_sync(cid) and contents.delete_sync(CIDS[0])
+    assert not (tmp_path / "blocks" / cid[-2:] / cid).exists()
+    assert {block.cid for block in store.stored_sync()} == set(CIDS[1:]) == set(store.db.marked())
+    store.db.give_back_sync()
+    store.db._writer.execute("pragma query_only = off")
+    store.settle_sync()
+    assert sorted(block_data(tmp_path)) == DATA[1:]
+
+
+def test_whatever_ends_a_transaction_what_was_to_be_written_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = BlockDb(tmp_path / "small.db")
+    db.put(CIDS[0], DATA[0])
+
+    def ends(_: block_db._Waiting) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "_write", ends)
+        with pytest.raises(MemoryError):
+            db.settle_sync()
+    db.settle_sync()
+    assert [block.cid for block in db.listed()] == [CIDS[0]] and not db.waits
 
 
 def test_readers_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +220,7 @@ async def test_a_few_bytes_are_added_at_once_and_wait_for_who_settles_next(
     contents = ScopedContent(store, tmp_path / "held")
     content = contents.of(CIDS[0])
     texts = {"console": b"Hello", "empty": b""}
+    monkeypatch.setattr(block_db, "_WAITING_S_MAX", 3600.0)
     with monkeypatch.context() as patch:
         patch.setattr(trio.to_thread, "run_sync", None)
         added = await content.add_all({}, texts, settle=False)
@@ -201,6 +251,9 @@ def test_what_goes_gives_its_room_back(tmp_path: Path) -> None:
     for cid in blocks:
         assert store.delete_sync(cid)
     store.settle_sync()
+    for _ in range(100):
+        store.db.give_back_sync()
+    assert not store.db.has_free_pages
     store.db.close()
     assert sum(file.stat().st_size for file in (tmp_path / "blocks").iterdir()) < 1_000_000
 
@@ -227,7 +280,11 @@ def test_a_home_of_an_earlier_version_keeps_its_blocks_and_marks(tmp_path: Path)
         ):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
+    for stray in ((service, "xx", ".DS_Store"), ("none", "xx", CIDS[0]), (service, "xx", "\udcff")):
+        (tmp_path / "held").joinpath(*stray).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "held").joinpath(*stray).touch()
     contents = ScopedContent(DiskBlockStore(tmp_path / "blocks", 2**20), tmp_path / "held")
+    assert set(contents.store.db.marked()) == set(CIDS)
     view, others = contents.of(service).store, contents.of(other).store
     assert not (tmp_path / "held").exists() and services_with_marks(tmp_path) == {service}
     assert [view.read_sync(cid) for cid in CIDS] == DATA and not any(map(others.has, CIDS))
@@ -238,5 +295,6 @@ def test_a_home_of_an_earlier_version_keeps_its_blocks_and_marks(tmp_path: Path)
     for cid in CIDS:
         assert contents.delete_sync(cid)
     assert contents.store.used_bytes == 0 and not any(map(view.has, CIDS))
+    contents.store.settle_sync()
     with sqlite3.connect(tmp_path / "blocks" / "small.db") as db:
         assert db.execute("select count(*) from marks").fetchone() == (0,)

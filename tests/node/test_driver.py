@@ -292,6 +292,29 @@ async def test_who_asks_is_not_told_of_a_commit_that_failed(autojump_clock: Mock
         assert told[0] - began >= 0.9
 
 
+async def test_who_asks_just_when_a_commit_failed_is_not_told_of_it_either(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running() as lab, trio.open_nursery() as nursery:
+        told: list[float] = []
+        lab.disk.at_once = False
+
+        async def submit() -> None:
+            with pytest.raises(UserError, match="full"):
+                await lab.submit("Ada")
+
+        nursery.start_soon(submit)
+        await wait_all_tasks_blocked()
+        lab.disk.at_once = True
+        began = trio.current_time()
+        lab.disk.waiting.pop()(StoreError("full"))
+        # The core has not heard of it yet: to it all is under way.
+        lab.driver.when_stored(lambda: told.append(trio.current_time()))
+        assert told == []
+        await trio.sleep_until(began + 5)
+        assert len(told) == 1 and told[0] - began >= 0.9
+
+
 # -- a failing disk ---------------------------------------------------------------------------
 
 

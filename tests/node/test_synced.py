@@ -87,9 +87,11 @@ class Disk:
         with closing(sqlite3.connect(home / "blocks" / "small.db")) as db:
             kept = {cid for (cid,) in db.execute("select cid from blocks")}
             marked = set(db.execute("select cid, service from marks"))
-        waits = store.db._waiting
-        marks = {(cid, service) for cid, held in waits.marks.items() for service in held}
-        return files | (set(waits.blocks) - kept) | {cid for cid, _ in marks - marked}
+        with store.db._lock:
+            waits = store.db._waiting
+            marks = {(cid, service) for cid, held in waits.marks.items() for service in held}
+            blocks = set(waits.blocks)
+        return files | (blocks - kept) | {cid for cid, _ in marks - marked}
 
 
 @pytest.fixture
@@ -205,7 +207,7 @@ def test_a_database_that_fails_is_told_and_loses_nothing_that_came_before_or_mea
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(db, "_write", failing)
-        with pytest.raises(StorageFullError, match="cannot store small blocks: attempt to write"):
+        with pytest.raises(StorageFullError, match=r"small\.db: attempt to write"):
             store.settle_sync()
     for data in (first, then):
         assert store.read_sync(cid_of(RAW, data)) == data

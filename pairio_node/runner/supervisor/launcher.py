@@ -23,7 +23,15 @@ from typing import Any
 from .family import Family
 from .job import ERRORS_FILE, LOCK_FILE, Supervisor
 
-__all__ = ["become_supervisor", "errors_to", "launch", "lock_folder", "main", "take_orphans"]
+__all__ = [
+    "become_supervisor",
+    "errors_to",
+    "launch",
+    "lock_folder",
+    "main",
+    "note_pid",
+    "take_orphans",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -172,13 +180,19 @@ def lock_folder(folder: Path) -> int:
 
 def become_supervisor(folder: Path, lock_fd: int) -> None:
     """Make this process, which leads a session, the supervisor of the folder's job."""
-    os.pwrite(lock_fd, str(os.getpid()).encode(), 0)
+    note_pid(lock_fd)
     null_fd = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1):
         os.dup2(null_fd, target)
     os.close(null_fd)
     errors_to(folder)
     take_orphans()
+
+
+def note_pid(lock_fd: int) -> None:
+    """Say in a job's folder whose lock it is; another process may have said so before."""
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, b"%d" % os.getpid(), 0)
 
 
 def errors_to(folder: Path) -> None:

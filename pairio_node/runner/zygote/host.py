@@ -1,4 +1,4 @@
-"""The process that keeps the warm workers of one app and forks a supervisor for each job.
+"""The process that keeps the warm workers of one app, and a supervisor for each job.
 
 The first line on its channel says what to keep; it answers with `{"kind": "zygote" | "single",
 "why": ...}` or `{"error": ...}`. After that each line is a plan, answered with a socket to its
@@ -33,6 +33,8 @@ _LINE_BYTES_MAX = 4 * 2**20
 _ERRORS_BYTES = 4096
 _LOCK_FILE = "lock"
 _BROKEN_IN_A_ROW_MAX = 3
+#: So many workers are offered a job: some may have ended while they waited.
+_TRIES = 4
 #: Keepers that wait for a worker.
 _FREE_MAX = 4
 #: A job waits so long for a worker.
@@ -358,18 +360,23 @@ class _Host:
 
     def run(self, plan: dict[str, Any]) -> int:
         """Hand a job over; returns a socket to its supervisor (see `Warm.done_fd`)."""
-        keeper = self._ready_keeper()
-        self._keepers.remove(keeper)
         self._turn += 1
-        try:
-            done_fd = keeper.run({**plan, "cpu_turn": self._turn})
-        except KeeperGone:
-            keeper.close()
-            raise
+        ends_s = time.monotonic() + _WORKER_S
+        for left in reversed(range(_TRIES)):
+            keeper = self._ready_keeper()
+            self._keepers.remove(keeper)
+            try:
+                done_fd = keeper.run({**plan, "cpu_turn": self._turn})
+                break
+            except KeeperGone:  # it, or its worker, ended while it waited: another one takes it
+                keeper.close()
+                if not left or time.monotonic() > ends_s:
+                    raise
         self._bounds = group_bounds(plan)
         self._running.append(keeper)
         self._sort(keeper)
-        self._refill()
+        with contextlib.suppress(OSError):  # the job goes on: nothing may say that it does not
+            self._refill()
         return done_fd
 
     def _sort(self, keeper: Keeper) -> None:
@@ -449,7 +456,7 @@ class _Host:
     def _keep(self, warm: Warm) -> None:
         warm.bounds = self._bounds
         while warm.namespaces is not None and self._free:
-            keeper = self._free.pop()
+            keeper = self._free.pop(0)  # in turns: none lies idle for ever
             if keeper.take(warm):
                 self._keepers.append(keeper)
                 return

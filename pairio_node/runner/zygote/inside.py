@@ -80,7 +80,7 @@ def serve(*, asks: str = "") -> None:
     for each job (`single`), or for none (`off`)."""
     global _in_job
     if _config["pydantic"]:
-        with contextlib.suppress(ImportError):  # a job said that it has it, and can say anything
+        with contextlib.suppress(Exception):  # a job said that it has it, and can say anything
             __import__("pydantic")
     gc.collect()
     gc.freeze()

@@ -2,8 +2,8 @@
 supervisor. What takes long (control groups, the loopback interface) is done before a job is there.
 
 One whose job came to a clean end keeps the next worker: to fork another costs more than all that it
-does for a job. Nothing of the job before is left in it but memory that no job sees, and never after
-a job with secrets.
+does for a job. Nothing of the job before is left in it but memory that no job sees, and its network
+namespace, where nothing runs, until the next one's; and never after a job with secrets.
 """
 
 import contextlib
@@ -19,7 +19,12 @@ from typing import Any
 
 from pairio_node.runner.supervisor.cgroups import Delegation, JobCgroup
 from pairio_node.runner.supervisor.disk import remove_tree
-from pairio_node.runner.supervisor.launcher import errors_to, lock_folder, take_orphans
+from pairio_node.runner.supervisor.launcher import (
+    errors_to,
+    lock_folder,
+    note_pid,
+    take_orphans,
+)
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import not_shut_in
 from pairio_node.runner.zygote.warm_job import (
@@ -34,6 +39,7 @@ from pairio_node.runner.zygote.warm_job import (
 __all__ = ["Keeper", "KeeperGone"]
 
 _ANSWER_S = 10.0
+_OWN_END_S = 0.2
 _FDS_MAX = 4
 #: Whatever one has come to hold goes with it.
 _JOBS_MAX = 200
@@ -196,11 +202,11 @@ def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, use
         lock_fd = lock_folder(folder)
         channel.sendall(b'{"pid": %d}\n' % os.getpid())
         taken = True
-        os.pwrite(lock_fd, b"%d" % os.getpid(), 0)
+        note_pid(lock_fd)
         supervisor = WarmSupervisor(plan, warm, group, lock_fd)
         supervisor.run()
         ended = True
-        return supervisor.is_clean
+        return supervisor.is_clean and warm.namespaces is not None
     except Exception as error:
         if taken:
             errors_to(folder)
@@ -249,6 +255,11 @@ def _next(before: Warm, channel: socket.socket) -> Warm | None:
 
 
 def _let_go(warm: Warm, group: JobCgroup | None) -> None:
+    warm.link.close()
+    if warm.job_link is not None:
+        warm.job_link.close()
+    # At the end of its link it says that it has gone, so that the zygote makes another one.
+    select.select([warm.init_fd], [], [], _OWN_END_S)
     end_init(warm.init_fd)
     if group is not None:
         group.remove()
@@ -276,7 +287,8 @@ def _prepare(warm: Warm, group: JobCgroup | None, user: int) -> str:
 def _plan_from(channel: socket.socket, warm: Warm) -> dict[str, Any] | None:
     """Return the job's plan; None when the host lets go, or the worker has ended. What was said to
     this process before there was a job is not meant for it."""
-    if channel.fileno() not in select.select([channel.fileno(), warm.init_fd], [], [])[0]:
+    ends = [warm.init_fd, warm.job_fd]
+    if channel.fileno() not in select.select([channel.fileno(), *ends], [], [])[0]:
         return None
     plan, fds = _received_line(channel)
     if plan is None:

@@ -68,13 +68,14 @@ class HostLink:
             raise HostGone(f"there is no host of warm workers: {error}") from None
 
     async def start(self, plan: dict[str, Any]) -> int:
-        """Start a supervisor; returns a socket to it, the caller's, for `supervise.attend`.
+        """Start a supervisor; returns a socket to it, the caller's, for `supervise.attend`; -1 when
+        this process may open no more: it is found by the job's folder (`supervise.attach`).
 
         Raises:
             HostGone: nothing was started.
         """
         answer = await self._asked(plan, _ANSWER_S)
-        return int(answer["fds"][0])
+        return int(answer["fds"][0]) if answer.get("fds") else -1
 
     async def _asked(
         self, message: dict[str, Any], within_s: float, *, shield: bool = True

@@ -22,7 +22,7 @@ from pairio_node.runner.mounts import (
 )
 from pairio_node.runner.process import common_environment, sdk_root
 from pairio_node.runner.seccomp import middle, native, strict
-from pairio_node.runner.supervise import Ended, SupervisorLost, attend, request_of
+from pairio_node.runner.supervise import Ended, SupervisorLost, attach, attend, request_of
 from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import OUTCOME_FILE
 from pairio_node.runner.supervisor.sandbox import FILTER
@@ -103,6 +103,8 @@ class WarmRunner(BwrapRunner):
         leave = spec.restart_grace_s > 0
         with handed(spec.work_dir, spec.secrets):
             done_fd = await warmed.host.start(request)
+            if done_fd < 0:
+                return await attach(spec.work_dir, cancel, leave=leave)
             try:
                 return await attend(spec.work_dir, cancel, done_fd, leave=leave)
             finally:

@@ -103,7 +103,7 @@ class Logs:
         self._sealed: list[Segment] = []
         self.unsaved: list[Segment] = []
         self.unstored: set[bytes] = set()  # what no commit has brought to the disk yet
-        self._verified: OrderedDict[bytes, None] = OrderedDict()
+        self._verified: OrderedDict[bytes, bytes] = OrderedDict()  # signatures, by hash
         self._sent: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._unknown_epoch: dict[str, dict[str, list[Segment]]] = {}  # service -> sender
         self._by_hash: dict[bytes, Segment] = {}
@@ -209,7 +209,7 @@ class Logs:
             self._ctx.counters["own segments that do not count"] += 1
             self._turns[service] = self._turns.get(service, 0) + 1  # its seqs were given out
             return
-        self._remember(segment.hash)
+        self._remember(segment)
         self._news_of(service).own.add(range_of(log_id))
         self._sealed.append(segment)
         self._keep(segment)
@@ -234,10 +234,11 @@ class Logs:
         segment = Segment.decode(data)
         if chain is None or segment.service != chain.service:
             raise DecodeError("a segment of a service that is not taken up")
-        if segment.hash not in self._verified:
+        # The hash is of what is signed: the same may come with another signature, which is none.
+        if self._verified.get(segment.hash) != segment.signature:
             if not segment.is_signed():
                 raise DecodeError("bad signature on a segment")
-            self._remember(segment.hash)
+            self._remember(segment)
         folded = chain.at(segment.epoch)
         if folded is None:
             raise LookupError(segment.epoch)
@@ -245,8 +246,8 @@ class Logs:
             raise DecodeError("a segment of somebody who is no member")
         return segment
 
-    def _remember(self, segment_hash: bytes) -> None:
-        self._verified[segment_hash] = None
+    def _remember(self, segment: Segment) -> None:
+        self._verified[segment.hash] = segment.signature
         if len(self._verified) > _VERIFIED_MAX:
             self._verified.popitem(last=False)
 
@@ -399,7 +400,7 @@ class Logs:
     def restore(self, data: bytes, chain: Chain) -> Taken:
         """Take a segment from this node's disk."""
         segment = Segment.decode(data)
-        self._remember(segment.hash)
+        self._remember(segment)
         taken = self._link(segment, self._ctx.me, chain)
         self.unsaved, self.unstored = [], set()
         return taken
