@@ -38,7 +38,8 @@ class ServiceBlocks:
 
     def has(self, cid: str) -> bool:
         """Say whether the block is here for the service."""
-        return self._is_marked(cid) and self._store.has(cid)
+        with self._store.in_use.lock:  # its mark is not taken off between the two looks
+            return self._is_marked(cid) and self._store.has(cid)
 
     async def get(self, cid: str) -> bytes:
         """Return a block, or raise BlockMissing, also for one that is here for others only."""
