@@ -195,7 +195,8 @@ async def test_a_failed_job_leaves_its_supervisor_to_others(warm: Lab) -> None:
     outcome = await warm.run_spec(spec)
     assert (outcome.status, outcome.console) == ("failed", b"wrong\n")
     served = [await _served(warm) for _ in range(8)]
-    assert _supervisor(spec) in served
+    # It serves again, or waits behind those that came later.
+    assert _supervisor(spec) in {*served, *(child.pid for child in _keepers(warm))}
 
 
 async def test_the_usage_of_a_job_is_its_own(warm: Lab) -> None:

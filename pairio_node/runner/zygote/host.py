@@ -456,7 +456,7 @@ class _Host:
     def _keep(self, warm: Warm) -> None:
         warm.bounds = self._bounds
         while warm.namespaces is not None and self._free:
-            keeper = self._free.pop(0)  # in turns: none lies idle for ever
+            keeper = self._free.pop()  # the newest: its memory is at hand
             if keeper.take(warm):
                 self._keepers.append(keeper)
                 return
