@@ -2,8 +2,8 @@
 
 A block of a few bytes as a file of its own costs a file, a name and a sync for each; here all that
 came since the last `settle_sync` is one transaction. Until then it is in memory, where it is found
-as well, and a crash takes it: nobody was told that it is kept. What a transaction holds is there whole or not
-at all, names, bytes and marks together.
+as well, and a crash takes it: nobody was told that it is kept. What a transaction holds is there
+whole or not at all, names, bytes and marks together.
 
 Two connections, each used by any thread under a lock: one writes, so that nobody who reads waits
 for a sync. A disk that is full or fails is told to whoever puts or settles; what is here can be
