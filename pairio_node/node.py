@@ -383,7 +383,7 @@ class Node:
                 self.guest_blocks.give(effect.peer, effect.service, effect.cids)
             case ef.FetchBlocks():
                 if self.cache.has_just_made(effect.ticket, effect.service, effect.cids):
-                    # Who waits here for the result is told now: not before it is on the disk.
+                    # Who waits here for the result is told with its commit, without a task.
                     self.driver.when_stored(partial(self._holds, effect))
                 else:
                     self._nursery.start_soon(self._fetch, effect)
@@ -447,7 +447,8 @@ class Node:
                     await self._fetch_copy(effect)
                     await self.contents.settle(effect.service)
                 elif not key_of(effect.ticket)[0]:
-                    await self.driver.post_stored(ev.TimePassed())  # as above
+                    # Who waits here for the result: not before it is on the disk.
+                    await self.driver.post_stored(ev.TimePassed())
         except FetchFailed as error:
             self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
         except (UserError, OSError) as error:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,9 +107,12 @@ class BlockDb:
         with suppress(StorageFullError):  # nobody was told of what is lost
             self._settle(also_times=True)
         with self._writing, self._lock:
-            self.__del__()
+            self._close()
 
     def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for name in ("_writer", "_reader"):
             if hasattr(self, name):
                 getattr(self, name).close()
@@ -150,7 +153,8 @@ class BlockDb:
 
     def put(self, cid: str, data: bytes) -> bool:
         """Add a block, which was checked, used now; say whether it is new. It is kept for good when
-        `settle_sync` has returned; `relieve_sync` is to follow soon."""
+        `settle_sync` has returned. Whoever can wait calls `relieve_sync` before, which bounds what
+        is in memory."""
         now_unix_s = time.time()
         with self._lock:
             is_new = self._size(cid) is None
@@ -246,14 +250,12 @@ class BlockDb:
         with self._lock:
             return self._has_mark(service, cid)
 
-    def mark(self, service: str, cids: Iterable[str]) -> None:
-        """Hold blocks for a service, also those that are not here yet. Kept for good when
-        `settle_sync` has returned; `relieve_sync` is to follow soon."""
+    def mark(self, service: str, cid: str) -> None:
+        """Hold a block for a service, also one that is not here yet; the rest as for `put`."""
         with self._lock:
-            for cid in cids:
-                if not self._has_mark(service, cid):
-                    self._begin()
-                    self._waiting.marks.setdefault(cid, set()).add(service)
+            if not self._has_mark(service, cid):
+                self._begin()
+                self._waiting.marks.setdefault(cid, set()).add(service)
 
     def unmark(self, cid: str) -> None:
         """Hold a block for no service any more."""

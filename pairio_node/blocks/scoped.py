@@ -70,7 +70,7 @@ class ServiceBlocks:
         with self._store.in_use.working(0):
             is_put = self._store.put_at_once(cid, data)
             if is_put:
-                self._store.db.mark(self._service, [cid])
+                self._store.db.mark(self._service, cid)
         return is_put
 
     def settle_sync(self) -> None:
@@ -81,7 +81,7 @@ class ServiceBlocks:
         """Let the service have a block that is here."""
         parse_cid(cid)
         self._store.db.relieve_sync()
-        self._store.db.mark(self._service, [cid])
+        self._store.db.mark(self._service, cid)
 
 
 class ScopedContent:
@@ -171,6 +171,6 @@ class ScopedContent:
                 parse_cid(service)
                 parse_cid(mark.name)
                 self.store.db.relieve_sync()
-                self.store.db.mark(service, [mark.name])
+                self.store.db.mark(service, mark.name)
         self.store.db.settle_sync()
         shutil.rmtree(old_marks)

@@ -19,12 +19,10 @@ __all__ = ["SigningKey", "asked", "sha256", "signing_input", "verify"]
 
 
 _EIGHT = (8).to_bytes(4, "big")
-#: The newest signatures that were made here: what they are of is not worked out again.
-_MADE_MAX, _KNOWN_MAX = 256, 4096
-#: Who signed, the hash of what, and the signature.
-_Signed = tuple[str, bytes, bytes]
-_made: OrderedDict[_Signed, bool] = OrderedDict()
-_known: OrderedDict[_Signed, bool] = OrderedDict()
+_KNOWN_MAX = 4096
+#: Which signatures are right, of those that were made here or looked at, oldest first: who signed,
+#: the hash of what, and the signature.
+_known: OrderedDict[tuple[str, bytes, bytes], bool] = OrderedDict()
 _asked = 0
 
 
@@ -39,16 +37,16 @@ class SigningKey:
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte signature of what `signing_input` made."""
         signature = self._key.sign(message)
-        _made[self.peer, sha256(message), signature] = True
-        _bound(_made, _MADE_MAX)
+        _know((self.peer, sha256(message), signature), True)
         return signature
 
 
-def _bound(signed: OrderedDict[_Signed, bool], most: int) -> None:
-    """Forget the oldest beyond so many; other threads may do the same."""
-    while len(signed) > most:
+def _know(signed: tuple[str, bytes, bytes], is_right: bool) -> None:
+    """Remember, and forget the oldest beyond so many; other threads may do the same."""
+    _known[signed] = is_right
+    while len(_known) > _KNOWN_MAX:
         with suppress(KeyError):
-            signed.popitem(last=False)
+            _known.popitem(last=False)
 
 
 def signing_input(kind: str, *fields: bytes | str | int) -> bytes:
@@ -74,13 +72,11 @@ def verify(peer: str, message: bytes, signature: bytes) -> bool:
     """
     global _asked
     _asked += 1
-    key = (peer, sha256(message), signature)
-    if key in _made:
-        return True
-    known = _known.get(key)
+    signed = (peer, sha256(message), signature)
+    known = _known.get(signed)
     if known is None:
-        known = _known[key] = _verify(peer, message, signature)
-        _bound(_known, _KNOWN_MAX)
+        known = _verify(peer, message, signature)
+        _know(signed, known)
     return known
 
 

@@ -55,7 +55,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(n=which, service=st.sampled_from(SERVICES))
     def mark(self, n: int, service: str) -> None:
-        self.db.mark(service, [CIDS[n]])
+        self.db.mark(service, CIDS[n])
         self.marks.add((CIDS[n], service))
 
     @rule(n=which)

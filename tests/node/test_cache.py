@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from pairio_node import cache_needs, node, services
+from pairio_node import cache, cache_needs, node, services
 from pairio_node.blocks import in_use
 from pairio_node.errors import NotFoundError, StorageFullError, UserError
 from pairio_node.transport import MemoryNetwork
@@ -161,6 +161,34 @@ async def test_the_least_recently_used_result_goes_first_and_use_keeps_it(tmp_pa
             await node.cache.gc(everything=False, dry=False)
             assert _is_here(node, *jobs) == [n not in gone for n in range(3)]
         assert node.cache.counters["hits"] == 1
+
+
+async def test_a_disk_that_fails_under_the_small_blocks_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(cache, "LOOK_S", 0.02)
+    looks = 0
+    async with running(MemoryNetwork(), tmp_path / "a") as alone:
+        node = await _alone(alone, tmp_path)
+        job = await _result(node, "Ada")
+        look = node.cache._look
+
+        async def counted() -> None:
+            nonlocal looks
+            await look()
+            looks += 1
+
+        monkeypatch.setattr(node.cache, "_look", counted)
+        node.blocks.db._writer.execute("pragma query_only = on")
+        with pytest.raises(StorageFullError, match=r"small\.db: attempt to write"):
+            await node.content.add_bytes(b"refused")
+        await until(lambda: looks > 2, "it goes on looking after its store")
+        await node.cache.gc(everything=True, dry=False)
+        assert _is_here(node, job) == [False], "what may go goes"
+        node.blocks.db._writer.execute("pragma query_only = off")
+        await node.content.add_bytes(b"taken again")
+        assert (await _result(node, "Eve"))["status"] == "completed"
 
 
 async def test_the_inputs_of_an_open_job_and_what_it_waits_for_stay(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Connections of the API: whole answers in one write, idleness, clients that go or read nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -103,6 +103,17 @@ async def _hello(_: Request) -> Response:
     return Response(b"hello")
 
 
+def _slow_until(going: trio.Event) -> Callable[[Request], Awaitable[Response]]:
+    """Return an app that answers `/slow` when it is let go, all else at once."""
+
+    async def app(request: Request) -> Response:
+        if request.url.path == "/slow":
+            await going.wait()
+        return Response(b"hello")
+
+    return app
+
+
 async def test_a_small_answer_is_one_write_and_the_connection_is_used_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -196,13 +207,7 @@ async def test_nothing_stays_of_a_connection_whose_client_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     going = trio.Event()
-
-    async def app(request: Request) -> Response:
-        if request.url.path == "/slow":
-            await going.wait()
-        return Response(b"hello")
-
-    async with served(monkeypatch, app) as server:
+    async with served(monkeypatch, _slow_until(going)) as server:
         async with await server.client():
             pass
         async with await server.client() as client:
@@ -287,13 +292,7 @@ async def test_a_server_that_stops_closes_what_is_idle_and_answers_what_it_was_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     going = trio.Event()
-
-    async def app(request: Request) -> Response:
-        if request.url.path == "/slow":
-            await going.wait()
-        return Response(b"hello")
-
-    async with served(monkeypatch, app) as server, await server.client() as idle:
+    async with served(monkeypatch, _slow_until(going)) as server, await server.client() as idle:
         await idle.send_all(GET)
         await _answer(idle, b"hello")
         async with await server.client() as busy:

@@ -272,44 +272,30 @@ async def test_who_asks_is_told_when_what_is_under_way_is_on_disk(
         assert told[1:] == ["it is on disk"]
 
 
-async def test_who_asks_is_not_told_of_a_commit_that_failed(autojump_clock: MockClock) -> None:
-    async with _running() as lab, trio.open_nursery() as nursery:
-        told: list[float] = []
-        lab.disk.at_once = False
-
-        async def submit() -> None:
-            with pytest.raises(UserError, match="full"):
-                await lab.submit("Ada")
-
-        nursery.start_soon(submit)
-        await wait_all_tasks_blocked()
-        lab.driver.when_stored(lambda: told.append(trio.current_time()))
-        lab.disk.at_once = True
-        began = trio.current_time()
-        lab.disk.waiting.pop()(StoreError("full"))
-        await trio.sleep_until(began + 5)
-        assert len(told) == 1
-        assert told[0] - began >= 0.9
-
-
-async def test_who_asks_just_when_a_commit_failed_is_not_told_of_it_either(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("when", ["while it was under way", "before the core has heard of it"])
+async def test_who_asks_is_not_told_of_a_commit_that_failed(
+    when: str, autojump_clock: MockClock
 ) -> None:
     async with _running() as lab, trio.open_nursery() as nursery:
         told: list[float] = []
-        lab.disk.at_once = False
+
+        def ask() -> None:
+            lab.driver.when_stored(lambda: told.append(trio.current_time()))
 
         async def submit() -> None:
             with pytest.raises(UserError, match="full"):
                 await lab.submit("Ada")
 
+        lab.disk.at_once = False
         nursery.start_soon(submit)
         await wait_all_tasks_blocked()
+        if when == "while it was under way":
+            ask()
         lab.disk.at_once = True
         began = trio.current_time()
         lab.disk.waiting.pop()(StoreError("full"))
-        # The core has not heard of it yet: to it all is under way.
-        lab.driver.when_stored(lambda: told.append(trio.current_time()))
+        if when == "before the core has heard of it":
+            ask()
         assert told == []
         await trio.sleep_until(began + 5)
         assert len(told) == 1 and told[0] - began >= 0.9
