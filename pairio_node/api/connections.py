@@ -1,11 +1,12 @@
-"""Connections of Hypercorn that do less for each request, and three things that stock lacks.
+"""Connections of Hypercorn that speak HTTP/1.1 alone, do less for each request, and have three
+things that stock lacks.
 
 Stock, a small answer is three writes, each with a scope and turns of the loop of its own, and for
 every request a task is started and cancelled that watches whether the connection is idle. Here
 the head of an answer goes out with what follows it, and one task a connection watches: a third of
 the server's CPU less. Stock lacks a time limit for writes (a client that reads nothing would block
 shutdown without bound), keeps a connection whose client has gone until its idle time is over, and
-for ever when much of a request's body was left unread.
+for ever when much of a request's body was left unread, or a further request.
 """
 
 from collections.abc import Awaitable, Callable
@@ -29,11 +30,12 @@ __all__ = ["use_own_connections"]
 _WRITE_S = 30.0
 #: Answers up to this length wait for their first bytes to go out with them.
 _SMALL_SIZE_BYTES_MAX = 64 * 1024
+_OTHER_VERSION = b"this server speaks HTTP/1.1 and no other version: ask again in HTTP/1.1\n"
 
 
 def use_own_connections() -> None:
     """Let Hypercorn make these connections."""
-    hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
+    hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined, assignment]
     hypercorn.trio.tcp_server.TaskGroup = _Tasks  # type: ignore[attr-defined]
     hypercorn.protocol.H11Protocol = _Http  # type: ignore[attr-defined]
 
@@ -43,6 +45,33 @@ class _Http(H11Protocol):
     once: what follows (events, content that is fetched) may be long in coming."""
 
     _head = b""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Take no offer to go on with another protocol."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if not request.http_version.startswith(b"1."):
+            await self._refuse_version()
+            return
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        if len(headers) < len(request.headers):  # to WebSocket, say
+            request = h11.Request(
+                method=request.method,
+                target=request.target,
+                headers=headers,
+                http_version=request.http_version,
+            )
+        await super()._create_stream(request)
+
+    async def _refuse_version(self) -> None:
+        headers = [
+            (b"content-type", b"text/plain"),
+            (b"content-length", b"%d" % len(_OTHER_VERSION)),
+            (b"connection", b"close"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=505, headers=headers))
+        await self._send_h11_event(h11.Data(data=_OTHER_VERSION))
+        await self.send(Closed())
 
     async def stream_send(self, event: Any) -> None:
         """Send what the app says."""
@@ -113,6 +142,11 @@ class _Connection(TCPServer):
     _is_busy = False
     _idle_since = 0.0
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        #: Of what reads: it may wait for an answer's end before it takes the next request.
+        self._reading = trio.CancelScope()
+
     async def protocol_send(self, event: Event) -> None:
         """Carry out what the protocol says."""
         if isinstance(event, RawData):
@@ -120,7 +154,8 @@ class _Connection(TCPServer):
         elif isinstance(event, Updated):
             self._is_busy, self._idle_since = not event.idle, trio.current_time()
         else:
-            await super().protocol_send(event)
+            await super().protocol_send(event)  # its end
+            self._reading.cancel()
 
     async def _write(self, data: bytes) -> None:
         try:
@@ -140,17 +175,19 @@ class _Connection(TCPServer):
             if is_over:
                 await trio.aclose_forcefully(self.stream)
                 await self.protocol.handle(Closed())
+                self._reading.cancel()
         finally:
             self.send_lock.release()
 
     async def _read_data(self) -> None:
         data: bytes | None = None
-        while data != b"":
-            try:
-                data = bytes(await self.stream.receive_some(MAX_RECV))
-            except (trio.ClosedResourceError, trio.BrokenResourceError):
-                break
-            await self.protocol.handle(RawData(data))
+        with self._reading:
+            while data != b"":
+                try:
+                    data = bytes(await self.stream.receive_some(MAX_RECV))
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+                await self.protocol.handle(RawData(data))
         await self.protocol.handle(Closed())
         await self.idle_task.stop()
 

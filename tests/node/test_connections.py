@@ -1,5 +1,7 @@
 """Connections of the API: whole answers in one write, idleness, clients that go or read nothing."""
 
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from pairio_node.api import connections
 
 _SOON_S = 30.0
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @dataclass
@@ -180,6 +183,37 @@ async def test_answers_without_a_body_end(monkeypatch: pytest.MonkeyPatch) -> No
         assert await client.receive_some() == b""
 
 
+@pytest.mark.parametrize("sent", (_PREFACE, _PREFACE[:18], GET.replace(b"1.1", b"2.0")))
+async def test_another_version_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    async with served(monkeypatch, _hello) as server, await server.client() as client:
+        await client.send_all(sent)
+        answer = await _answer(client, b"HTTP/1.1\n")
+        assert answer.startswith(b"HTTP/1.1 505")
+        assert b"speaks HTTP/1.1" in answer
+        assert await client.receive_some() == b""
+        await _until(lambda: server.ended == 1)
+
+
+@pytest.mark.parametrize("other", (b"h2c", b"websocket", b"H2C"))
+async def test_an_offer_to_speak_another_protocol_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, other: bytes
+) -> None:
+    offer = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + other + b"\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAAP__\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    times_s = {"keep_alive_s": 0.5}
+    async with served(monkeypatch, _hello, **times_s) as server, await server.client() as client:
+        for _ in range(2):
+            await client.send_all(GET[:-2] + offer)
+            assert (await _answer(client, b"hello")).startswith(b"HTTP/1.1 200")
+        assert await client.receive_some() == b""
+        await _until(lambda: server.ended == 1)
+
+
 async def test_a_connection_ends_when_it_is_idle_not_while_it_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -217,6 +251,48 @@ async def test_nothing_stays_of_a_connection_whose_client_has_gone(
             await client.send_all(GET.replace(b"/ ", b"/slow "))
         going.set()  # the app goes on, its answer reaches nobody
         await _until(lambda: server.begun == server.ended == 3)
+
+
+@pytest.mark.parametrize("more", (GET, 3 * GET, b"x"))
+async def test_nothing_stays_of_a_stream_whose_client_asked_for_more_and_broke_off(
+    monkeypatch: pytest.MonkeyPatch, more: bytes
+) -> None:
+    over = trio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"event\n"
+                await trio.sleep(0.01)
+        finally:
+            over.set()
+
+    async def app(_: Request) -> Response:
+        return StreamingResponse(body())
+
+    async with served(monkeypatch, app) as server:
+        client = await server.client()
+        await client.send_all(GET + more)
+        await client.receive_some()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await client.aclose()  # a reset
+        await _until(lambda: server.ended == 1)
+        await over.wait()
+
+
+async def test_an_answer_that_is_cut_short_ends_all_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def app(_: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"event"
+            raise ValueError("nothing more is to be had")
+
+        return StreamingResponse(body())
+
+    async with served(monkeypatch, app) as server, await server.client() as client:
+        await client.send_all(GET + GET)
+        await _until(lambda: server.ended == 1)
 
 
 @pytest.mark.parametrize("stays", (True, False))
