@@ -240,7 +240,8 @@ class Node:
     def start(self, nursery: trio.Nursery) -> None:
         """Take what the disk holds, start the loop, dial."""
         self._nursery = nursery
-        self.writer = Writer(self._store, self.blocks.db.settle_sync)
+        self.blocks.db.take_back(self._store.carried())
+        self.writer = Writer(self._store, self.blocks.db)
         snapshot = self._store.load()
         adopted, gone = self.executions.find()
         restored = ev.Restored(

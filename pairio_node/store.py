@@ -6,17 +6,24 @@ A commit is one transaction; `Writer` puts everything that waits into the next o
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Protocol
 
 import trio
 
 from pairio_node.errors import StorageFullError, UserError
 
-__all__ = ["CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
+__all__ = ["Beside", "CarriedRow", "CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
+
+#: What was carried along is settled beside when nothing came for so long.
+_SETTLE_S: Final = 0.05
+#: A disk that failed then is tried again after this time.
+_AGAIN_S: Final = 1.0
 
 _MIGRATIONS = (
     """
@@ -49,12 +56,19 @@ _MIGRATIONS = (
         kind text not null, name text not null, data blob not null,
         primary key (kind, name)) strict;
     """,
+    """
+    create table carried (
+        cid text not null, service text not null, data blob not null,
+        primary key (cid, service)) strict, without rowid;
+    """,
 )
 
 _SegmentRow = tuple[bytes, str, str, bytes, int, bytes, int]
 #: service, author, boot, height, forked, when
 _DroppedRow = tuple[str, str, bytes, int, int, int]
 _HEIGHTS = ("height", "forked", "dropped_unix_ms")
+#: A small block (without a service), or that it is held for one (without bytes).
+CarriedRow = tuple[str, str, bytes]
 
 
 class StoreError(Exception):
@@ -146,11 +160,14 @@ class Store:
             tuple(notes.fetchall()),
         )
 
-    def commit(self, rows: CommitRows) -> None:
+    def carried(self) -> list[CarriedRow]:
+        """Return what was carried along and is not known to be settled; blocks first."""
+        return self._db.execute("select * from carried order by service").fetchall()
+
+    def commit(self, rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
         """Write all rows in one transaction, or none and raise StoreError."""
-        db = self._db
-        try:
-            db.execute("begin immediate")
+        with self._transaction() as db:
+            self._insert("insert or replace into carried values (?, ?, ?)", carried)
             for service in rows.forgotten:
                 db.execute("delete from changes where service = ?", (service,))
                 db.execute("delete from services where service = ?", (service,))
@@ -166,6 +183,18 @@ class Store:
                 self._drop(log, kept)
             self._insert("insert or ignore into answers values (?, ?, ?)", rows.answers)
             self._insert("insert or replace into known_peers values (?, ?, ?)", rows.peers)
+
+    def drop_carried(self) -> None:
+        """What was carried along is settled beside. Raises StoreError; then it is still here."""
+        with self._transaction() as db:
+            db.execute("delete from carried")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._db
+        try:
+            db.execute("begin immediate")
+            yield db
             db.execute("commit")
         except (sqlite3.Error, OverflowError, UnicodeError) as error:  # full; values it cannot hold
             if db.in_transaction:
@@ -229,17 +258,38 @@ def _united(several: Sequence[CommitRows]) -> CommitRows:
 _Job = tuple[CommitRows, Callable[[Exception | None], None]]
 
 
+class Beside(Protocol):
+    """A database of what transactions speak of: the content of results (`BlockDb`). Here it is
+    asked in the writer's thread."""
+
+    def to_carry(self) -> Sequence[CarriedRow] | None:
+        """Return what is to go into the next transaction; None: `settle_sync` comes before it."""
+
+    def note_carried(self, rows: Sequence[CarriedRow]) -> None:
+        """They are on the disk with a transaction."""
+
+    def is_carried_long(self) -> bool:
+        """Say whether what was carried is to be settled now."""
+
+    def settle_sync(self) -> None:
+        """Put all that came on the disk. Raises StorageFullError."""
+
+
 class Writer:
     """Group commit: one thread writes whatever waits, in one transaction.
 
-    No timer: what arrives during a commit is the next group. Before each transaction `first` is
-    called, in that thread: it puts on the disk what the transaction speaks of, the content of
-    results, or raises StorageFullError.
+    No timer: what arrives during a commit is the next group. What transactions speak of and is
+    `beside` is on the disk when they are: a few small blocks in the transaction itself, so that
+    nobody waits for two syncs, all else before it. Soon after the former are settled beside, and go
+    from here; what a crash left here is taken back first.
     """
 
-    def __init__(self, store: Store, first: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, store: Store, beside: Beside | None = None) -> None:
         self._store = store
-        self._first = first
+        self._beside = beside
+        #: Something is in the table of what was carried.
+        self._has_carried = beside is not None and bool(store.carried())
+        self._settle_at_s = 0.0  # not before
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._run, name="pairio-writer", daemon=True)
@@ -257,11 +307,22 @@ class Writer:
     def _run(self) -> None:
         stopping = False
         while not stopping:
-            group = [self._queue.get()]
-            while not self._queue.empty():
-                group.append(self._queue.get())
+            group = self._next()
             stopping = None in group
             self._write([job for job in group if job is not None])
+            is_time = not group or stopping or (self._beside and self._beside.is_carried_long())
+            if self._has_carried and is_time and time.monotonic() >= self._settle_at_s:
+                self._settle()
+
+    def _next(self) -> list[_Job | None]:
+        """Return what waits; nothing after a while in which something may be settled."""
+        try:
+            group = [self._queue.get(timeout=_SETTLE_S if self._has_carried else None)]
+        except Empty:
+            return []
+        while not self._queue.empty():
+            group.append(self._queue.get())
+        return group
 
     def _write(self, jobs: list[_Job]) -> None:
         if not jobs:
@@ -269,8 +330,7 @@ class Writer:
         rows = jobs[0][0] if len(jobs) == 1 else _united([rows for rows, _ in jobs])
         error: Exception | None = None
         try:
-            self._first()
-            self._store.commit(rows)
+            self._commit(rows)
         except (StoreError, StorageFullError) as failure:
             error = failure
         for _, on_done in jobs:
@@ -278,3 +338,24 @@ class Writer:
                 self._token.run_sync_soon(on_done, error)
             except trio.RunFinishedError:
                 return
+
+    def _commit(self, rows: CommitRows) -> None:
+        carried = self._beside.to_carry() if self._beside is not None else ()
+        if carried is None:
+            assert self._beside is not None
+            self._beside.settle_sync()
+        self._store.commit(rows, carried or ())
+        if carried:
+            assert self._beside is not None
+            self._beside.note_carried(carried)
+            self._has_carried = True
+
+    def _settle(self) -> None:
+        """Settle what was carried. On a disk that fails it stays here, where it is safe."""
+        assert self._beside is not None
+        try:
+            self._beside.settle_sync()
+            self._store.drop_carried()
+            self._has_carried = False
+        except (StoreError, StorageFullError):
+            self._settle_at_s = time.monotonic() + _AGAIN_S

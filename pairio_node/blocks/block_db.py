@@ -5,6 +5,10 @@ came since the last `settle_sync` is one transaction. Until then it is in memory
 as well, and a crash takes it: nobody was told that it is kept. What a transaction holds is there
 whole or not at all, names, bytes and marks together.
 
+What a transaction of `node.db` speaks of need not wait for one here: the new blocks that are few go
+into that transaction as well (`to_carry`), and settle a moment later. Then they are in both for a
+while, and a start takes what it finds there back (`take_back`).
+
 Two connections, each used by any thread under a lock: one writes, so that nobody who reads waits
 for a sync. A disk that is full or fails is told to whoever puts or settles; what is here can be
 read, listed and deleted all the same.
@@ -14,24 +18,19 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from pairio_node.blocks.base import StoredBlock
+from pairio_node.blocks.changes import WAITING_BYTES_MAX, Carried, Changes, joined
 from pairio_node.errors import StorageFullError, UserError
 
 __all__ = ["SMALL_SIZE_BYTES_MAX", "BlockDb"]
 
 #: A larger block is a file: SQLite is slower than the file system from about here on.
 SMALL_SIZE_BYTES_MAX: Final = 64 * 1024
-#: So much may wait in memory for a transaction, in bytes and in rows, and so long while more
-#: comes: it is what a killed node has to fetch again.
-_WAITING_BYTES_MAX: Final = 8 * 2**20
-_WAITING_ROWS_MAX: Final = 10_000
-_WAITING_S_MAX: Final = 0.1
 #: Rows read or deleted in one go: others wait for so long, and a full disk still has room for it.
 _ROWS_AT_ONCE: Final = 200
 #: Free pages that are given back to the disk in one go, which takes some 10 ms.
@@ -49,31 +48,6 @@ create table if not exists marks (
     cid text not null, service text not null,
     primary key (cid, service)) strict, without rowid;
 """
-
-
-@dataclass
-class _Waiting:
-    """Changes that are not on the disk yet. Of a block: first it goes, then it comes."""
-
-    gone: set[str] = field(default_factory=set)
-    blocks: dict[str, tuple[bytes, float]] = field(default_factory=dict)
-    used: dict[str, float] = field(default_factory=dict)
-    unmarked: set[str] = field(default_factory=set)
-    marks: dict[str, set[str]] = field(default_factory=dict)  # services
-    size_bytes: int = 0
-    since_s: float = 0.0
-
-    def matters(self) -> bool:
-        """Say whether anything is lost without it but times of use."""
-        return bool(self.gone or self.blocks or self.unmarked or self.marks)
-
-    def is_much(self) -> bool:
-        counted = (self.gone, self.blocks, self.used, self.unmarked, self.marks)
-        rows = sum(map(len, counted))
-        return self.size_bytes > _WAITING_BYTES_MAX or rows > _WAITING_ROWS_MAX
-
-    def is_late(self) -> bool:
-        return self.matters() and time.monotonic() - self.since_s > _WAITING_S_MAX
 
 
 class BlockDb:
@@ -100,7 +74,7 @@ class BlockDb:
         self.has_free_pages = True
         self._lock = threading.Lock()  # of what waits, and of the reader
         self._writing = threading.Lock()
-        self._waiting, self._written = _Waiting(), _Waiting()
+        self._waiting, self._written = Changes(), Changes()
 
     def close(self) -> None:
         """Write what waits and close the file; waits for the disk."""
@@ -194,7 +168,7 @@ class BlockDb:
         """List the blocks; one that comes or goes meanwhile may be listed or not. Raises OSError
         when they cannot be read."""
         with self._lock:
-            changes = _joined(self._written, self._waiting)
+            changes = joined(self._written, self._waiting)
         for cid, (data, used_unix_s) in changes.blocks.items():
             yield StoredBlock(cid, len(data), changes.used.get(cid, used_unix_s))
         for cid, size_bytes, used_unix_s in self._listed(
@@ -279,11 +253,38 @@ class BlockDb:
     def marked(self) -> Iterator[str]:
         """List what is held for any service. Raises OSError when that cannot be read."""
         with self._lock:
-            changes = _joined(self._written, self._waiting)
+            changes = joined(self._written, self._waiting)
         yield from changes.marks
         for (cid,) in self._listed("distinct cid", "marks"):
             if cid not in changes.unmarked and cid not in changes.marks:
                 yield cid
+
+    # -- along with another transaction ---------------------------------------------------
+
+    def to_carry(self) -> list[Carried] | None:
+        """Return what waits and is to go into another database's transaction, which is about to be
+        made; None when that is not for it, and `settle_sync` is to come first."""
+        with self._lock:
+            return None if self._written.matters() else self._waiting.to_carry()
+
+    def note_carried(self, rows: Sequence[Carried]) -> None:
+        """They are in the other database, until they are settled here and removed there."""
+        with self._lock:
+            waiting = self._waiting  # else they were settled meanwhile
+            waiting.carried |= {row[:2] for row in rows if row[0] in waiting.blocks}
+
+    def is_carried_long(self) -> bool:
+        """Say whether what was carried is to be settled now."""
+        with self._lock:
+            return self._waiting.is_carried_long()
+
+    def take_back(self, rows: Sequence[Carried]) -> None:
+        """Take what the other database has of before a crash."""
+        for cid, service, data in rows:
+            if service:
+                self.mark(service, cid)
+            else:
+                self.put(cid, data)
 
     # -- the disk -------------------------------------------------------------------------
 
@@ -307,19 +308,19 @@ class BlockDb:
             with self._lock:
                 if not (self._waiting.matters() or also_times or self._waiting.is_much()):
                     return
-                self._written, self._waiting = self._waiting, _Waiting()
+                self._written, self._waiting = self._waiting, Changes()
             try:
                 self._write(self._written)
             except BaseException as error:
                 with self._lock:
-                    self._waiting = _joined(self._written, self._waiting)
-                    self._written = _Waiting()
+                    self._waiting = joined(self._written, self._waiting)
+                    self._written = Changes()
                 if isinstance(error, sqlite3.Error):
                     words = f"cannot store small blocks in {self._path}: {error}"
                     raise StorageFullError(words, hint=_HINT) from None
                 raise
             with self._lock:
-                self._written = _Waiting()
+                self._written = Changes()
 
     def give_back_sync(self) -> None:
         """Give some of the room that deleted blocks took back to the disk, in a thread."""
@@ -329,7 +330,7 @@ class BlockDb:
             left = self._writer.execute("pragma freelist_count").fetchone()[0]
             self.has_free_pages = left > 0
 
-    def _write(self, changes: _Waiting) -> None:
+    def _write(self, changes: Changes) -> None:
         """Write changes; a crash in between leaves some of what was to go."""
         for table, cids in (("marks", changes.unmarked), ("blocks", changes.gone)):  # marks first
             for some in _parts(cids):
@@ -362,7 +363,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         db.execute("pragma auto_vacuum = incremental")  # before there is a table
         db.execute("pragma journal_mode = wal")
-        db.execute(f"pragma journal_size_limit = {2 * _WAITING_BYTES_MAX}")
+        db.execute(f"pragma journal_size_limit = {2 * WAITING_BYTES_MAX}")
         db.execute("pragma synchronous = full")
         db.execute("pragma busy_timeout = 5000")
         db.executescript(_SCHEMA)
@@ -375,20 +376,3 @@ def _connected(path: Path) -> sqlite3.Connection:
 def _parts(cids: set[str]) -> Iterator[list[tuple[str]]]:
     rows = [(cid,) for cid in cids]
     return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
-
-
-def _joined(first: _Waiting, then: _Waiting) -> _Waiting:
-    """Return changes and those after them as one."""
-    blocks = {c: b for c, b in first.blocks.items() if c not in then.gone} | then.blocks
-    marks = {c: set(held) for c, held in first.marks.items() if c not in then.unmarked}
-    for cid, held in then.marks.items():
-        marks.setdefault(cid, set()).update(held)
-    return _Waiting(
-        gone=first.gone | then.gone,
-        blocks=blocks,
-        used={c: u for c, u in first.used.items() if c not in then.gone} | then.used,
-        unmarked=first.unmarked | then.unmarked,
-        marks=marks,
-        size_bytes=sum(len(data) for data, _ in blocks.values()),
-        since_s=first.since_s,
-    )

@@ -2,7 +2,7 @@
 computes at once."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from pairio_node.home import Home
 from pairio_node.node import Node
 from pairio_node.runner import Runners, RunOutcome, RunSpec
 from pairio_node.runner.base import ProbeResult
-from pairio_node.store import CommitRows, Store, StoreError
+from pairio_node.store import CarriedRow, CommitRows, Store, StoreError
 from pairio_node.transport import MemoryNetwork, MemoryTransport
 
 SERVICE = "lab"
@@ -67,10 +67,10 @@ class FillingStore(Store):
 
     is_full = False
 
-    def commit(self, rows: CommitRows) -> None:
+    def commit(self, rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
         if self.is_full:
             raise StoreError("database or disk is full")
-        super().commit(rows)
+        super().commit(rows, carried)
 
 
 class LabNode(Node):

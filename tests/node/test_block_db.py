@@ -12,8 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pairio_node.blocks import BlockCorrupt, DiskBlockStore, ScopedContent, block_db
+from pairio_node.blocks import BlockCorrupt, DiskBlockStore, ScopedContent, changes
 from pairio_node.blocks.block_db import BlockDb
+from pairio_node.blocks.changes import Carried, Changes
 from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import RAW, cid_of
 from tests.block_files import block_data, services_with_marks
@@ -25,7 +26,8 @@ which = st.sampled_from(range(4))
 
 
 class Machine(RuleBasedStateMachine):
-    """What is asked of a database in any order; a crash keeps what was settled."""
+    """What is asked of a database in any order; a crash keeps what was settled, or is in the other
+    database, and may bring back what has gone since."""
 
     path: Path
 
@@ -36,7 +38,12 @@ class Machine(RuleBasedStateMachine):
         self.db = BlockDb(self.path)
         self.blocks: dict[str, tuple[bytes, float]] = {}
         self.marks: set[tuple[str, str]] = set()
-        self.settled = (dict(self.blocks), set(self.marks))
+        self.other: dict[tuple[str, str], Carried] = {}
+        self.keep()
+
+    def keep(self) -> None:
+        """All that is here is kept from now on."""
+        self.kept = set(self.blocks), set(self.marks)
 
     @rule(n=which)
     def put(self, n: int) -> None:
@@ -66,7 +73,26 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         self.db.settle_sync()
-        self.settled = (dict(self.blocks), set(self.marks))
+        self.keep()
+
+    @rule(commits=st.booleans(), settles=st.booleans())
+    def commit(self, commits: bool, settles: bool) -> None:
+        """The other database has a transaction, or fails; somebody may settle meanwhile."""
+        carried = self.db.to_carry()
+        if carried is None:
+            self.db.settle_sync()
+            self.keep()
+        elif commits:
+            self.other |= {row[:2]: row for row in carried}
+            if settles:
+                self.db.settle_sync()
+            self.db.note_carried(carried)
+            self.keep()
+
+    @rule()
+    def settle_what_was_carried(self) -> None:
+        self.settle()
+        self.other.clear()
 
     @rule()
     def fail(self) -> None:
@@ -78,20 +104,27 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        self.settle_what_was_carried()
         self.db.close()
         self.db = BlockDb(self.path)
-        self.settled = (dict(self.blocks), set(self.marks))
 
     @rule()
     def crash(self) -> None:
-        """What was not settled is gone, or not."""
+        """What was not kept is gone; what has gone since may be back, a mark not without its
+        block."""
+        carried = sorted(self.other.values(), key=lambda row: row[1])
         self.db.__del__()
         self.db = BlockDb(self.path)
-        kept = {cid for cid in CIDS if self.db.has(cid)}
-        assert kept == set(self.settled[0])
-        self.blocks, self.marks = dict(self.settled[0]), set(self.settled[1])
-        for cid, (data, _) in self.blocks.items():
-            self.blocks[cid] = data, 0.0  # times of use may be older
+        was_here = {cid for cid in CIDS if self.db.has(cid)}
+        had_marks = {(c, s) for c in CIDS for s in SERVICES if self.db.is_marked(s, c)}
+        self.db.take_back(carried)
+        blocks = {cid for cid in CIDS if self.db.has(cid)}
+        marks = {(c, s) for c in CIDS for s in SERVICES if self.db.is_marked(s, c)}
+        assert self.kept[0] & set(self.blocks) <= blocks <= was_here | {c for c, _, _ in carried}
+        assert self.kept[1] & self.marks <= marks
+        assert {cid for cid, _ in marks - had_marks} <= blocks
+        self.blocks = {cid: (DATA[CIDS.index(cid)], 0.0) for cid in blocks}  # times may be older
+        self.marks = marks
 
     @invariant()
     def all_is_as_it_was_told(self) -> None:
@@ -123,8 +156,8 @@ def test_all_is_here_that_came_and_did_not_go_and_a_crash_keeps_what_was_settled
 
 
 def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_db, "_WAITING_ROWS_MAX", 10)
-    monkeypatch.setattr(block_db, "_WAITING_BYTES_MAX", 1000)
+    monkeypatch.setattr(changes, "_WAITING_ROWS_MAX", 10)
+    monkeypatch.setattr(changes, "WAITING_BYTES_MAX", 1000)
     store = DiskBlockStore(tmp_path / "blocks", 2**20)
     for number in range(30):
         store.put_sync(cid_of(RAW, b"%d" % number), b"%d" % number)
@@ -140,7 +173,7 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             store.put_sync(cid_of(RAW, bytes([number]) * 400), bytes([number]) * 400)
     assert store.db._waiting.size_bytes <= 1000 + 400
     store.db._writer.execute("pragma query_only = off")
-    monkeypatch.setattr(block_db, "_WAITING_S_MAX", 0.0)
+    monkeypatch.setattr(changes, "_WAITING_S_MAX", 0.0)
     store.put_sync(cid_of(RAW, b"late"), b"late")
     store.put_sync(cid_of(RAW, b"later"), b"later")
     assert len(store.db._waiting.blocks) == 1, "while more comes, nothing waits for long"
@@ -177,7 +210,7 @@ def test_whatever_ends_a_transaction_what_was_to_be_written_is_here(
     db = BlockDb(tmp_path / "small.db")
     db.put(CIDS[0], DATA[0])
 
-    def ends(_: block_db._Waiting) -> None:
+    def ends(_: Changes) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
@@ -194,10 +227,10 @@ def test_readers_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
     writing, go_on = threading.Event(), threading.Event()
     write = db._write
 
-    def slow(changes: block_db._Waiting) -> None:
+    def slow(what: Changes) -> None:
         writing.set()
         assert go_on.wait(60)
-        write(changes)
+        write(what)
 
     monkeypatch.setattr(db, "_write", slow)
     thread = threading.Thread(target=db.settle_sync)
@@ -220,7 +253,7 @@ async def test_a_few_bytes_are_added_at_once_and_wait_for_who_settles_next(
     contents = ScopedContent(store, tmp_path / "held")
     content = contents.of(CIDS[0])
     texts = {"console": b"Hello", "empty": b""}
-    monkeypatch.setattr(block_db, "_WAITING_S_MAX", 3600.0)
+    monkeypatch.setattr(changes, "_WAITING_S_MAX", 3600.0)
     with monkeypatch.context() as patch:
         patch.setattr(trio.to_thread, "run_sync", None)
         added = await content.add_all({}, texts, settle=False)
@@ -234,7 +267,7 @@ async def test_a_few_bytes_are_added_at_once_and_wait_for_who_settles_next(
     for data in (bytes(20_000), bytes(200_000)):  # a thread hashes them
         await content.add_all({}, {"console": data}, settle=False)
         assert not store.db.waits
-    monkeypatch.setattr(block_db, "_WAITING_ROWS_MAX", 0)
+    monkeypatch.setattr(changes, "_WAITING_ROWS_MAX", 0)
     assert content.store.put_at_once(CIDS[1], DATA[1])
     assert not content.store.put_at_once(CIDS[2], DATA[2]), "much waits already"
     assert not content.store.has(CIDS[2])

@@ -3,14 +3,17 @@
 import sqlite3
 import stat
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from pairio_node.blocks.block_db import BlockDb
 from pairio_node.errors import StorageFullError, UserError
-from pairio_node.store import CommitRows, Store, StoreError, Writer
+from pairio_node.store import CarriedRow, CommitRows, Store, StoreError, Writer
+from pairio_protocol.cid import RAW, cid_of
 
 SEGMENT = (b"h" * 32, "svc", "author", b"b" * 16, 0, b"data", 1)
 
@@ -227,11 +230,11 @@ class _SlowStore(Store):
         self.begun = threading.Event()
         self.groups: list[int] = []
 
-    def commit(self, rows: CommitRows) -> None:
+    def commit(self, rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
         self.begun.set()
         self.go_on.wait(10)
         self.groups.append(len(rows.segments))
-        super().commit(rows)
+        super().commit(rows, carried)
 
 
 async def test_what_comes_during_a_commit_is_the_next_group(tmp_path: Path) -> None:
@@ -261,36 +264,124 @@ async def test_what_comes_during_a_commit_is_the_next_group(tmp_path: Path) -> N
     store.close()
 
 
-async def test_what_a_transaction_speaks_of_comes_first_or_it_does_not_come(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "node.db")
-    found: list[int] = []
-    fails = True
+class _FullDisk(BlockDb):
+    """Small blocks that cannot be settled while the disk is full."""
 
-    def first() -> None:
-        found.append(len(store.load().segments))
-        if fails:
-            raise StorageFullError("no room for what it speaks of")
+    is_full = True
 
-    writer = Writer(store, first)
-    for number in range(2):
-        said: list[Exception | None] = []
-        told = trio.Event()
+    def settle_sync(self) -> None:
+        if self.is_full:
+            raise StorageFullError("no room for small blocks")
+        super().settle_sync()
 
-        def on_done(
-            error: Exception | None, said: list[Exception | None] = said, told: trio.Event = told
-        ) -> None:
-            said.append(error)
-            told.set()
 
-        writer.submit(CommitRows(segments=(_segment(number),)), on_done)
-        with trio.fail_after(10):
-            await told.wait()
-        assert [str(error) for error in said] == (
-            ["no room for what it speaks of"] if fails else ["None"]
-        )
-        fails = False
+async def _committed(writer: Writer, number: int) -> str:
+    """Have a segment committed; return what its caller is told."""
+    said: list[str] = []
+    told = trio.Event()
+
+    def on_done(error: Exception | None) -> None:
+        said.append(str(error or ""))
+        told.set()
+
+    writer.submit(CommitRows(segments=(_segment(number),)), on_done)
+    with trio.fail_after(10):
+        await told.wait()
+    return said[0]
+
+
+BLOCK = b"what a result speaks of"
+CID = cid_of(RAW, BLOCK)
+
+
+async def test_a_few_small_blocks_are_kept_with_the_transaction_that_speaks_of_them(
+    tmp_path: Path,
+) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), _FullDisk(tmp_path / "small.db")
+    writer = Writer(store, blocks)
+    blocks.put(CID, BLOCK)
+    blocks.mark("svc", CID)
+    assert await _committed(writer, 0) == "" and blocks.waits
+    assert store.carried() == [(CID, "", BLOCK), (CID, "svc", b"")]
+    assert await _committed(writer, 1) == "" and blocks.to_carry() == [], "once is enough"
+    after = BlockDb(tmp_path / "small.db")  # as after a crash
+    assert not after.has(CID)
+    after.take_back(store.carried())
+    assert after.read(CID) == BLOCK and after.is_marked("svc", CID)
+    blocks.is_full = False
     writer.stop()
-    assert found == [0, 0] and len(store.load().segments) == 1
+    assert store.carried() == [] and not blocks.waits
+    assert BlockDb(tmp_path / "small.db").read(CID) == BLOCK
+    store.close()
+
+
+async def test_what_was_carried_settles_soon_also_while_more_comes(tmp_path: Path) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), BlockDb(tmp_path / "small.db")
+    writer = Writer(store, blocks)
+    blocks.put(CID, BLOCK)
+    assert await _committed(writer, 0) == ""
+    with trio.fail_after(10):
+        while blocks.waits or store.carried():  # nothing else comes
+            await trio.lowlevel.checkpoint()
+    blocks.put(cid_of(RAW, b"0"), b"0")
+    number = 1
+    with trio.fail_after(10):
+        while blocks.waits or store.carried():
+            assert await _committed(writer, number) == ""
+            number += 1
+    assert number > 1
+    writer.stop()
+    store.close()
+
+
+async def test_what_a_crash_left_settles_at_the_next_start(tmp_path: Path) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), BlockDb(tmp_path / "small.db")
+    store.commit(CommitRows(), [(CID, "", BLOCK), (CID, "svc", b"")])
+    blocks.take_back(store.carried())
+    writer = Writer(store, blocks)
+    with trio.fail_after(10):
+        while blocks.waits or store.carried():
+            await trio.lowlevel.checkpoint()
+    assert BlockDb(tmp_path / "small.db").is_marked("svc", CID)
+    writer.stop()
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["many blocks", "many bytes", "a mark on a block elsewhere"])
+async def test_all_else_that_a_transaction_speaks_of_comes_first_or_it_does_not_come(
+    tmp_path: Path, what: str
+) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), _FullDisk(tmp_path / "small.db")
+    writer = Writer(store, blocks)
+    if what == "a mark on a block elsewhere":
+        blocks.mark("svc", CID)
+    for number in range(300 if what == "many blocks" else 0):
+        blocks.put(cid_of(RAW, b"%d" % number), b"%d" % number)
+    for number in range(10 if what == "many bytes" else 0):
+        data = bytes([number]) * 30_000
+        blocks.put(cid_of(RAW, data), data)
+    assert await _committed(writer, 0) == "no room for small blocks"
+    assert store.load().segments == () and store.carried() == []
+    blocks.is_full = False
+    assert await _committed(writer, 1) == ""
+    assert len(store.load().segments) == 1 and store.carried() == [] and not blocks.waits
+    writer.stop()
+    store.close()
+
+
+async def test_a_transaction_that_failed_takes_what_it_carried_the_next_time(
+    tmp_path: Path,
+) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), BlockDb(tmp_path / "small.db")
+    writer = Writer(store, blocks)
+    blocks.put(CID, BLOCK)
+    store._db.execute("pragma query_only = on")
+    assert "attempt to write" in await _committed(writer, 0)
+    store._db.execute("pragma query_only = off")
+    assert blocks.to_carry() == [(CID, "", BLOCK)]
+    assert await _committed(writer, 1) == ""
+    assert blocks.to_carry() == [] and blocks.has(CID)
+    writer.stop()
     store.close()
 
 

@@ -5,7 +5,7 @@ Small blocks and marks are SQLite's, with `synchronous = full`: what it has comm
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trio
 
-from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, block_db, synced
+from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, changes, synced
 from pairio_node.errors import StorageFullError
 from pairio_node.runner import RunOutcome, RunSpec
-from pairio_node.store import CommitRows
+from pairio_node.store import CarriedRow, CommitRows
 from pairio_node.transport.memory import MemoryNetwork
 from pairio_protocol import events as ev
 from pairio_protocol.cid import RAW, cid_of
@@ -67,7 +67,7 @@ class Disk:
             self.changes += 1
             self.last_change[folder] = self.changes
 
-        monkeypatch.setattr(block_db, "_WAITING_S_MAX", 3600.0)
+        monkeypatch.setattr(changes, "_WAITING_S_MAX", 3600.0)
         monkeypatch.setattr(synced, "sync_folder", noting_sync)
         monkeypatch.setattr(synced, "change_folder", noting_change)
         monkeypatch.setattr(synced, "file_system", lambda _: self.kind)
@@ -87,6 +87,11 @@ class Disk:
         with closing(sqlite3.connect(home / "blocks" / "small.db")) as db:
             kept = {cid for (cid,) in db.execute("select cid from blocks")}
             marked = set(db.execute("select cid, service from marks"))
+        if (home / "node.db").exists():
+            with closing(sqlite3.connect(home / "node.db")) as db:
+                carried = set(db.execute("select cid, service from carried"))
+            kept |= {cid for cid, service in carried if not service}
+            marked |= carried
         with store.db._lock:
             waits = store.db._waiting
             marks = {(cid, service) for cid, held in waits.marks.items() for service in held}
@@ -222,7 +227,7 @@ def test_a_database_that_fails_is_told_and_loses_nothing_that_came_before_or_mea
 async def test_a_node_says_that_it_holds_or_made_something_only_after_the_sync(
     has_outputs: bool, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it made is on the disk before the transaction that has the result."""
+    """What it made is on the disk before the transaction that has the result, or with it."""
     said: dict[str, list[set[str]]] = {"held": [], "made": []}
     made: set[str] = set()
 
@@ -236,11 +241,12 @@ async def test_a_node_says_that_it_holds_or_made_something_only_after_the_sync(
                 made.update({event.console, *(cid for cid, _, _ in event.outputs.values())})
             return post(event)
 
-        def committing(rows: CommitRows) -> None:
+        def committing(rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
+            lost = disk.cut(node.home.path, node.blocks)
+            commit(rows, carried)
             if rows.segments and made:
-                lost = disk.cut(node.home.path, node.blocks)
+                lost &= disk.cut(node.home.path, node.blocks)  # what it carried is kept with it
                 said["made"].append({one for one in lost if one.rpartition("/")[2] in made})
-            commit(rows)
 
         monkeypatch.setattr(node.driver, "post", noting)
         monkeypatch.setattr(node._store, "commit", committing)
