@@ -406,11 +406,16 @@ async def test_after_a_cut_another_holder_goes_on_with_the_rest(tmp_path: Path) 
         data = _file()
         cid = await _give(data, first, second)
 
+        given = 0
+
         async def break_off_after_four(stream: ByteStream, block: bytes) -> None:
-            if asker.exchange.counters["blocks_received"] >= 4:
-                await stream.abort()
-            else:
+            nonlocal given
+            given += 1
+            if given <= 4:
                 await _right(stream, block)
+                return
+            await until(lambda: asker.exchange.counters["blocks_received"] >= 4, "four came")
+            await stream.abort()
 
         first.answers(break_off_after_four)
         with pytest.raises(FetchFailed):
