@@ -265,6 +265,7 @@ async def test_a_job_whose_worker_cannot_be_replaced_runs_once_and_is_told_of(
     async with lab(tmp_path, WarmLimits(mode="single")) as made:
         await made.warm("single")
         host = _host(made)
+        await until(lambda: len(_keepers(made)) == WAITING_MAX)  # nothing is being started
         used = host.num_fds()
         host.rlimit(psutil.RLIMIT_NOFILE, (used + 2, used + 2))
         spec = made.spec("open('ran', 'a').write('once\\n')")
@@ -284,6 +285,41 @@ async def test_workers_that_die_before_there_is_a_job_are_replaced(warm: Lab) ->
     with trio.fail_after(60):
         while warm.status["jobsWarm"] < 8:
             assert (await warm.run("pass")).status == "completed"
+
+
+@pytest.mark.parametrize("killed", [1, WAITING_MAX])
+async def test_what_would_see_jobs_to_their_end_is_replaced_when_it_dies_before(
+    warm: Lab, killed: int
+) -> None:
+    """Before there is a job, which waits for nothing then, and runs once."""
+    await _served(warm)
+    await until(lambda: len(_waiting_jobs(warm)) == WAITING_MAX)
+    dead = _waiting_jobs(warm)[:killed]
+    for process in dead:
+        process.parents()[0].kill()
+    await until(lambda: len({*_waiting_jobs(warm)} - {*dead}) == WAITING_MAX)
+    for _ in range(3):
+        await _served(warm, "assert not os.path.exists('ran'); open('ran', 'w').close()")
+
+
+async def test_what_dies_again_and_again_is_not_replaced_for_ever(warm: Lab) -> None:
+    dead: set[psutil.Process] = set()
+    with trio.move_on_after(60) as patience:
+        while True:
+            for process in {*_waiting_jobs(warm)} - dead:
+                dead.add(process)
+                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                    process.parents()[0].kill()
+            with trio.move_on_after(5) as quiet:
+                while not {*_waiting_jobs(warm)} - dead:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            if quiet.cancelled_caught:
+                break
+    assert not patience.cancelled_caught
+    assert len(dead) < 20
+    assert (await warm.run("pass")).status == "completed"  # cold
+    await warm.settled("zygote")
+    await _served(warm)
 
 
 def _is_gone(pid: int) -> bool:

@@ -439,12 +439,15 @@ class _Host:
         keeper.close()
 
     def _take_forked(self) -> None:
-        """A child of the zygote is there for a job."""
+        """A child of the zygote is there for a job, or it makes no more of them."""
         assert self._control is not None
-        fds = socket.recv_fds(self._control, 65536, 4)[1]
+        said, fds, _, _ = socket.recv_fds(self._control, 65536, 4)
         if len(fds) < 4:
             for fd in fds:
                 os.close(fd)
+            if said and not fds:  # the jobs that run go on
+                self._lost = "what the zygote makes dies before it gets a job"
+                return
             self._lost = "the zygote has ended"
             self._end_zygote()
             return

@@ -32,6 +32,9 @@ _REAP_S = 1.0
 #: than a job takes in all, or those that come one after another would each wait for a fork.
 _AHEAD = 2
 _QUIET_S = 0.005
+#: One that died before it was taken is replaced after this, twice as late for each one more in a
+#: row, and only so often: what killed it (the system has no memory left) may kill the next, too.
+_DIED_S, _DIED_MAX = 0.05, 5
 _PROGRAM_END = 70
 _SIGCHLD = int(signal.SIGCHLD)
 _FD_BYTES = 4
@@ -118,29 +121,39 @@ def _serve_many(asks: str) -> None:
     for fd in (0, 1, 2):
         os.dup2(null_fd, fd)
     os.close(null_fd)
-    taken_fd, take_fd = os.pipe()
     # The system reaps those whose job is over. Python is not told, for it is not so in jobs.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     handled = _handled_signals()
     kernel.ignore_children()
     kernel.prepare_forks()
     namespaces = kernel.NEW_NS | kernel.NEW_PID | kernel.NEW_IPC | kernel.NEW_NET
-    ahead = 0
+    ahead: list[int] = []  # for each the pipe on which it says that it is taken, or ends
+    died = 0
     while True:
         # With none left the next job waits for one; else the job that took one goes first.
-        if ahead and select.select([taken_fd], [], [], _QUIET_S if ahead < _AHEAD else None)[0]:
-            ahead -= len(os.read(taken_fd, _AHEAD))
+        pause_s = _DIED_S * 2**died if died else _QUIET_S if ahead else 0
+        if died > _DIED_MAX or len(ahead) == _AHEAD:
+            pause_s = None
+        over = select.select(ahead, [], [], pause_s)[0]
+        for fd in over:
+            died = 0 if os.read(fd, 1) else died + 1
+            os.close(fd)
+            ahead.remove(fd)
+        if over:
+            if died > _DIED_MAX:
+                _send(_control_fd, b'{"lost": true}')
             continue
         # The first processes of all jobs would have the same number as the zygote, and libraries
         # look at it to see that they were forked.
         last_pid = 100 + int.from_bytes(os.urandom(2), "big") % 20_000
         links = (*_pair(), *_pair())
+        taken_fd, take_fd = os.pipe()
         if kernel.fork_into(namespaces) == 0:
             _init(links, take_fd, b"%d" % last_pid, handled)
             return
-        for fd in links:
+        for fd in (*links, take_fd):
             os.close(fd)
-        ahead += 1
+        ahead.append(taken_fd)
 
 
 def _init(links: tuple[int, ...], take_fd: int, last_pid: bytes, handled: list[int]) -> None:
