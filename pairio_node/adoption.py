@@ -4,9 +4,6 @@ The card is written before the job starts. A folder is adopted when it has a car
 that lives, or an outcome; whatever else lies among the jobs is removed.
 """
 
-import errno
-import json
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pairio_node.runner.supervise import ask_to_end, has_outcome, is_supervised, remove_group
-from pairio_node.runner.supervisor.job import CARD_FILE
+from pairio_node.runner.supervise import ask_to_end, look, remove_group
+from pairio_node.runner.supervisor.runfile import begin, read
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted
 from pairio_protocol.records import SourceRead
@@ -100,28 +97,13 @@ class JobCard:
         )
 
     def write(self, folder: Path) -> None:
-        """Put the card into the job's folder."""
-        data = json.dumps(vars(self)).encode()
-        fd = os.open(
-            folder / CARD_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
-        try:
-            if os.write(fd, data) < len(data):  # half a card is none, and no job begins
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(fd)
+        """Put the card into the job's folder. Raises OSError: half a card is none."""
+        begin(folder, vars(self))
 
     @staticmethod
     def read(folder: Path) -> "JobCard | None":
         """Return the card of a folder; None when there is none that can be read."""
-        try:
-            raw: dict[str, Any] = json.loads((folder / CARD_FILE).read_text())
-            for name in ("upstream", "coordinators", "bound", "gpus"):
-                raw[name] = tuple(raw.get(name, ()))
-            raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
-            return JobCard(**raw)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return _card(read(folder).card)
 
 
 def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
@@ -130,20 +112,31 @@ def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
     adopted: list[tuple[Path, JobCard]] = []
     removed: list[Path] = []
     for folder in sorted(jobs.iterdir()):
-        card = JobCard.read(folder)
+        found, lives = look(folder)
+        card = _card(found.card)
         same_boot = card is not None and card.machine_boot == _machine_boot()
-        if card is not None and same_boot and (is_supervised(folder) or has_outcome(folder)):
+        if card is not None and same_boot and (lives or found.outcome is not None):
             adopted.append((folder, card))
             continue
-        if is_supervised(folder):
-            ask_to_end(folder)
-        else:
-            remove_group(folder)
+        ask_to_end(folder)
+        if not lives:
+            remove_group(found.group)
         if folder.name.startswith(".gone-"):
             removed.append(folder)
         else:
             removed.append(folder.rename(jobs / f".gone-{secrets.token_hex(8)}"))
     return adopted, removed
+
+
+def _card(plain: dict[str, Any] | None) -> JobCard | None:
+    try:
+        raw = dict(plain or {})
+        for name in ("upstream", "coordinators", "bound", "gpus"):
+            raw[name] = tuple(raw.get(name, ()))
+        raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
+        return JobCard(**raw)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @cache

@@ -1,8 +1,8 @@
 """Starts a supervisor for a job, or finds the one that is there, and waits for its outcome."""
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -17,14 +17,8 @@ from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.cgroups import remove_named
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.supervisor.console import read_console
-from pairio_node.runner.supervisor.job import (
-    CONSOLE_FILE,
-    ERRORS_FILE,
-    GROUP_FILE,
-    LOCK_FILE,
-    OUTCOME_FILE,
-    SAMPLES_FILE,
-)
+from pairio_node.runner.supervisor.job import CONSOLE_FILE, ERRORS_FILE, SAMPLES_FILE
+from pairio_node.runner.supervisor.runfile import RUN_FILE, Told, read, told
 from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.supervisor.watch import Bounds, Passed
 
@@ -35,12 +29,17 @@ __all__ = [
     "ask_to_end",
     "attach",
     "attend",
-    "has_outcome",
     "is_supervised",
+    "look",
     "remove_group",
     "request_of",
     "supervise",
 ]
+
+#: Of versions that had no run file: a process id; its supervisor has the lock.
+_OLD_LOCK_FILE = "supervisor.lock"
+#: There is no process of this number. The last two: but a thread (by the kernel's version).
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 
 
 class SupervisorLost(Exception):
@@ -152,67 +151,85 @@ async def attend(work_dir: Path, cancel: trio.Event, done_fd: int, *, leave: boo
 
 
 async def _found(work_dir: Path) -> Ended:
-    try:
-        return _outcome(work_dir)
-    except SupervisorLost:
-        await trio.to_thread.run_sync(remove_group, work_dir)
-        raise
+    found = read(work_dir)
+    if found.outcome is None:
+        await trio.to_thread.run_sync(remove_group, found.group)
+        raise SupervisorLost(f"the job's supervisor has ended: {_last_words(work_dir)}")
+    return _ended(work_dir, found.outcome)
 
 
-def remove_group(work_dir: Path) -> None:
+def remove_group(group: dict[str, Any] | None) -> None:
     """Remove the control group that a killed supervisor left, and what runs in it."""
     try:
-        raw = json.loads((work_dir / GROUP_FILE).read_text())
-        remove_named(int(raw["version"]), {str(c): str(f) for c, f in raw["folders"].items()})
+        if group is not None:
+            folders = {str(c): str(f) for c, f in group["folders"].items()}
+            remove_named(int(group["version"]), folders)
     except (OSError, ValueError, KeyError, AttributeError):
         return  # it had none
 
 
+def look(work_dir: Path) -> tuple[Told, bool]:
+    """Return what the run file of a folder says, and whether a supervisor lives for it."""
+    found = read(work_dir)
+    process_fd = _supervisor_fd(work_dir, found.supervisor)
+    if process_fd is None:
+        return read(work_dir), False  # its outcome may have come in between
+    os.close(process_fd)
+    return found, True
+
+
 def is_supervised(work_dir: Path) -> bool:
     """Say whether a supervisor lives for this folder."""
-    fd = _supervisor_fd(work_dir, 0)
-    if fd is None:
-        return False
-    os.close(fd)
-    return True
+    return look(work_dir)[1]
 
 
 def ask_to_end(work_dir: Path) -> None:
-    """End the job of this folder, if one runs."""
-    fd = _supervisor_fd(work_dir, 0)
-    if fd is not None:
-        _send_end(fd)
-        os.close(fd)
-
-
-def has_outcome(work_dir: Path) -> bool:
-    """Say whether the job of this folder has ended, with an outcome."""
-    return (work_dir / OUTCOME_FILE).is_file()
+    """End the job of this folder, if one runs, also one that an older version began."""
+    for fd in (_supervisor_fd(work_dir, 0), _old_supervisor_fd(work_dir)):
+        if fd is not None:
+            _send_end(fd)
+            os.close(fd)
 
 
 def _supervisor_fd(work_dir: Path, pid: int) -> int | None:
-    """Return a process descriptor of the folder's supervisor, None when it has ended. It holds a
-    lock until its outcome is there, so a process id that the system gave out again, and a process
+    """Return a process descriptor of the folder's supervisor, `pid` if that is known; None when it
+    has ended."""
+    return _holder(work_dir / RUN_FILE, lambda fd: pid or told(fd).supervisor)
+
+
+def _old_supervisor_fd(work_dir: Path) -> int | None:
+    return _holder(work_dir / _OLD_LOCK_FILE, lambda fd: int(os.pread(fd, 20, 0) or b"0"))
+
+
+def _holder(path: Path, named: Callable[[int], int]) -> int | None:
+    """Return a process descriptor of who is `named` in a file and has its lock. A supervisor holds
+    it until its outcome is there, so a process id that the system gave out again, and a process
     that has another job since, are not taken for it."""
     try:
-        lock_fd = os.open(work_dir / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        pid = pid or int(os.pread(lock_fd, 20, 0) or b"0")
+        pid = named(fd)
+        process_fd = _process_fd(pid) if pid else None
         try:
-            process_fd = os.pidfd_open(pid) if pid else None
-        except ProcessLookupError:
-            return None
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return process_fd
         if process_fd is not None:
             os.close(process_fd)
         return None
     finally:
-        os.close(lock_fd)
+        os.close(fd)
+
+
+def _process_fd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno not in _NO_PROCESS:
+            raise
+        return None
 
 
 async def _until_readable(
@@ -247,19 +264,15 @@ def _send_end(fd: int) -> None:
         return  # it has ended by itself
 
 
-def _outcome(work_dir: Path) -> Ended:
-    try:
-        raw = json.loads((work_dir / OUTCOME_FILE).read_text())
-        passed = None if raw.get("passed") is None else Passed(**raw["passed"])
-    except (OSError, ValueError):
-        raise SupervisorLost(f"the job's supervisor has ended: {_last_words(work_dir)}") from None
+def _ended(work_dir: Path, raw: dict[str, Any]) -> Ended:
+    passed = None if raw.get("passed") is None else Passed(**raw["passed"])
     console = read_console(work_dir / CONSOLE_FILE)
     if raw["console_lost_bytes"]:
         console += f"\n[{raw['console_lost_bytes']} bytes lost: the disk was full]\n".encode()
-    try:
-        samples = (work_dir / SAMPLES_FILE).read_bytes()
-    except FileNotFoundError:
-        samples = b""
+    samples = b""
+    if raw.get("samples"):
+        with contextlib.suppress(FileNotFoundError):  # removed, when the run was given up
+            samples = (work_dir / SAMPLES_FILE).read_bytes()
     return Ended(raw["exit_code"], raw["why"], raw["error"], console, raw["usage"], passed, samples)
 
 

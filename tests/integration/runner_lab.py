@@ -7,8 +7,9 @@ import trio
 
 from pairio_node.runner import RunOutcome, RunSpec
 from pairio_node.runner.base import Runner
+from pairio_node.runner.supervisor.runfile import read
 
-__all__ = ["run_spec", "script_spec"]
+__all__ = ["run_spec", "script_spec", "supervisor_of"]
 
 
 def script_spec(
@@ -47,3 +48,10 @@ def script_spec(
 async def run_spec(runner: Runner, spec: RunSpec) -> RunOutcome:
     """Run to the end."""
     return await runner.run(spec, trio.Event())
+
+
+def supervisor_of(work_dir: Path) -> int:
+    """Return the process id of who sees the job of a folder to its end."""
+    pid = read(work_dir).supervisor
+    assert pid > 0  # a signal to 0 would end the tests
+    return pid

@@ -21,6 +21,7 @@ from pairio_node.runner import BwrapRunner, Launcher, RunOutcome, RunOutput
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.cgroups import probe
 from pairio_node.runner.supervisor.disk import remove_tree
+from pairio_node.runner.supervisor.runfile import read
 from tests.integration.bombs import FORK_BOMB, RESTLESS_BOMB, THREAD_BOMB
 from tests.integration.chaos.nodes import Node
 from tests.integration.runner_lab import script_spec
@@ -55,10 +56,8 @@ class Ward:
         spec = script_spec(folder, script, program=program, **changes)
         (spec.bundle / program).chmod(mode)
         outcome = await self.runner.run(spec, trio.Event())
-        groups = spec.work_dir / "cgroup.json"
-        if groups.exists():
-            made = json.loads(groups.read_text())["folders"].values()
-            assert not [name for name in made if Path(name).exists()]
+        made = (read(spec.work_dir).group or {"folders": {}})["folders"].values()
+        assert not [name for name in made if Path(name).exists()]
         with trio.fail_after(60):
             while self._jobs_left():  # noqa: ASYNC110 - other processes
                 await trio.sleep(0.02)

@@ -23,7 +23,7 @@ from pairio_node.runner.supervisor.memory import MemoryFiles
 from pairio_node.streams import JobStreams
 from pairio_node.urls import UrlRules
 from tests.integration.engines import RunningEngine, engine
-from tests.integration.runner_lab import script_spec
+from tests.integration.runner_lab import script_spec, supervisor_of
 from tests.integration.test_containers import TOOLS
 from tests.integration.waiting import until_so
 from tests.node.image_lab import layer, save
@@ -193,7 +193,7 @@ async def test_secrets_go_with_a_supervisor_that_was_killed(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         await until_so((spec.work_dir / "tmp/working/ready").exists)
-        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+        os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
     assert outcomes[0].status == "infra"
     assert running.containers() == []
     assert _holding(tmp_path, *MEMORY) == []
@@ -310,7 +310,7 @@ async def test_a_killed_supervisor_leaves_no_container_beside_its_job(
     async with _streaming(tmp_path, spec) as ready, trio.open_nursery() as nursery:
         nursery.start_soon(_run, runner, ready)
         await until_so((spec.work_dir / "tmp/working/ready").exists)
-        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+        os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
     assert running.containers() == []
 
 

@@ -24,7 +24,7 @@ from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.supervisor.engine import EngineError
 from tests.integration.bombs import FORK_BOMB
 from tests.integration.engines import RunningEngine, engine
-from tests.integration.runner_lab import script_spec
+from tests.integration.runner_lab import script_spec, supervisor_of
 from tests.integration.waiting import until_so
 from tests.node.image_lab import layer, save
 
@@ -384,7 +384,7 @@ async def test_a_container_whose_supervisor_was_killed_is_removed_by_the_next_st
         async with trio.open_nursery() as nursery:
             nursery.start_soon(runner.run, spec, trio.Event())
             await _until_in(spec.work_dir / "console", b"started")
-            os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+            os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
             nursery.cancel_scope.cancel()
     (name,) = running.containers() or [""]
     if name:  # the node was gone before it saw to it
@@ -401,7 +401,7 @@ async def test_a_killed_supervisor_is_nobodys_failure(
 
     async def kill() -> None:
         await _until_in(spec.work_dir / "console", b"started")
-        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+        os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
 
     outcomes = []
     async with trio.open_nursery() as nursery:

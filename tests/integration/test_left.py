@@ -20,6 +20,7 @@ from pairio_node.runner import Launcher, RunSpec
 from pairio_node.runner.bwrap import BwrapRunner
 from pairio_node.runner.process import ProcessRunner
 from pairio_node.runner.supervisor.processes import children, descendants, send
+from pairio_node.runner.supervisor.runfile import read
 from pairio_node.runner.zygote.link import HostGone, HostLink
 from tests.integration.runner_lab import script_spec
 from tests.integration.warm_lab import PATIENCE_S, lab, until
@@ -88,8 +89,7 @@ async def test_nothing_is_left_of_supervisors_that_are_killed(tmp_path: Path) ->
 
 def _supervisor(spec: RunSpec) -> int:
     """Return the process id of a run's supervisor; 0 when it has not said it yet."""
-    lock = spec.work_dir / "supervisor.lock"
-    return int(lock.read_text() or 0) if lock.exists() else 0
+    return read(spec.work_dir).supervisor
 
 
 async def _lost(runner: BwrapRunner, spec: RunSpec) -> None:

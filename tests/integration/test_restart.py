@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from pairio_cli.watchdog import last_words
+from pairio_node.runner.supervisor.runfile import read
 from tests.integration.chaos.nodes import Node
 from tests.integration.waiting import until
 
@@ -248,7 +249,7 @@ def test_two_restarts_in_a_row_and_a_job_that_ended_meanwhile(make_node: MakeNod
     assert node.stop() == 0
     (folder,) = node.folders()
     node.let_go()
-    until("the job has ended without a node", (folder / "outcome.json").is_file)
+    until("the job has ended without a node", lambda: read(folder).outcome is not None)
     until("so has its supervisor", lambda: node.processes() == [])
     node.start()
     node.wait_ready()
@@ -278,8 +279,8 @@ def test_a_job_whose_node_does_not_come_back_ends_with_the_grace(
     until("the folders are gone", lambda: node.folders() == [], 60)
 
 
-#: Card and outcome of a run that was given up, and what its supervisor held and said.
-_END_OF_A_RUN = {"card.json", "outcome.json", "supervisor.lock", "supervisor.err"}
+#: Card and outcome of a run that was given up, and what its supervisor said.
+_END_OF_A_RUN = {"run.jsonl", "supervisor.err"}
 
 
 def _ends(node: RestartNode, request: str) -> list[str | None]:

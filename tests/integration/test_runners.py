@@ -29,7 +29,7 @@ from pairio_node.runner.supervisor.console import (
     follow,
     read_console,
 )
-from tests.integration.runner_lab import script_spec
+from tests.integration.runner_lab import script_spec, supervisor_of
 from tests.integration.waiting import until_so
 
 pytestmark = pytest.mark.integration
@@ -239,7 +239,7 @@ async def test_a_killed_supervisor_takes_its_job_along_and_is_nobodys_failure(
 
     async def kill() -> None:
         await _until_in(spec.work_dir / "console", b"started")
-        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+        os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:

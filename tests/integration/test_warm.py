@@ -21,6 +21,7 @@ from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.zygote.host import _Sandbox
 from pairio_node.runner.zygote.link import _MAIN
 from pairio_node.runner.zygote.pool import Warmed, WarmLimits
+from tests.integration.runner_lab import supervisor_of
 from tests.integration.warm_lab import PATIENCE_S, Lab, RunInput, RunOutput, lab, until
 
 pytestmark = pytest.mark.integration
@@ -720,7 +721,7 @@ def test_a_worker_whose_host_has_gone_imports_nothing(tmp_path: Path) -> None:
 
 async def test_a_supervisor_that_is_killed_takes_its_job_with_it(warm: Lab) -> None:
     def kill(spec: Any) -> None:
-        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+        os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
 
     outcome = await _while_running(warm, kill)
     assert outcome.status == "infra"

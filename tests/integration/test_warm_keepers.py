@@ -16,6 +16,7 @@ from pairio_node.runner import RunSpec
 from pairio_node.runner.supervise import is_supervised
 from pairio_node.runner.zygote.link import HostLink
 from pairio_node.runner.zygote.pool import WarmLimits
+from tests.integration.runner_lab import supervisor_of
 from tests.integration.warm_lab import Lab, lab, until
 
 pytestmark = pytest.mark.integration
@@ -50,7 +51,7 @@ def _keepers(made: Lab) -> list[psutil.Process]:
 
 
 def _supervisor(spec: RunSpec) -> int:
-    return int((spec.work_dir / "supervisor.lock").read_text())
+    return supervisor_of(spec.work_dir)
 
 
 async def _served(made: Lab, code: str = "pass", **changes: Any) -> int:

@@ -19,6 +19,7 @@ from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.pool import WarmLimits
 from pairio_node.streams import JobStreams
 from pairio_node.urls import UrlRules
+from tests.integration.runner_lab import supervisor_of
 from tests.integration.warm_lab import Lab, RunInput, lab, until
 
 pytestmark = pytest.mark.integration
@@ -135,7 +136,7 @@ async def test_only_the_job_and_its_supervisor_ever_hold_a_secret(warm: Lab) -> 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(warm.run_spec, spec, cancel)
         await until((spec.work_dir / "tmp/working/begun").exists)
-        supervisor = int((spec.work_dir / "supervisor.lock").read_text())
+        supervisor = supervisor_of(spec.work_dir)
         holding = await trio.to_thread.run_sync(_holding, os.getpid())
         job = {pid for pid in holding if "sleep(600)" in _job_words(pid, spec)}
         assert job, holding  # the scan sees it where it is
@@ -320,7 +321,7 @@ async def test_nothing_is_left_of_a_warm_job_whose_supervisor_was_killed(warm: L
         await until((spec.work_dir / "tmp/working/begun").exists)
         assert warm.status["jobsWarm"] == 1, warm.status
         assert len(_forwarders()) == len(before) + 1
-        os.kill(int((spec.work_dir / "supervisor.lock").read_text()), signal.SIGKILL)
+        os.kill(supervisor_of(spec.work_dir), signal.SIGKILL)
     await until(lambda: set(_forwarders()) <= set(before))
     assert _files_with_it(warm.top) == []
 

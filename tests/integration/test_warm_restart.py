@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pairio_node.runner.supervisor.runfile import read
+from tests.integration.runner_lab import supervisor_of
 from tests.integration.test_restart import RestartNode
 from tests.integration.waiting import until
 
@@ -85,8 +87,8 @@ def _begun(node: RestartNode) -> tuple[str, psutil.Process]:
     request = node.begin_job(600)
     assert _warm(node)["jobsWarm"] == before + 1, _warm(node)
     until("the job before has left nothing", lambda: len(node.folders()) == 1, LONG_S)
-    (lock,) = (node.home / "jobs").glob("*/supervisor.lock")
-    return request, psutil.Process(int(lock.read_text()))
+    (folder,) = node.folders()
+    return request, psutil.Process(supervisor_of(folder))
 
 
 def _goes_on(node: RestartNode, request: str, supervisor: psutil.Process) -> None:
@@ -148,7 +150,7 @@ def test_a_warm_job_that_ended_without_a_node_is_told_once(node: RestartNode) ->
     assert node.stop() == 0
     _let_end(node)
     (folder,) = node.folders()
-    until("the job has ended without a node", (folder / "outcome.json").is_file, LONG_S)
+    until("the job has ended without a node", lambda: read(folder).outcome is not None, LONG_S)
     until("nothing of it is left", lambda: node.processes() == [], LONG_S)
     node.start()
     node.wait_ready()

@@ -68,8 +68,8 @@ class ContainerSupervisor(Supervisor):
     memory begin, `owner`: whose they are, `secrets`: the folder inside for them; and `beside`, if
     the job needs another container that passes on its streams: name, body."""
 
-    def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
-        super().__init__(plan, die_with_parent)
+    def __init__(self, plan: dict[str, Any], die_with_parent: Any, run_fd: int) -> None:
+        super().__init__(plan, die_with_parent, run_fd)
         self._container = plan["container"]
         self._name = quote(self._container["name"], safe="")
         self._engine = Engine(self._container["socket"])

@@ -18,31 +18,18 @@ from typing import Any
 
 from .cgroups import Delegation, JobCgroup
 from .console import ConsoleWriter
-from .disk import remove_tree, write_whole
+from .disk import remove_tree
 from .processes import descendants, sandboxes_below, send, stop_all
+from .runfile import RUN_FILE, add
 from .sandbox import FILTER, become, filter_fd
 from .secret import Mask, secret_fds, taken
 from .watch import Bounds, Passed, Watch, as_plain
 
-__all__ = [
-    "CARD_FILE",
-    "CONSOLE_FILE",
-    "ERRORS_FILE",
-    "GROUP_FILE",
-    "LOCK_FILE",
-    "OUTCOME_FILE",
-    "SAMPLES_FILE",
-    "Supervisor",
-]
+__all__ = ["CONSOLE_FILE", "ERRORS_FILE", "SAMPLES_FILE", "Supervisor"]
 
-#: What the node wrote about the run: with the outcome all that it needs to tell how it ended.
-CARD_FILE = "card.json"
 CONSOLE_FILE = "console"
-GROUP_FILE = "cgroup.json"
 SAMPLES_FILE = "usage.jsonl"
 ERRORS_FILE = "supervisor.err"
-LOCK_FILE = "supervisor.lock"
-OUTCOME_FILE = "outcome.json"
 
 #: From the job's SIGTERM to its SIGKILL: a run that nobody wants is gone within a second.
 _GRACE_S = 0.7
@@ -67,10 +54,11 @@ class Supervisor:
     sandboxed (the job's first process is the sandbox's own), grace_s, nice (how far behind others
     it comes), alive (the node's sign of life); of the sandbox: filter (of system calls,
     hexadecimal), user (0: that of the node), files (for that user, see `sandbox.become`);
-    has_secrets: whether they lie ready (see `secret`)."""
+    has_secrets: whether they lie ready (see `secret`). `run_fd`: its run file, with the lock."""
 
-    def __init__(self, plan: dict[str, Any], die_with_parent: Any) -> None:
+    def __init__(self, plan: dict[str, Any], die_with_parent: Any, run_fd: int) -> None:
         self._plan = plan
+        self._run_fd = run_fd
         self._folder = Path(plan["folder"])
         self._die_with_parent = die_with_parent
         self._alive_fd = -1
@@ -110,13 +98,13 @@ class Supervisor:
         outcome = self._outcome(error)
         self._clean()
         if self._node_lives():
-            self._leave(outcome)
+            add(self._run_fd, "outcome", outcome)
         elif not self._plan["grace_s"]:
             remove_tree(self._folder)
         else:
             if self._why == "yield":
                 self._remove_work()
-            self._leave(outcome)
+            add(self._run_fd, "outcome", outcome)
 
     def _open(self) -> None:
         """Open what the supervisor itself needs."""
@@ -135,7 +123,7 @@ class Supervisor:
         bounds = Bounds(**self._plan["bounds"])
         self._group = self._grouped(bounds)
         if self._group is not None:
-            write_whole(f"{self._folder}/{GROUP_FILE}", json.dumps(self._group.as_plain()))
+            add(self._run_fd, "group", self._group.as_plain())
         self._watcher = Watch(bounds, self._folder / "tmp", self._tree, self._group)
 
     def _grouped(self, bounds: Bounds) -> JobCgroup | None:
@@ -340,11 +328,6 @@ class Supervisor:
                 return
 
     def _outcome(self, error: str) -> dict[str, Any]:
-        samples = self._watcher.samples() if self._watcher is not None else []
-        if len(samples) > 1:  # one says no more than the figures of the whole run
-            lines = "".join(f"{json.dumps(sample)}\n" for sample in samples)
-            with contextlib.suppress(OSError):  # the disk may be full; the outcome counts
-                (self._folder / SAMPLES_FILE).write_text(lines)
         return {
             "exit_code": 0 if self._status is None else os.waitstatus_to_exitcode(self._status),
             "why": self._why,
@@ -352,12 +335,20 @@ class Supervisor:
             "passed": as_plain(self._passed),
             "console_lost_bytes": self._console.lost_bytes,
             "usage": self._usage(),
+            "samples": self._sampled(),
         }
 
-    def _leave(self, outcome: dict[str, Any]) -> None:
-        path = f"{self._folder}/{OUTCOME_FILE}"
-        write_whole(f"{path}.part", json.dumps(outcome))
-        os.rename(f"{path}.part", path)
+    def _sampled(self) -> bool:
+        """Leave samples of what the job used; say whether there are any."""
+        samples = self._watcher.samples() if self._watcher is not None else []
+        if len(samples) < 2:  # one says no more than the figures of the whole run
+            return False
+        lines = "".join(f"{json.dumps(sample)}\n" for sample in samples)
+        try:
+            (self._folder / SAMPLES_FILE).write_text(lines)
+        except OSError:
+            return False  # the disk may be full; the outcome counts
+        return True
 
     def _usage(self) -> dict[str, int]:
         """Return what the job used in all."""
@@ -371,9 +362,8 @@ class Supervisor:
         """Remove what the job needed and made. Its node, should it come back, is told that the run
         was given up, and finds nothing else."""
         for path in list(self._folder.iterdir()):
-            if path.name in (CARD_FILE, LOCK_FILE, ERRORS_FILE):
-                continue
-            remove_tree(path)
+            if path.name not in (RUN_FILE, ERRORS_FILE):
+                remove_tree(path)
 
 
 def _woken_by_signals() -> int:

@@ -8,7 +8,6 @@ it starts for the node: a line `{"host": ARGV}` with the descriptor that is to b
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import json
 import os
@@ -21,17 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from .family import Family
-from .job import ERRORS_FILE, LOCK_FILE, Supervisor
+from .job import ERRORS_FILE, Supervisor
+from .runfile import add, take
 
-__all__ = [
-    "become_supervisor",
-    "errors_to",
-    "launch",
-    "lock_folder",
-    "main",
-    "note_pid",
-    "take_orphans",
-]
+__all__ = ["become_supervisor", "errors_to", "launch", "main", "take_orphans"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -134,65 +126,49 @@ def _started(plan: dict[str, Any], fds: list[int]) -> int:
             os.close(fd)
 
 
-def _supervisor_for(plan: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+def _supervisor_for(plan: dict[str, Any]) -> Callable[[dict[str, Any], int], None]:
     kind: type[Supervisor] = Supervisor
     if plan.get("container"):  # imported here, once, and only by nodes that have containers
         from .container import ContainerSupervisor
 
         kind = ContainerSupervisor
-    return lambda plan: kind(plan, _die_with_parent).run()
+    return lambda plan, run_fd: kind(plan, _die_with_parent, run_fd).run()
 
 
-def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any]], None]) -> int:
-    """Fork a supervisor, which calls `supervise`; its lock is held before this returns."""
+def launch(plan: dict[str, Any], supervise: Callable[[dict[str, Any], int], None]) -> int:
+    """Fork a supervisor, which calls `supervise` with its run file, whose lock is held before this
+    returns."""
     folder = Path(plan["folder"])
-    lock_fd = lock_folder(folder)
+    run_fd = take(folder)
     try:
         pid = os.fork()
     except OSError:
-        os.close(lock_fd)
+        os.close(run_fd)
         raise
     if pid == 0:
         code = 70
         try:
             os.setsid()
-            become_supervisor(folder, lock_fd)
-            supervise(plan)
+            become_supervisor(folder, run_fd)
+            supervise(plan, run_fd)
             code = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
-    os.close(lock_fd)  # the supervisor has it
+    os.close(run_fd)  # the supervisor has it
     return pid
 
 
-def lock_folder(folder: Path) -> int:
-    """Take a job's folder: no other supervisor can. Raises OSError when one has."""
-    lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock_fd)
-        raise
-    return lock_fd
-
-
-def become_supervisor(folder: Path, lock_fd: int) -> None:
+def become_supervisor(folder: Path, run_fd: int) -> None:
     """Make this process, which leads a session, the supervisor of the folder's job."""
-    note_pid(lock_fd)
+    add(run_fd, "supervisor", os.getpid())
     null_fd = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1):
         os.dup2(null_fd, target)
     os.close(null_fd)
     errors_to(folder)
     take_orphans()
-
-
-def note_pid(lock_fd: int) -> None:
-    """Say in a job's folder whose lock it is; another process may have said so before."""
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, b"%d" % os.getpid(), 0)
 
 
 def errors_to(folder: Path) -> None:

@@ -19,12 +19,8 @@ from typing import Any
 
 from pairio_node.runner.supervisor.cgroups import Delegation, JobCgroup
 from pairio_node.runner.supervisor.disk import remove_tree
-from pairio_node.runner.supervisor.launcher import (
-    errors_to,
-    lock_folder,
-    note_pid,
-    take_orphans,
-)
+from pairio_node.runner.supervisor.launcher import errors_to, take_orphans
+from pairio_node.runner.supervisor.runfile import add, take
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import not_shut_in
 from pairio_node.runner.zygote.warm_job import (
@@ -199,11 +195,11 @@ def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, use
         if plan is None:
             return False
         folder = Path(plan["folder"])
-        lock_fd = lock_folder(folder)
+        run_fd = take(folder)
         channel.sendall(b'{"pid": %d}\n' % os.getpid())
         taken = True
-        note_pid(lock_fd)
-        supervisor = WarmSupervisor(plan, warm, group, lock_fd)
+        add(run_fd, "supervisor", os.getpid())
+        supervisor = WarmSupervisor(plan, warm, group, run_fd)
         supervisor.run()
         ended = True
         return supervisor.is_clean and warm.namespaces is not None

@@ -24,7 +24,6 @@ from pairio_node.runner.process import common_environment, sdk_root
 from pairio_node.runner.seccomp import middle, native, strict
 from pairio_node.runner.supervise import Ended, SupervisorLost, attach, attend, request_of
 from pairio_node.runner.supervisor.disk import remove_tree
-from pairio_node.runner.supervisor.job import OUTCOME_FILE
 from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.zygote import kernel
@@ -74,7 +73,6 @@ class WarmRunner(BwrapRunner):
             self.pool.needs_pydantic(app)
         if ended.why == "start" and not cancel.is_set():  # it never began: as if nothing had been
             self.pool.failed(app, warmed, ended.error)
-            (spec.work_dir / OUTCOME_FILE).unlink(missing_ok=True)
             remove_tree(spec.work_dir / "tmp")
             return await super().run(spec, cancel)
         if ended.why == "lost":

@@ -75,12 +75,11 @@ class WarmSupervisor(Supervisor):
     (where it finds them), `streams` (see `Forwarding`; None: it has none)."""
 
     def __init__(
-        self, plan: dict[str, Any], warm: Warm, group: JobCgroup | None, lock_fd: int
+        self, plan: dict[str, Any], warm: Warm, group: JobCgroup | None, run_fd: int
     ) -> None:
-        super().__init__(plan, None)
+        super().__init__(plan, None, run_fd)
         #: Set at the end: whether it left nothing in this process that another job must not meet.
         self.is_clean = False
-        self._lock_fd = lock_fd
         self._not_sent: OSError | None = None
         self._warm = warm
         self._group = group
@@ -247,7 +246,7 @@ class WarmSupervisor(Supervisor):
         by_itself = self._status is not None and not self._why
         # First the lock: a node that comes later and finds it held waits for this process' end, and
         # then the one that began the job is gone, which is seen here.
-        os.close(self._lock_fd)
+        os.close(self._run_fd)
         self.is_clean = self._node_waits() and by_itself and not needs
         os.close(self._warm.done_fd)
         remove_tree(Path(self._warm.folder))
