@@ -86,19 +86,31 @@ class Address:
             self._point_at(*find_api())
         return before != (self._host, self._port, self._token)
 
+    def _has_moved_since(self, error: NodeNotRunning) -> bool:
+        """Look the node up after a call that it did not answer."""
+        try:
+            return self._has_moved()
+        except NodeNotRunning as now:
+            now.was_there = error.was_there
+            raise
+
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    def _gone(self, error: Exception) -> NodeNotRunning:
-        return NodeNotRunning(
+    def _gone(self, error: Exception, *, was_there: bool = False) -> NodeNotRunning:
+        gone = NodeNotRunning(
             f"no node answers at {self.name} ({error})", "start it: pairio-node run"
         )
+        gone.was_there = was_there
+        return gone
 
     def _broken(self, error: Exception) -> NodeNotRunning:
-        return NodeNotRunning(
+        broken = NodeNotRunning(
             f"the node stopped in the middle of its answer ({error})",
             "look whether it runs: pairio-node status",
         )
+        broken.was_there = True
+        return broken
 
     def _document(self, status: int, data: bytes) -> Any:
         """Return the JSON of an answer, or raise what it says."""
@@ -265,8 +277,8 @@ class Api(Address):
             response = self._sent(method, target, body, headers)
             if response.status != 401 or not self._has_moved():
                 return response
-        except NodeNotRunning:
-            if not self._has_moved():
+        except NodeNotRunning as error:
+            if not self._has_moved_since(error):
                 raise
         self.close()
         return self._sent(method, target, body, headers)
@@ -281,9 +293,10 @@ class Api(Address):
             try:
                 return self._exchange(method, target, body, {**headers, **self._headers()})
             except (http.client.HTTPException, OSError) as error:
+                broke = self._connection is not None and isinstance(error, ConnectionError)
                 self.close()
                 if not kept or isinstance(error, TimeoutError):
-                    raise self._gone(error) from None
+                    raise self._gone(error, was_there=broke) from None
         raise AssertionError("unreachable")
 
     def _exchange(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:
@@ -292,6 +305,7 @@ class Api(Address):
         connection = self._connection
         if connection is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
+            connection.connect()
             self._local.kept = (os.getpid(), connection)
         connection.request(method, target, body, headers)
         return connection.getresponse()

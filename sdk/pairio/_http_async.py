@@ -20,6 +20,7 @@ _IDLE_MAX = 8
 _CALLS_MAX = 200
 _CHUNK = 64 * 1024
 _BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+_RESET = (ConnectionError, anyio.BrokenResourceError)
 
 
 class _Connection:
@@ -57,6 +58,9 @@ class _Connection:
                 try:
                     self._http.receive_data(await self._stream.receive(_CHUNK))
                 except anyio.EndOfStream:
+                    came = self._http.trailing_data[0]
+                    if self._http.their_state is h11.SEND_RESPONSE and not came:
+                        raise ConnectionResetError("it ended without a word") from None
                     self._http.receive_data(b"")
 
     def can_be_used_again(self) -> bool:
@@ -176,8 +180,8 @@ class AsyncApi(Address):
             if response.status_code != 401 or not self._has_moved():
                 return connection, response
             await connection.close()
-        except NodeNotRunning:
-            if not self._has_moved():
+        except NodeNotRunning as error:
+            if not self._has_moved_since(error):
                 raise
         await self.close()
         return await self._sent(method, target, body, more)
@@ -197,10 +201,11 @@ class AsyncApi(Address):
                 connection = self._idle.pop() if kept else await self._connected()
                 return connection, await connection.ask(request, body)
             except (*_BROKEN, h11.RemoteProtocolError, TimeoutError) as error:
+                broke = connection is not None and isinstance(error, _RESET)
                 if connection is not None:
                     await connection.close()
                 if not kept or isinstance(error, TimeoutError):
-                    raise self._gone(error) from None
+                    raise self._gone(error, was_there=broke) from None
             except BaseException:
                 if connection is not None:
                     with anyio.CancelScope(shield=True):

@@ -50,6 +50,9 @@ class PairioError(Exception):
 class NodeNotRunning(PairioError):
     """No node answers at the address that was found. Nothing was sent, or it is not known."""
 
+    #: Whether one took the call, and went before it answered: it may be back soon.
+    was_there = False
+
 
 class NoSuchOutput(PairioError, KeyError):
     """A job has no output of the name that was given."""

@@ -14,7 +14,14 @@ from typing import Any
 import anyio
 import pytest
 
-from pairio.client import AsyncClient, Client, PairioJob
+from pairio.client import (
+    AsyncClient,
+    Client,
+    PairioJob,
+    PairioJobDefinition,
+    PairioJobOutputFile,
+    PairioJobParameter,
+)
 from pairio.errors import Conflict, InvalidRequest, JobBlocked, JobFailed
 from tests.integration.conftest import RunningNode, launch
 from tests.integration.waiting import until
@@ -378,6 +385,34 @@ def test_who_waits_goes_on_over_a_restart(client: Client, lab: Lab) -> None:
     assert got == [batch]
     assert {job.status for job in batch} == {"completed"}
     assert sorted(lab.ran()) == [f"n{n}" for n in range(6)], "what ran went on"
+
+
+@pytest.mark.parametrize("how", ["stops", "is killed"])
+def test_a_first_submit_that_waits_goes_on_over_a_restart(lab: Lab, how: str) -> None:
+    values: dict[str, Any] = {"text": "once", "seconds": 3.0}
+    definition = PairioJobDefinition(
+        appName="flow",
+        processorName="step",
+        outputFiles=[PairioJobOutputFile(name="output")],
+        parameters=[PairioJobParameter(name=n, value=v) for n, v in values.items()],
+    )
+    with Client(reconnect_s=WAIT_S) as client:
+        thread, got = _meanwhile(
+            client, lambda: client.submit_job(job_definition=definition, wait_sec=WAIT_S)
+        )
+        until("it runs", lab.ran)
+        if how == "stops":
+            assert lab.node.stop() == 0
+        else:
+            lab.node.process.kill()
+            lab.node.process.wait(WAIT_S)
+            assert lab.node.process.stdout is not None
+            lab.node.process.stdout.close()
+        lab.start()
+        thread.join(WAIT_S)
+        assert [found.status for found in got] == ["completed"], got
+        assert [found.requestId for found in client.find_jobs()] == [got[0].requestId]
+        assert lab.ran() == ["once"]
 
 
 # -- the examples ------------------------------------------------------------------------------

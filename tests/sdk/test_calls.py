@@ -3,12 +3,15 @@
 import inspect
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 import pairio
@@ -22,6 +25,7 @@ from pairio.client import (
     PairioJobDefinition,
     PairioJobInputFile,
     PairioJobParameter,
+    _async_calls,
     _sync_calls,
 )
 from pairio.errors import (
@@ -114,6 +118,85 @@ def test_a_node_that_never_was_there_is_not_waited_for(node: FakeNode) -> None:
     away = Client("http://127.0.0.1:9", "x", reconnect_s=1e9)
     with pytest.raises(NodeNotRunning, match="no node answers"):
         away.status()
+
+
+def _gone_without_a_word(node: FakeNode, again: FakeNode, patch: pytest.MonkeyPatch) -> None:
+    """Let the node go when it is asked for a job, and be back while the client pauses."""
+    home = Path(os.environ["PAIRIO_HOME"]) / "api.json"
+
+    def gone(asked: Asked) -> Any:
+        home.unlink()
+        raise ConnectionResetError
+
+    node.on("POST", "/jobs", gone)
+    again.on("POST", "/jobs", job())
+    sleep = anyio.sleep
+
+    async def back(seconds: float) -> None:
+        _point_home_at(again)
+        await sleep(seconds)
+
+    patch.setattr(_async_calls, "sleep", back)
+    patch.setattr(_sync_calls, "sleep", lambda _: _point_home_at(again))
+
+
+def test_a_first_call_goes_on_when_the_node_was_there_for_it(
+    client: Client, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeNode(token="another") as again:
+        _gone_without_a_word(node, again, monkeypatch)
+        assert client.submit_job(job_definition=DEFINITION, wait_sec=60).status == "completed"
+        [first], [second] = node.calls("POST", "/jobs"), again.calls("POST", "/jobs")
+        assert (first.key, first.query) == (second.key, second.query)
+        client.close()
+
+
+def test_a_first_answer_that_is_cut_off_is_asked_for_again(client: Client, node: FakeNode) -> None:
+    node.on("POST", "/jobs", [Raw(json.dumps(job()).encode(), cut=20), job()])
+    assert client.submit_job(job_definition=DEFINITION).status == "completed"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_so_does_one_of_an_async_client(
+    backend: str, client: Client, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> str:
+        async with AsyncClient(reconnect_s=5) as made:
+            return (await made.submit_job(job_definition=DEFINITION, wait_sec=60)).status
+
+    with FakeNode(token="another") as again:
+        _gone_without_a_word(node, again, monkeypatch)
+        assert anyio.run(run, backend=backend) == "completed"
+        assert len(again.calls("POST", "/jobs")) == 1
+
+
+def test_what_only_breaks_off_is_given_up_in_time_and_what_says_other_things_at_once(
+    client: Client, node: FakeNode
+) -> None:
+    def gone(asked: Asked) -> Any:
+        raise ConnectionResetError
+
+    node.on("GET", "/status", gone)
+    client.reconnect_s = 0.05
+    with pytest.raises(NodeNotRunning, match="no node answers"):
+        client.status()
+    assert len(node.calls("GET", "/status")) > 1
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+                connection.recv(65536)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with (
+            Client(url, "x", reconnect_s=1e9) as made,
+            pytest.raises(NodeNotRunning, match="no node answers"),
+        ):
+            made.status()
+        thread.join()
 
 
 def test_a_download_goes_on_where_it_was_cut(client: Client, node: FakeNode) -> None:

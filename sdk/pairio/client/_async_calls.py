@@ -74,6 +74,7 @@ class AsyncCalls:
         that is now, or it never was there."""
         now = time.monotonic()
         ends = ends or now + self.reconnect_s
+        self._was_there |= error.was_there
         if not self._was_there or now >= ends:
             raise error
         await sleep(PAUSE_S)

@@ -75,6 +75,7 @@ class Calls:
         that is now, or it never was there."""
         now = time.monotonic()
         ends = ends or now + self.reconnect_s
+        self._was_there |= error.was_there
         if not self._was_there or now >= ends:
             raise error
         sleep(PAUSE_S)
