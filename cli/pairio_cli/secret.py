@@ -98,18 +98,11 @@ def secrets_again(
 
 def _names_asked(api: Api, jobs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the names of the secrets that the processor of each job asks for."""
-    known: dict[tuple[str, str, str], tuple[str, ...]] = {}
-    for service in {str(job["serviceName"]) for job in jobs}:
-        for app in api.call("GET", f"/api/v1/services/{part(service)}/apps")["apps"]:
-            for processor in app["appSpecification"]["processors"]:
-                key = (service, str(app["appName"]), str(processor["name"]))
-                known[key] = tuple(processor.get("secrets") or ())
-    found = []
-    for job in jobs:
-        definition = job["jobDefinition"]
-        key = (job["serviceName"], definition["appName"], definition["processorName"])
-        found.append(known.get(key, ()))  # the node says what is wrong with one that is not there
-    return found
+    from pairio._again import secret_names
+
+    services = {str(job["serviceName"]) for job in jobs}
+    asked = {s: api.call("GET", f"/api/v1/services/{part(s)}/apps")["apps"] for s in services}
+    return secret_names(jobs, asked)
 
 
 def _from_file(name: str, file: str) -> str:

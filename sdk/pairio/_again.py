@@ -1,9 +1,9 @@
 """What submits a job again: of use to the client and to the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["again_body"]
+__all__ = ["again_body", "secret_names"]
 
 
 def again_body(
@@ -23,3 +23,22 @@ def again_body(
         "targetComputeClientIds": job.get("targetComputeClientIds"),
         **({"secrets": dict(secrets)} if secrets else {}),
     }
+
+
+def secret_names(
+    jobs: Iterable[Mapping[str, Any]], apps: Mapping[str, Iterable[Mapping[str, Any]]]
+) -> list[tuple[str, ...]]:
+    """Return the names of the secrets that the processor of each job asks for; `apps` are those of
+    each service, by its name. The node says what is wrong with a processor that is not there."""
+    known = {
+        (service, app["appName"], processor["name"]): tuple(processor.get("secrets") or ())
+        for service, found in apps.items()
+        for app in found
+        for processor in app["appSpecification"]["processors"]
+    }
+    asked = []
+    for job in jobs:
+        definition = job["jobDefinition"]
+        key = (job["serviceName"], definition["appName"], definition["processorName"])
+        asked.append(known.get(key, ()))
+    return asked

@@ -288,6 +288,51 @@ def test_what_failed_is_submitted_again_in_one_call(client: Client, node: FakeNo
     assert Batch(client, "b", jobs[1:2]).retry_failed() == 0
 
 
+def _secret_jobs(client: Client, node: FakeNode) -> Batch:
+    """Return a batch in which jobs of three processors failed: each asks for other secrets."""
+    asked: dict[str, list[str]] = {"none": [], "one": ["TOKEN"], "both": ["KEY", "TOKEN"]}
+    processors = [{"name": name, "secrets": names} for name, names in asked.items()]
+    del processors[0]["secrets"]
+    app = {"appName": "hello", "appSpecification": {"processors": processors}}
+    node.on("GET", "/services/lab/apps", {"apps": [app]})
+    definitions = ({**job()["jobDefinition"], "processorName": name} for name in asked)
+    over = {"status": "failed", "isSettled": True}
+    jobs = [_pending(n, jobDefinition=d, **over) for n, d in enumerate(definitions)]
+    return Batch(client, "b", [PairioJob(client, data) for data in jobs])
+
+
+def test_a_retry_gives_each_job_the_secrets_that_it_asks_for(
+    client: Client, node: FakeNode
+) -> None:
+    batch = _secret_jobs(client, node)
+    given = {"TOKEN": "correct horse", "KEY": "battery staple"}
+    assert batch.retry_failed(secrets=given) == 3
+    [asked] = node.calls("POST", "/jobs/batch")
+    token = {"TOKEN": "correct horse"}
+    assert [b.get("secrets") for b in asked.body["jobs"]] == [None, token, given]
+    assert "correct horse" not in repr(batch) + repr(batch.jobs)
+
+
+def test_a_secret_that_no_job_of_a_retry_asks_for_is_refused(
+    client: Client, node: FakeNode
+) -> None:
+    batch = _secret_jobs(client, node)
+    with pytest.raises(InvalidRequest, match="none of the jobs asks for the secret 'TOKN'") as told:
+        batch.retry_failed(secrets={"TOKN": "correct horse"})
+    assert told.value.hint == "asked for: KEY, TOKEN"
+    assert node.calls("POST", "/jobs/batch") == []
+    node.on("GET", "/services/lab/apps", {"apps": []})
+    assert Batch(client, "b", []).retry_failed(secrets={"TOKN": "correct horse"}) == 0
+
+
+def test_a_job_that_runs_anew_is_given_its_secrets_again(client: Client, node: FakeNode) -> None:
+    found = _secret_jobs(client, node)[1]
+    found.rerun(skip_cache=True, secrets={"TOKEN": "correct horse"})
+    found.rerun()
+    given = [asked.body.get("secrets") for asked in node.calls("POST", "/jobs")]
+    assert given == [{"TOKEN": "correct horse"}, None]
+
+
 def test_what_is_watched_is_named_or_a_batch_or_everything(client: Client) -> None:
     few = [PairioJob(client, _pending(n)) for n in range(3)]
     assert watch_query(few) == {"request_ids": [_id(n) for n in range(3)], "service_name": "lab"}

@@ -1,7 +1,7 @@
 """Many jobs as one, for async programs. `_sync_batch.py` is made of this file."""
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
@@ -141,17 +141,24 @@ class AsyncBatch:
                 await job.refresh()
         return [job.outputs for job in self.jobs]
 
-    async def retry_failed(self) -> int:
+    async def retry_failed(self, *, secrets: Mapping[str, str] | None = None) -> int:
         """Submit the jobs that failed or were canceled again, in their places; return how many.
         Those that they blocked go on when they complete.
+
+        Args:
+            secrets: values by name, for those of the jobs that ask for them; those of a job that is
+                over are forgotten.
 
         Example:
             >>> await batch.retry_failed()
             0
+
+        Raises:
+            InvalidRequest: none of the jobs asks for a secret; or one of them lacks one.
         """
         over = ("failed", "canceled")
         again = [n for n, job in enumerate(self.jobs) if job._data["status"] in over]
-        jobs = await self._client._submit_many_again([self.jobs[n] for n in again])
+        jobs = await self._client._submit_many_again([self.jobs[n] for n in again], secrets)
         for number, job in zip(again, jobs, strict=True):
             self.jobs[number] = job
         for job in self.jobs:

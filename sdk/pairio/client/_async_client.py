@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
-from pairio._again import again_body
+from pairio._again import again_body, secret_names
 from pairio.client._async_batch import AsyncBatch
 from pairio.client._async_finding import AsyncFinding
 from pairio.client._async_job import AsyncPairioJob
@@ -19,6 +19,7 @@ from pairio.client._bodies import (
     swept,
 )
 from pairio.client._models import PairioJobDefinition, PairioJobRequiredResources
+from pairio.errors import InvalidRequest
 
 __all__ = ["AsyncClient"]
 
@@ -271,18 +272,40 @@ class AsyncClient(AsyncFinding):
             processor, swept(parameters), inputs=inputs, outputs=outputs, **options
         )
 
-    async def _submit_again(self, job: AsyncPairioJob, skip_cache: bool) -> AsyncPairioJob:
-        body = again_body(job._data, skip_cache)
+    async def _submit_again(
+        self, job: AsyncPairioJob, skip_cache: bool, secrets: Mapping[str, str] | None
+    ) -> AsyncPairioJob:
+        body = again_body(job._data, skip_cache, secrets)
         return self._job(await self._call("POST", _JOBS, body, None, _new_key()))
 
-    async def _submit_many_again(self, jobs: list[AsyncPairioJob]) -> list[AsyncPairioJob]:
+    async def _submit_many_again(
+        self, jobs: list[AsyncPairioJob], secrets: Mapping[str, str] | None
+    ) -> list[AsyncPairioJob]:
         if not jobs:
             return []
-        bodies = [again_body(job._data, False) for job in jobs]
+        given = await self._shared_out(secrets or {}, [job._data for job in jobs])
+        bodies = [again_body(job._data, False, own) for job, own in zip(jobs, given, strict=True)]
         batch = await self._submit_bodies(bodies, bodies[0]["batchId"])
         for refused in batch.refused:
             raise refused.error
         return batch.jobs
+
+    async def _shared_out(
+        self, secrets: Mapping[str, str], jobs: list[dict[str, Any]]
+    ) -> list[dict[str, str]]:
+        """Return those of the secrets that each job asks for."""
+        if not secrets:
+            return [{} for _ in jobs]
+        services = sorted({job["serviceName"] for job in jobs})
+        names = secret_names(jobs, {service: await self.apps(service) for service in services})
+        asked = {name for each in names for name in each}
+        for name in secrets:
+            if name not in asked:
+                raise InvalidRequest(
+                    f"none of the jobs asks for the secret {name!r}",
+                    f"asked for: {', '.join(sorted(asked)) or 'none'}",
+                )
+        return [{n: secrets[n] for n in each if n in secrets} for each in names]
 
 
 def _new_key() -> str:

@@ -1,7 +1,7 @@
 """Jobs, for async programs. `_sync_job.py` is made of this file."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
@@ -230,15 +230,24 @@ class AsyncPairioJob(JobBase):
         path = f"/api/v1/jobs/{self._data['requestId']}"
         await self._client._call("DELETE", path, None, query)
 
-    async def rerun(self, *, skip_cache: bool = False) -> "AsyncPairioJob":
+    async def rerun(
+        self, *, skip_cache: bool = False, secrets: Mapping[str, str] | None = None
+    ) -> "AsyncPairioJob":
         """Submit the same job again and return the new one: computed anew if its result is a
-        failure, or in any case with `skip_cache`. Secrets are not known any more: submit then.
+        failure, or in any case with `skip_cache`.
+
+        Args:
+            skip_cache: run it anew whatever its result is.
+            secrets: values by name; those of a job that is over are forgotten.
 
         Example:
             >>> (await job.rerun(skip_cache=True)).jobId == job.jobId
             True
+
+        Raises:
+            InvalidRequest: a secret that it asks for is missing, or one is given that it does not.
         """
-        return await self._client._submit_again(self, skip_cache)
+        return await self._client._submit_again(self, skip_cache, secrets)
 
     async def why(self) -> dict[str, Any]:
         """Return why the job is where it is: `status`, `error`, `waitsFor`, `blockedBy`,

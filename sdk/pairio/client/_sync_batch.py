@@ -3,7 +3,7 @@
 Made of `_async_batch.py` by scripts/gen_sync_client: change that one."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Self
 
@@ -141,17 +141,24 @@ class Batch:
                 job.refresh()
         return [job.outputs for job in self.jobs]
 
-    def retry_failed(self) -> int:
+    def retry_failed(self, *, secrets: Mapping[str, str] | None = None) -> int:
         """Submit the jobs that failed or were canceled again, in their places; return how many.
         Those that they blocked go on when they complete.
+
+        Args:
+            secrets: values by name, for those of the jobs that ask for them; those of a job that is
+                over are forgotten.
 
         Example:
             >>> batch.retry_failed()
             0
+
+        Raises:
+            InvalidRequest: none of the jobs asks for a secret; or one of them lacks one.
         """
         over = ("failed", "canceled")
         again = [n for n, job in enumerate(self.jobs) if job._data["status"] in over]
-        jobs = self._client._submit_many_again([self.jobs[n] for n in again])
+        jobs = self._client._submit_many_again([self.jobs[n] for n in again], secrets)
         for number, job in zip(again, jobs, strict=True):
             self.jobs[number] = job
         for job in self.jobs:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
-from pairio._again import again_body
+from pairio._again import again_body, secret_names
 from pairio.client._base import WAIT_S, Refused
 from pairio.client._bodies import (
     SubmitOptions,
@@ -21,6 +21,7 @@ from pairio.client._models import PairioJobDefinition, PairioJobRequiredResource
 from pairio.client._sync_batch import Batch
 from pairio.client._sync_finding import Finding
 from pairio.client._sync_job import PairioJob
+from pairio.errors import InvalidRequest
 
 __all__ = ["Client"]
 
@@ -271,18 +272,40 @@ class Client(Finding):
         """
         return self.map(processor, swept(parameters), inputs=inputs, outputs=outputs, **options)
 
-    def _submit_again(self, job: PairioJob, skip_cache: bool) -> PairioJob:
-        body = again_body(job._data, skip_cache)
+    def _submit_again(
+        self, job: PairioJob, skip_cache: bool, secrets: Mapping[str, str] | None
+    ) -> PairioJob:
+        body = again_body(job._data, skip_cache, secrets)
         return self._job(self._call("POST", _JOBS, body, None, _new_key()))
 
-    def _submit_many_again(self, jobs: list[PairioJob]) -> list[PairioJob]:
+    def _submit_many_again(
+        self, jobs: list[PairioJob], secrets: Mapping[str, str] | None
+    ) -> list[PairioJob]:
         if not jobs:
             return []
-        bodies = [again_body(job._data, False) for job in jobs]
+        given = self._shared_out(secrets or {}, [job._data for job in jobs])
+        bodies = [again_body(job._data, False, own) for job, own in zip(jobs, given, strict=True)]
         batch = self._submit_bodies(bodies, bodies[0]["batchId"])
         for refused in batch.refused:
             raise refused.error
         return batch.jobs
+
+    def _shared_out(
+        self, secrets: Mapping[str, str], jobs: list[dict[str, Any]]
+    ) -> list[dict[str, str]]:
+        """Return those of the secrets that each job asks for."""
+        if not secrets:
+            return [{} for _ in jobs]
+        services = sorted({job["serviceName"] for job in jobs})
+        names = secret_names(jobs, {service: self.apps(service) for service in services})
+        asked = {name for each in names for name in each}
+        for name in secrets:
+            if name not in asked:
+                raise InvalidRequest(
+                    f"none of the jobs asks for the secret {name!r}",
+                    f"asked for: {', '.join(sorted(asked)) or 'none'}",
+                )
+        return [{n: secrets[n] for n in each if n in secrets} for each in names]
 
 
 def _new_key() -> str:

@@ -3,7 +3,7 @@
 Made of `_async_job.py` by scripts/gen_sync_client: change that one."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self
 
@@ -232,15 +232,24 @@ class PairioJob(JobBase):
         path = f"/api/v1/jobs/{self._data['requestId']}"
         self._client._call("DELETE", path, None, query)
 
-    def rerun(self, *, skip_cache: bool = False) -> "PairioJob":
+    def rerun(
+        self, *, skip_cache: bool = False, secrets: Mapping[str, str] | None = None
+    ) -> "PairioJob":
         """Submit the same job again and return the new one: computed anew if its result is a
-        failure, or in any case with `skip_cache`. Secrets are not known any more: submit then.
+        failure, or in any case with `skip_cache`.
+
+        Args:
+            skip_cache: run it anew whatever its result is.
+            secrets: values by name; those of a job that is over are forgotten.
 
         Example:
             >>> (job.rerun(skip_cache=True)).jobId == job.jobId
             True
+
+        Raises:
+            InvalidRequest: a secret that it asks for is missing, or one is given that it does not.
         """
-        return self._client._submit_again(self, skip_cache)
+        return self._client._submit_again(self, skip_cache, secrets)
 
     def why(self) -> dict[str, Any]:
         """Return why the job is where it is: `status`, `error`, `waitsFor`, `blockedBy`,
