@@ -263,7 +263,8 @@ async def test_nothing_stays_of_a_stream_whose_client_asked_for_more_and_broke_o
         try:
             while True:
                 yield b"event\n"
-                await trio.sleep(0.01)
+                with trio.move_on_after(0.01):
+                    await trio.sleep_forever()
         finally:
             over.set()
 

@@ -132,9 +132,9 @@ def _gone_without_a_word(node: FakeNode, again: FakeNode, patch: pytest.MonkeyPa
     again.on("POST", "/jobs", job())
     sleep = anyio.sleep
 
-    async def back(seconds: float) -> None:
+    async def back(_: float) -> None:
         _point_home_at(again)
-        await sleep(seconds)
+        await sleep(0)
 
     patch.setattr(_async_calls, "sleep", back)
     patch.setattr(_sync_calls, "sleep", lambda _: _point_home_at(again))
