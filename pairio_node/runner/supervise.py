@@ -266,7 +266,8 @@ def _send_end(fd: int) -> None:
 
 def _ended(work_dir: Path, raw: dict[str, Any]) -> Ended:
     passed = None if raw.get("passed") is None else Passed(**raw["passed"])
-    console = read_console(work_dir / CONSOLE_FILE)
+    said = raw.get("console")  # else it is in a file: it was long, or the job was
+    console = read_console(work_dir / CONSOLE_FILE) if said is None else said.encode("latin-1")
     if raw["console_lost_bytes"]:
         console += f"\n[{raw['console_lost_bytes']} bytes lost: the disk was full]\n".encode()
     samples = b""

@@ -232,6 +232,24 @@ async def test_what_a_job_leaves_behind_is_ended_and_its_use_is_counted(
     assert outcome.usage["memory_peak_bytes"] > 2**20
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("true", b""),
+        (r"printf 'caf\303\251 \377\001\n'", b"caf\xc3\xa9 \xff\x01\n"),
+        ("printf one; sleep 0.3; echo two >&2", b"onetwo\n"),
+        ("head -c 1025 /dev/zero", bytes(1025)),
+        ("printf one; head -c 5000 /dev/zero", b"one" + bytes(5000)),
+    ],
+)
+async def test_what_a_job_says_comes_whole_be_it_short_or_long(
+    runner: ProcessRunner, tmp_path: Path, script: str, said: bytes
+) -> None:
+    """What a short one says little of comes with its outcome, the rest in a file."""
+    outcome = await _run(runner, script_spec(tmp_path, script))
+    assert (outcome.status, outcome.console) == ("completed", said)
+
+
 async def test_a_killed_supervisor_takes_its_job_along_and_is_nobodys_failure(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import trio
 
 from pairio_node.runner import RunSpec
 from pairio_node.runner.supervise import is_supervised
+from pairio_node.runner.supervisor.runfile import RUN_FILE
 from pairio_node.runner.zygote.link import HostLink
 from pairio_node.runner.zygote.pool import WarmLimits
 from tests.integration.runner_lab import supervisor_of
@@ -62,6 +63,15 @@ async def _served(made: Lab, code: str = "pass", **changes: Any) -> int:
     assert outcome.status == "completed", outcome
     assert made.status["jobsWarm"] == warm_before + 1
     return _supervisor(spec)
+
+
+async def _all_have_served(made: Lab) -> set[int]:
+    """Run jobs until every keeper has seen one to its end; return them."""
+    served = {await _served(made)}
+    with trio.fail_after(90):
+        while not {child.pid for child in _keepers(made)} <= served:
+            served.add(await _served(made))
+    return served
 
 
 async def _begun(made: Lab, spec: RunSpec) -> None:
@@ -117,7 +127,7 @@ async def test_the_word_to_end_reaches_its_own_job_only(warm: Lab) -> None:
 
     HostLink.start = started  # type: ignore[method-assign, assignment]
     try:
-        earlier = [await _served(warm) for _ in range(6)]
+        earlier = await _all_have_served(warm)
         spec = warm.spec(HOLDS)
         async with trio.open_nursery() as nursery:
             outcomes: list[Any] = []
@@ -141,10 +151,7 @@ async def test_the_word_to_end_reaches_its_own_job_only(warm: Lab) -> None:
 
 
 async def test_a_job_is_canceled_by_a_supervisor_that_served_before(warm: Lab) -> None:
-    earlier = {await _served(warm)}
-    with trio.fail_after(90):
-        while not {child.pid for child in _keepers(warm)} <= earlier:
-            earlier.add(await _served(warm))
+    earlier = await _all_have_served(warm)
     spec, cancel = warm.spec(HOLDS), trio.Event()
     outcomes: list[Any] = []
 
@@ -235,12 +242,19 @@ async def test_a_keeper_that_is_killed_while_it_is_free_is_not_missed(warm: Lab)
 
 
 async def test_one_that_fails_says_why_and_leaves_nothing(warm: Lab) -> None:
-    spec = warm.spec("pass")
-    (spec.work_dir / "console").mkdir()  # in the place of a file
-    outcome = await warm.run_spec(spec)
-    assert outcome.status == "infra"
-    assert "Is a directory" in outcome.error
-    pid = _supervisor(spec)
+    spec, outcomes = warm.spec(HOLDS), []
+
+    async def run() -> None:
+        outcomes.append(await warm.run_spec(spec))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await _begun(warm, spec)
+        pid = _supervisor(spec)
+        os.truncate(spec.work_dir / RUN_FILE, 2**24)  # it takes no more
+        (spec.work_dir / "tmp/go").touch()
+    assert outcomes[0].status == "infra"
+    assert "File too large" in outcomes[0].error
     await until(lambda: not psutil.pid_exists(pid))
     found = warm.runner._launcher.groups
     for parent in found.parents.values() if found is not None else ():

@@ -4,12 +4,15 @@ Layout: 8 bytes (how many bytes the job wrote in all, big-endian), the head, a r
 Readable while the job runs; a reader may see the newest piece half written.
 """
 
+import errno
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
     "HEAD_BYTES",
+    "HELD_BYTES",
     "PIECE_BYTES",
     "TAIL_BYTES",
     "ConsoleReader",
@@ -23,25 +26,45 @@ HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 512 * 1024
 #: What is added at once; while it is written, so much of the ring is neither old nor new.
 PIECE_BYTES = 64 * 1024
+#: More, as JSON, is not held: this much fits, beside the card, into the first block of a run file,
+#: and so onto a disk that has become full since.
+HELD_BYTES = 1024
 _COUNT_BYTES = 8
 
 
 class ConsoleWriter:
-    """Writes the file. A full disk loses output, never the job; `lost_bytes` says how much."""
+    """Writes the file. A full disk loses output, never the job; `lost_bytes` says how much. With
+    `hold` there is none before `show`, or before much was written: as long as `held` is not None,
+    it is all that the job wrote."""
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    def __init__(self, path: Path, *, hold: bool = False) -> None:
+        self._path = path
+        self._fd = -1
         self._total = 0
         self.lost_bytes = 0
-        os.pwrite(self._fd, bytes(_COUNT_BYTES), 0)
+        self.held: bytes | None = b"" if hold else None
+        if not hold:
+            self._open()
 
     def add(self, data: bytes) -> None:
         """Append what the job wrote, by at most PIECE_BYTES."""
+        if self.held is not None and _json_bytes(self.held + data) <= HELD_BYTES:
+            self.held += data
+            return
+        self.show()
         for at in range(0, len(data), PIECE_BYTES):
             self._add(data[at : at + PIECE_BYTES])
 
+    def show(self) -> None:
+        """Let others read it from now on."""
+        if self.held is not None:
+            held, self.held = self.held, None
+            self._add(held)
+
     def _add(self, data: bytes) -> None:
         try:
+            if self._fd < 0:
+                self._open()
             self._put(data)
             total = self._total + len(data)
             os.pwrite(self._fd, total.to_bytes(_COUNT_BYTES, "big"), 0)
@@ -50,10 +73,20 @@ class ConsoleWriter:
         else:
             self._total = total
 
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.pwrite(self._fd, bytes(_COUNT_BYTES), 0)
+
     def _put(self, data: bytes) -> None:
         at = self._total
         for piece, offset in _pieces(at, at + len(data)):
-            os.pwrite(self._fd, data[piece.start - at : piece.stop - at], _COUNT_BYTES + offset)
+            part = data[piece.start - at : piece.stop - at]
+            if os.pwrite(self._fd, part, _COUNT_BYTES + offset) < len(part):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _json_bytes(data: bytes) -> int:
+    return len(json.dumps(data[: HELD_BYTES + 1].decode("latin-1")))
 
 
 def _pieces(start: int, stop: int) -> list[tuple[range, int]]:

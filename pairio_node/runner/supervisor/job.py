@@ -109,7 +109,8 @@ class Supervisor:
     def _open(self) -> None:
         """Open what the supervisor itself needs."""
         self._alive_fd = os.open(self._plan["alive"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._console = ConsoleWriter(self._folder / CONSOLE_FILE)
+        # Most jobs are over before anybody would read a file.
+        self._console = ConsoleWriter(self._folder / CONSOLE_FILE, hold=True)
         self._wake_fd = _woken_by_signals()
         self._ask_fds = (self._wake_fd,)
 
@@ -223,6 +224,7 @@ class Supervisor:
     def _look(self, now_s: float) -> None:
         """See what the job uses, and whether a node is there."""
         assert self._watcher is not None
+        self._console.show()
         if self._passed is None:
             self._pass(self._watcher.look())
         if self._node_lives():
@@ -328,11 +330,13 @@ class Supervisor:
                 return
 
     def _outcome(self, error: str) -> dict[str, Any]:
+        held = self._console.held
         return {
             "exit_code": 0 if self._status is None else os.waitstatus_to_exitcode(self._status),
             "why": self._why,
             "error": error,
             "passed": as_plain(self._passed),
+            "console": None if held is None else held.decode("latin-1"),
             "console_lost_bytes": self._console.lost_bytes,
             "usage": self._usage(),
             "samples": self._sampled(),
