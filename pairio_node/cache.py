@@ -251,7 +251,7 @@ class Cache:
 
     def _tell_core(self, cids: set[str], results: dict[str, list[str]]) -> None:
         self._node.code.forget(cids)
-        self._node.executions.forget(cids)
+        self._node.preparation.forget(cids)
         for service, keys in results.items():
             self.promises.drop(keys)
             self._let_go.update(dict.fromkeys(keys))

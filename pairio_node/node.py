@@ -46,6 +46,7 @@ from pairio_node.joins import Joins
 from pairio_node.outside import Outside
 from pairio_node.owner_rules import closed_rules, rules_for_none, watch_hours
 from pairio_node.pinning import UrlPins
+from pairio_node.preparation import Preparation
 from pairio_node.public import Public
 from pairio_node.publishing import Publishing
 from pairio_node.referenced import ReferencedData
@@ -156,8 +157,7 @@ class Node:
         self.cache = Cache(self, self._find, self._ensure)
         self.exchange.on_served = self.cache.used
         self.services = Services(self)
-        self.joins = Joins(self)
-        self.admins = Admins(self)
+        self.joins, self.admins = Joins(self), Admins(self)
         self.public = Public(self)
         self.results = Results(self)
         self.consoles = Consoles(self, self._may_read)
@@ -173,6 +173,7 @@ class Node:
         self.memory_limit = "watchdog"
         #: Tells the owner something at once (stderr).
         self.say: Callable[[str], None] = lambda _: None
+        self.preparation = self._preparation()
         self.executions = self._executions()
         self._store = store
         self.writer: Writer | None = None
@@ -184,21 +185,29 @@ class Node:
         self.driver: Driver
         self.code: CodeKeeper
 
+    def _preparation(self) -> Preparation:
+        config, jobs = self.config, self.home.path / "jobs"
+        return Preparation(
+            self.contents,
+            self.exchange,
+            self.home.path / "apps",
+            UrlRules(config.allow_hosts, config.url_input_bytes_max),
+            config.restart_grace_s,
+            outside=self.outside,
+            used=self.cache.used,
+            bindable=self.references.unchanged_path,
+            secrets_of=self.secrets.fetch,
+            bounds=lambda: config.bounds_for_job(jobs, self.blocks.quota_bytes),
+        )
+
     def _executions(self) -> Executions:
         return Executions(
             self.contents,
-            self.exchange,
+            self.preparation,
             self.home.path / "jobs",
             self._runner_for,
             self.runners.named,
             lambda executed: self.driver.post_stored(executed),
-            self.config.restart_grace_s,
-            UrlRules(self.config.allow_hosts, self.config.url_input_bytes_max),
-            self.cache.used,
-            self.outside,
-            self.references.unchanged_path,
-            self.secrets.fetch,
-            lambda: self.config.bounds_for_job(self.home.path / "jobs", self.blocks.quota_bytes),
             self._progressed,
             self.cache.on_made,
         )

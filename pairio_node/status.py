@@ -62,7 +62,7 @@ def status_view(node: "Node") -> dict[str, Any]:
             **core.ctx.counters,
             **core.logs.counts(),
             **node.consoles.streams.counters,
-            **node.executions.counters,
+            **node.preparation.counters,
             **(node.bitswap.refusals() if node.bitswap is not None else {}),
             **(node.dht.refusals() if node.dht is not None else {}),
         },

@@ -25,7 +25,7 @@ DATA = b"".join(bytes([number]) * MIB for number in range(14))
 
 @pytest.fixture(autouse=True)
 def files_are_large_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pairio_node.execution.STREAMED_SIZE_BYTES_MIN", 10 * MIB)
+    monkeypatch.setattr("pairio_node.preparation.STREAMED_SIZE_BYTES_MIN", 10 * MIB)
 
 
 async def _shared(holder: LabNode, service: str, path: Path) -> str:
@@ -38,7 +38,7 @@ async def _streamed(
     node: LabNode, service: str, cid: str, *holders: LabNode
 ) -> StreamedContent | None:
     effect: Any = SimpleNamespace(service=service, holders=tuple(h.peer_id for h in holders))
-    return await node.executions._streamed(effect, "data", cid, may_bind=True)
+    return await node.preparation._streamed(effect, "data", cid, may_bind=True)
 
 
 async def test_only_the_parts_that_a_job_reads_are_fetched(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ async def test_only_the_parts_that_a_job_reads_are_fetched(tmp_path: Path) -> No
         assert content is not None and content.size_bytes == len(DATA)
         assert worker.exchange.counters["blocks_received"] == 2, "the root, and how it begins"
         streams = JobStreams(tmp_path / "s", UrlRules(), own_network=True)
-        streams.add_content(0, content, worker.executions._reader(service))
+        streams.add_content(0, content, worker.preparation._reader(service))
         with trio.fail_after(60):
             async with streams.serving():
                 job = Job(streams)
@@ -61,7 +61,7 @@ async def test_only_the_parts_that_a_job_reads_are_fetched(tmp_path: Path) -> No
                 assert (await job.get(range_="-1")).body == b"\x0d"
                 assert worker.exchange.counters["blocks_received"] == 5
             found = JobStreams.found(
-                tmp_path / "s", UrlRules(), None, worker.executions._reader(service)
+                tmp_path / "s", UrlRules(), None, worker.preparation._reader(service)
             )
             assert found is not None  # the node was started again meanwhile
             async with found.serving():
@@ -80,7 +80,7 @@ async def test_a_file_that_changed_meanwhile_gives_nothing_and_is_said(tmp_path:
         content = await _streamed(worker, service, cid, holder)
         assert content is not None
         streams = JobStreams(tmp_path / "s", UrlRules(), own_network=True)
-        streams.add_content(0, content, worker.executions._reader(service))
+        streams.add_content(0, content, worker.preparation._reader(service))
         before = path.stat()
         with path.open("r+b") as file:
             file.seek(7 * MIB)
