@@ -41,7 +41,7 @@ class Hiding:
         for name in gone:
             del self._hidden[name]
         notes = [(_NOTE, name, b"1") for name in new] + [(_NOTE, name, b"") for name in gone]
-        self._node.write_notes(tuple(notes))
+        self._node.shell.write_notes(tuple(notes))
 
     def hide_job(self, job_id: str, service: str | None) -> list[str]:
         """Hide a request, or all requests of a job; returns their ids.

@@ -1,11 +1,9 @@
-"""The node: its parts, what goes between them and the core, the facade that the API calls."""
+"""The node: its parts, their life, and the facade that the API calls."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import astuple
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVarTuple
 
 import trio
 
@@ -24,7 +22,6 @@ from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.blocks.references import References
 from pairio_node.blocks.referencing import ReferencingStore
 from pairio_node.cache import Cache
-from pairio_node.cache_needs import key_of
 from pairio_node.cars import Cars
 from pairio_node.cids import CidIndex
 from pairio_node.clock import Clock
@@ -58,28 +55,19 @@ from pairio_node.search import JobQuery, Search
 from pairio_node.secret_streams import Secrets
 from pairio_node.services import Services
 from pairio_node.serving import Found, Item, Serving
+from pairio_node.shell import NodeShell
 from pairio_node.status import status_view
-from pairio_node.store import CommitRows, Store, Writer
-from pairio_node.strangers import Pace
+from pairio_node.store import Store, Writer
 from pairio_node.submits import Submits
 from pairio_node.transport import (
-    CHANNEL_CONTROL,
-    CHANNEL_SYNC,
-    Frame,
-    Gossip,
-    PeerDown,
-    PeerUp,
     Transport,
-    TransportEvent,
 )
 from pairio_node.urls import UrlRules
 from pairio_node.views import (
-    TWIN_HINT,
     find_request,
     is_settled,
     job_status,
     job_view,
-    twin_words,
     why_view,
 )
 from pairio_node.watching import Watching
@@ -88,14 +76,10 @@ from pairio_protocol import events as ev
 from pairio_protocol.context import CoreConfig
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState
-from pairio_protocol.machines.contents import LOOK
 from pairio_protocol.records import Resources
-from pairio_protocol.segment import Segment
 
 __all__ = ["Node"]
 
-_CHANNELS = {"control": CHANNEL_CONTROL, "sync": CHANNEL_SYNC}
-_TOPIC_PREFIX = "/pairio/1/"
 #: How long a node that stops waits for its jobs to be ended and given up.
 _YIELD_S = 4.0
 #: How long it then goes on, so that those who wait for the jobs hear of it.
@@ -103,9 +87,7 @@ _FAREWELL_S = 0.1
 #: Bytes that a client gave stay so long for the job that is to name them.
 _NAMED_S = 60.0
 
-
-def _topic(service: str) -> str:
-    return f"{_TOPIC_PREFIX}{service}/0"
+_Args = TypeVarTuple("_Args")
 
 
 class Node:
@@ -136,7 +118,6 @@ class Node:
         self.referenced = ReferencedData(self, self.references)
         self.content = self.contents.everything
         self.guest_blocks = GuestBlocks()
-        self._pace = Pace()
         self.exchange = Exchange(self.contents, self.transport, self._may_read, self.guest_blocks)
         self.inputs = JobInputs(self)
         self.serving = Serving(self.content, self.exchange, self._content_sources)
@@ -175,6 +156,7 @@ class Node:
         self.say: Callable[[str], None] = lambda _: None
         self.preparation = self._preparation()
         self.executions = self._executions()
+        self.shell = NodeShell(self)
         self._store = store
         self.writer: Writer | None = None
         self.links: Links | None = None
@@ -239,7 +221,7 @@ class Node:
             addresses=self.transport.addresses(),
         )
         self.core = NodeCore(self.home.key(), core_config)
-        self.driver = Driver(self.core, self.clock, self)
+        self.driver = Driver(self.core, self.clock, self.shell)
         self.transport.prefer(
             lambda peer: bool(self.core.membership.shared_with(peer)), self.memberships
         )
@@ -296,53 +278,10 @@ class Node:
         for peer, addresses in snapshot.peers:
             self.transport.keep_connected(peer, addresses)
 
-    def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, run: Callable[[*_Args], Awaitable[None]], *args: *_Args) -> None:
         """Let something go on in the background; it must not fail."""
         assert self._nursery is not None
-        self._nursery.start_soon(run)
-
-    # -- transport -> core ----------------------------------------------------------------
-
-    async def on_transport(self, event: TransportEvent) -> None:
-        """Hand a transport's event to the core; waits when too much is queued."""
-        match event:
-            case PeerUp():
-                posted: ev.Event = ev.PeerUp(event.peer, event.addresses)
-                self.remember(event.peer, event.addresses)
-            case PeerDown():
-                posted = ev.PeerDown(event.peer)
-                self._pace.forget(event.peer)
-                if self.dht is not None:
-                    self.dht.on_peer_down(event.peer)
-            case Frame():
-                if self._is_stranger(event.peer):
-                    await self._pace.wait(event.peer)
-                posted = ev.FrameReceived(event.peer, event.data)
-            case Gossip():
-                service = event.topic.removeprefix(_TOPIC_PREFIX).partition("/")[0]
-                posted = ev.GossipReceived(service, event.forwarder, event.data)
-        while not self.driver.post(posted):  # noqa: ASYNC110 - rare, and every event wakes nobody
-            await trio.sleep(0.05)  # back-pressure: the stream is not read meanwhile
-
-    def _is_stranger(self, peer: str) -> bool:
-        """Say whether a peer is neither a member of a service here nor somebody whom this node's
-        owner named or asked to let it in."""
-        core = self.core
-        if core.membership.shared_with(peer) or peer in core.ctx.config.trust:
-            return False
-        return not (core.own_wishes.names(peer) or core.guests.names(peer))
-
-    def remember(self, peer: str, addresses: tuple[str, ...]) -> None:
-        """Store where a member was found; with the next transaction, as the loop never waits."""
-        if not addresses or self.writer is None:
-            return
-
-        def on_done(error: Exception | None) -> None:
-            if error is not None:
-                self.core.ctx.counters["peers not remembered"] += 1
-
-        row = (peer, " ".join(addresses), self.clock.unix_ms())
-        self.writer.submit(CommitRows(peers=(row,)), on_done)
+        self._nursery.start_soon(run, *args)
 
     def _may_read(self, peer: str, service: str) -> bool:
         """Blocks of a service go to those who have a role in it now; any role reads. Guests of a
@@ -363,85 +302,6 @@ class Node:
             Wish(effect.isolation_min, "container" in effect.processor, names)
         )
 
-    # -- effects (Shell) ------------------------------------------------------------------
-
-    def carry_out(self, effect: ef.Effect) -> None:
-        """Do one effect of the core."""
-        assert self._nursery is not None
-        match effect:
-            case ef.Send():
-                self.transport.send(effect.peer, _CHANNELS[effect.channel], effect.data)
-            case ef.Announce():
-                self.transport.announce(_topic(effect.service), effect.data)
-            case ef.Connect():
-                self.transport.keep_connected(effect.peer, effect.addresses)
-                self.remember(effect.peer, effect.addresses)
-            case ef.JoinTopic():
-                service = effect.service
-                self.transport.join_topic(
-                    _topic(service),
-                    lambda _, data: self.core.accepts_gossip(service, data),
-                    lambda peer: service in self.core.membership.shared_with(peer),
-                )
-            case ef.LeaveTopic():
-                self.transport.leave_topic(_topic(effect.service))
-            case ef.Execute():
-                self._nursery.start_soon(self.executions.execute, effect)
-            case ef.Kill():
-                self.executions.kill(effect.attempt)
-            case ef.GuestReads():
-                self.guest_blocks.give(effect.peer, effect.service, effect.cids)
-            case ef.FetchBlocks():
-                if self.cache.has_just_made(effect.ticket, effect.service, effect.cids):
-                    # Who waits here for the result is told with its commit, without a task.
-                    self.driver.when_stored(partial(self._holds, effect))
-                else:
-                    self._nursery.start_soon(self._fetch, effect)
-            case ef.Locate():
-                self._nursery.start_soon(self._locate, effect)
-            case ef.LookFurther():
-                assert self.finder is not None  # the core looks no further without one
-                self._nursery.start_soon(self.finder.for_submit, effect)
-            case ef.JobChanged() | ef.WishChanged():
-                self._changed.set()
-                if isinstance(effect, ef.JobChanged):
-                    self.watching.changed(effect.service, effect.job)
-            case ef.TwinSeen():
-                self.say(f"warning: {twin_words(effect.boot, effect.since_unix_ms)}. {TWIN_HINT}")
-            case ef.Refuse() | ef.Reply() | ef.Fail():
-                pass  # counted by the core; answers go through the driver
-
-    def write(self, commit: ef.Commit, on_done: Callable[[Exception | None], None]) -> None:
-        """Store a commit with the next transaction."""
-        assert self.writer is not None
-        now = self.clock.unix_ms()
-
-        def row(s: Segment) -> tuple[bytes, str, str, bytes, int, bytes, int]:
-            return (s.hash, s.service, s.log.author, s.log.boot, s.first_seq, s.encode(), now)
-
-        rows = CommitRows(
-            services=tuple((s, name, int(up), epoch) for s, name, up, epoch in commit.services),
-            changes=commit.changes,
-            segments=tuple(map(row, commit.segments)),
-            answers=commit.answers,
-            kept=tuple(map(row, commit.kept)),
-            dropped=tuple((astuple(d)[:6], d.kept) for d in commit.dropped),
-            notes=commit.notes,
-            forgotten=commit.forgotten,
-        )
-        self.submits.written(commit.notes)
-        self.writer.submit(rows, on_done)
-
-    def write_notes(self, notes: tuple[tuple[str, str, bytes], ...]) -> None:
-        """Store notes with the next transaction; one that fails says so with the next commit."""
-        assert self.writer is not None
-
-        def on_done(error: Exception | None) -> None:
-            if error is not None:
-                self.core.ctx.counters["notes not stored"] += len(notes)
-
-        self.writer.submit(CommitRows(notes=notes), on_done)
-
     async def leave_jobs(self) -> None:
         """Leave running jobs to their supervisors, or give them up where nothing is to be left."""
         if (self.config.restart_grace_s == 0 or self.draining.begun) and self.executions.running:
@@ -449,44 +309,6 @@ class Node:
                 self.driver.post(ev.Draining())
                 await self.executions.yield_all()
                 await trio.sleep(_FAREWELL_S)
-
-    async def _fetch(self, effect: ef.FetchBlocks) -> None:
-        try:
-            with self.blocks.in_use.working():
-                if not await self.cache.is_here(effect.service, effect.cids):
-                    await self._fetch_copy(effect)
-                    await self.contents.settle(effect.service)
-                elif not key_of(effect.ticket)[0]:
-                    # Who waits here for the result: not before it is on the disk.
-                    await self.driver.post_stored(ev.TimePassed())
-        except FetchFailed as error:
-            self.driver.post(ev.Fetched(effect.ticket, False, str(error)))
-        except (UserError, OSError) as error:
-            self.driver.post(ev.Fetched(effect.ticket, False, str(error), no_room=True))
-        else:
-            self._holds(effect)
-
-    def _holds(self, effect: ef.FetchBlocks) -> None:
-        self.cache.on_held(effect.ticket, effect.service)
-        self.driver.post(ev.Fetched(effect.ticket, True))
-
-    async def _fetch_copy(self, effect: ef.FetchBlocks) -> None:
-        room_bytes = self.cache.room_for_copy(effect.ticket)
-        for cid in effect.cids:
-            came = await self.exchange.fetch(
-                effect.service, cid, effect.holders, limit_bytes=room_bytes
-            )
-            self.cache.on_copied(effect.ticket, came)
-            room_bytes -= came
-
-    async def _locate(self, effect: ef.Locate) -> None:
-        """Look whether content is here for a service, whole."""
-        with self.blocks.in_use.working():
-            here = await self.cache.is_here(effect.service, effect.cids)
-        if effect.ticket.startswith(LOOK) and self.finder is not None:  # for this node itself
-            result = effect.ticket.removeprefix(LOOK)
-            here = here or await self.finder.find_content(effect.service, result)
-        self.driver.post(ev.Located(effect.ticket, here))
 
     # -- the facade: jobs -----------------------------------------------------------------
 
@@ -620,6 +442,10 @@ class Node:
             requests = [s.id for s in same if folded.member_of(s.author) == mine] or [state.id]
         await self.driver.call(lambda call: ev.CancelRequests(call, name, tuple(requests)))
         return self.view(name, state)
+
+    def tell_changed(self) -> None:
+        """Something that clients see of jobs or wishes changed."""
+        self._changed.set()
 
     async def changed(self) -> None:
         """Wait until something that clients see of jobs or wishes changes."""

@@ -29,4 +29,4 @@ async def remember_members(node: "Node") -> None:
                 said = heard[peer].entry.addresses if peer in heard else ()
                 if said and not core.ctx.connected[peer] and known.get(peer) != said:
                     known[peer] = said
-                    node.remember(peer, said)
+                    node.shell.remember(peer, said)

@@ -164,7 +164,7 @@ async def _serve(node: Node, ready: Callable[[dict[str, Any]], None], stop: trio
     node.links = Links(api_port, gateway_port, home.secret("links.key"))
     node.api_url = f"http://127.0.0.1:{api_port}"
     node.draining.stopped = stop.set
-    async with node.transport.running(node.on_transport):
+    async with node.transport.running(node.shell.on_transport):
         node.begin()
         try:
             async with trio.open_nursery() as nursery:

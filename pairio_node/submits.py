@@ -73,7 +73,7 @@ class Submits:
         old = {key for key, known in self._known.items() if known[3] < since} | set(too_many)
         notes = [(_NOTE, f"{key}/{self._known.pop(key)[0]}", b"") for key in sorted(old)]
         if notes:
-            self._node.write_notes(tuple(notes))
+            self._node.shell.write_notes(tuple(notes))
 
     async def submit(self, body: dict[str, Any], key: str = "") -> dict[str, Any]:
         """Submit a job in the original's form, once for a key; returns the job.
@@ -95,7 +95,7 @@ class Submits:
         if under_way is None:
             under_way = self._under_way[name] = _UnderWay(asked)
             # Not the caller's task: his going away must not leave it half done.
-            self._node.spawn(lambda: self._run(name, under_way, body))
+            self._node.spawn(self._run, name, under_way, body)
         elif under_way.asked != asked:
             raise _other()
         await under_way.done.wait()

@@ -121,7 +121,7 @@ async def running(
     node.say = say
     node.runner, node.store, node.links = runner, store, Links(1, 2, b"k" * 32)
     try:
-        async with node.transport.running(node.on_transport):
+        async with node.transport.running(node.shell.on_transport):
             node.begin()
             async with trio.open_nursery() as nursery:
                 node.start(nursery)
