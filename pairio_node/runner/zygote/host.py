@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pairio_node.runner.supervisor.disk import remove_tree
+from pairio_node.runner.supervisor.disk import remove_tree, scatter
 from pairio_node.runner.supervisor.processes import descendants, send
 from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
 from pairio_node.runner.zygote import kernel
@@ -227,6 +227,7 @@ class _Host:
         self.config = config
         self.folder = Path(config["folder"])
         self.folder.mkdir(parents=True)
+        scatter(self.folder)
         self.outside = Namespaces.of(os.getpid())
         self._lock_fd = os.open(self.folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
