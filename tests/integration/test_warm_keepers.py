@@ -350,3 +350,42 @@ def _waiting_jobs(made: Lab) -> list[psutil.Process]:
             if above[2:] == ["bwrap"] and "bwrap" not in above[:2]:
                 found.append(process)
     return found
+
+
+FOLDERS = ("working", "working/tmp", "out", "other")
+LOOKS = f"""
+import os, stat
+def seen(name):
+    path = '/tmp/' + name
+    names = sorted(set(os.listdir(path)) - {{'tmp'}})
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    return [names, os.listxattr(path), mode, os.stat(path).st_mtime > 1e9]
+found = [seen(name) for name in {FOLDERS}]
+print(__import__('json').dumps([found, os.stat('/tmp/other').st_ino]))
+"""
+LEAVES = """
+for name, change in (
+    ('working', lambda p: open(p + '/left', 'w').close()),
+    ('working/tmp', lambda p: os.utime(p, (1, 1))),
+    ('out', lambda p: os.setxattr(p, 'user.word', b'for the next one')),
+    ('other', lambda p: os.chmod(p, 0o711)),
+):
+    change('/tmp/' + name)
+"""
+
+
+async def test_a_job_gets_the_folders_of_one_before_only_when_it_left_them_alone(
+    warm: Lab,
+) -> None:
+    clean, inode = await warm.told(LOOKS)
+    assert [entry[:2] + entry[3:] for entry in clean] == [[[], [], True]] * len(FOLDERS)
+    inodes = {inode}
+    for _ in range(30):
+        found, inode = await warm.told(LOOKS)
+        assert found == clean
+        inodes.add(inode)
+    assert len(inodes) <= 15, "those of a few supervisors, one for each job would be 31"
+    for _ in range(12):
+        found, _ = await warm.told(LOOKS + LEAVES)
+        assert found == clean, "nothing of what the one before left"
+    assert warm.status["jobsWarm"] == 43

@@ -23,8 +23,9 @@ from pairio_node.runner.supervisor.processes import descendants, send
 from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces, import_tricks
+from pairio_node.runner.zygote.job_folders import make_tmp
 from pairio_node.runner.zygote.keeper import Keeper, KeeperGone
-from pairio_node.runner.zygote.warm_job import Warm, group_bounds, make_tmp
+from pairio_node.runner.zygote.warm_job import Warm, group_bounds
 
 __all__ = ["main"]
 
@@ -465,7 +466,9 @@ class _Host:
                 self._keepers.append(keeper)
                 return
             keeper.close()
-        self._keepers.append(Keeper(warm, self.config["groups"], self.config["zygote"]["user"]))
+        config = self.config
+        user, reuses = config["zygote"]["user"], config["reuses_folders"]
+        self._keepers.append(Keeper(warm, config["groups"], user, reuses_folders=reuses))
 
 
 def _hear(link: socket.socket, errors_fd: int, within_s: float) -> tuple[dict[str, Any], str]:
