@@ -58,7 +58,7 @@ class Batches:
             for state in states
             if folded.member_of(state.author) == mine
             and not core.is_twins(state)
-            and self._node.status_of(name, state) in (*_OPEN, "blocked")
+            and self._node.jobs.status_of(name, state) in (*_OPEN, "blocked")
         )
         if requests:
             await self._node.driver.call(lambda call: ev.CancelRequests(call, name, requests))
@@ -76,7 +76,7 @@ class Batches:
         return max(found.items(), key=lambda item: max(map(_when, item[1])))
 
     def _requests(self, service: str | None) -> Iterator[tuple[str, RequestState]]:
-        for name in self._node.named_or_all(service):
+        for name in self._node.services.named_or_all(service):
             if name in self._node.core.membership.chains:
                 for state in list(self._node.core.fold(name).requests.values()):
                     yield name, state
@@ -87,7 +87,7 @@ class Batches:
         for number, state in enumerate(newest.values()):
             if number % _LOOKS == 0:
                 await trio.lowlevel.checkpoint()
-            counts[self._node.status_of(service, state)] += 1
+            counts[self._node.jobs.status_of(service, state)] += 1
         petnames = self._node.core.membership.petnames
         return {
             "batchId": batch,

@@ -58,7 +58,7 @@ class Consoles:
         Raises:
             UserError: no such job; too many consoles are followed.
         """
-        found = self._node.find_job(job_id, service)
+        found = self._node.jobs.find(job_id, service)
         if self.followed >= CONSOLES_FOLLOWED_MAX:
             raise UserError(
                 f"{self.followed} consoles are followed already",
@@ -128,7 +128,7 @@ class _Follower:
     async def run(self, *, follow: bool) -> None:
         """Tell everything there is, and with `follow` what comes, until the job ends."""
         while True:
-            self._state = self._node.still(self._service, self._state)
+            self._state = self._node.jobs.still(self._service, self._state)
             await self._say_status()
             live = self._live()
             if live is not None:
@@ -243,14 +243,14 @@ class _Follower:
         document = result.document
         shown = await self._begin(document.attempt, document.worker)
         try:
-            await self._node.ensure_content(document.console, self._service, self._state)
+            await self._node.files.ensure(document.console, self._service, self._state)
             size_bytes = await self._node.content.size(document.console)
             if document.attempt in self._whole and shown >= size_bytes:
                 return  # a run that was over at once may have ended with less told than it said
             start = min(shown, size_bytes)
             if shown > HEAD_BYTES and start > HEAD_BYTES + TAIL_BYTES:
                 start = HEAD_BYTES  # in the middle something is left out: told again from there
-            async for data in self._node.read_content(document.console, start, 2**62):
+            async for data in self._node.files.read(document.console, start, 2**62):
                 for at in range(0, len(data), LOG_PIECE_SIZE_BYTES_MAX):
                     piece = data[at : at + LOG_PIECE_SIZE_BYTES_MAX]
                     await self._output(document.attempt, self._shown[document.attempt], piece)

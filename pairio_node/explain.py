@@ -64,14 +64,14 @@ class Explain:
     async def job(self, job_id: str, service: str | None, other: str | None) -> Json:
         """Return why a job was a hit or a miss, and how it differs from the nearest earlier one,
         or from `other`."""
-        name, state = self._node.find_job(job_id, service)
+        name, state = self._node.jobs.find(job_id, service)
         fold = self._node.core.fold(name)
         answer = fold.result_of(state)
         is_hit = answer is not None and (
             state.cached or answer.document.finished_unix_ms <= state.record.issued_unix_ms
         )
         if other is not None:
-            _, compared = self._node.find_job(other, name)
+            _, compared = self._node.jobs.find(other, name)
             nearest: Json | None = self._compared(name, state.document, compared)
         else:
             nearest = None if is_hit else await self.nearest(name, state)
@@ -140,7 +140,7 @@ class Explain:
     def _compared(self, service: str, document: Json, other: RequestState) -> Json:
         return {
             "jobId": other.job,
-            "status": self._node.status_of(service, other),
+            "status": self._node.jobs.status_of(service, other),
             "timestampCreatedSec": other.record.issued_unix_ms / 1000,
             "submittedBy": self._member(service, other.author),
             "differences": differences(document, other.document),

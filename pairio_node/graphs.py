@@ -25,7 +25,7 @@ class Graphs:
     def of(self, job_id: str, service: str | None) -> Json:
         """Return `{jobId, serviceName, isWhole, jobs, edges}`. An edge says which output of which
         job is which input of which; a job comes after those on which it rests."""
-        name, state = self._node.find_job(job_id, service)
+        name, state = self._node.jobs.find(job_id, service)
         fold = self._node.core.fold(name)
         names = set(fold.upstream_of(state.job, GRAPH_JOBS_MAX))
         ordered = _ordered(fold, state.job, names)
@@ -52,7 +52,7 @@ class Graphs:
 
     def _job(self, service: str, fold: ServiceFold, job: str) -> Json:
         document, state = fold.definitions.get(job), find_request(fold, job)
-        view = self._node.view(service, state) if state is not None else {}
+        view = self._node.jobs.view(service, state) if state is not None else {}
         status = view.get("status") or self._unasked(fold, job)
         return {
             "jobId": job,

@@ -50,11 +50,11 @@ class Hiding:
             NotFoundError: there is none.
             ConflictError: one is not over.
         """
-        name, state = self._node.find_job(job_id, service)
+        name, state = self._node.jobs.find(job_id, service)
         fold = self._node.core.fold(name)
         requests = [state.id] if job_id == state.id else list(fold.by_job.get(state.job, ()))
         for request in requests:
-            status = self._node.status_of(name, fold.requests[request])
+            status = self._node.jobs.status_of(name, fold.requests[request])
             if status in _OPEN:
                 raise ConflictError(
                     f"job {state.job} is {status}", hint="cancel it first: pairio job cancel ID"

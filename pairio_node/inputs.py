@@ -57,7 +57,7 @@ class JobInputs:
         with as_user_errors():
             inside = path_in_folder(url)
         if inside is not None:
-            found = await self._node.look_content(*inside, inside[0])
+            found = await self._node.files.look(*inside, inside[0])
             entry["url"] = f"ipfs://{found.cid}"
             entry["fileBaseName"] = entry.get("fileBaseName") or inside[1][-1]
 

@@ -19,7 +19,7 @@ class Nodes:
     def all(self, service: str | None) -> list[Json]:
         """Return the nodes of one service, or of all, those of one service together."""
         known = self._node.core.membership.chains
-        names = [name for name in self._node.named_or_all(service) if name in known]
+        names = [name for name in self._node.services.named_or_all(service) if name in known]
         return [view for name in names for view in self._of(name)]
 
     def _of(self, service: str) -> list[Json]:

@@ -37,5 +37,5 @@ class UrlPins:
             with tempfile.TemporaryDirectory(prefix="url-", dir=jobs) as folder:
                 path = Path(folder) / "content"
                 fetched = await fetch_url(url, path, self._rules)
-                added = await self._node.add_file(path)
+                added = await self._node.files.add_file(path)
         return {"cid": added.cid, "size": added.size_bytes, "etag": fetched.etag or None}

@@ -31,7 +31,7 @@ class Plans:
         """Return what a submit of this body would be answered with."""
         node, core = self._node, self._node.core
         service = node.services.id_of(body.get("serviceName"))
-        resources = node.resources_of(service, body)
+        resources = node.jobs.resources_of(service, body)
         found = await node.search.by_definition(body["jobDefinition"], service)
         state = self._state(service, body, found["jobId"], resources)
         fold = core.fold(service)

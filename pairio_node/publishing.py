@@ -85,7 +85,7 @@ class Publishing:
                 await self._store([*self._published, entry])
             new = await trio.to_thread.run_sync(self.blocks.mark_sync, OWN, blocks)
         if new:
-            self._node.on_more_public()
+            self._on_more_public()
         return {**(same or entry), "changed": same is None}
 
     async def unpublish(self, what: str) -> Json:
@@ -123,7 +123,7 @@ class Publishing:
 
     async def _find_result(self, what: str, service: str | None) -> Json:
         node = self._node
-        found, state = node.find_job(what, service)
+        found, state = node.jobs.find(what, service)
         fold = node.core.fold(found)
         info = fold.result_of(state) or fold.answer_for(state, fold.resolve(state.job))
         if info is None:
@@ -138,7 +138,7 @@ class Publishing:
                 hint="publish it on a member's node",
             )
         for cid in _contents(info):
-            await node.ensure_content(cid, found, state)
+            await node.files.ensure(cid, found, state)
         for cid, data in documents.items():
             await node.content.store.put(cid, data)
         cids = [*documents, *_contents(info)]
@@ -260,7 +260,12 @@ class Publishing:
             else:
                 self._again_s[key] = now_s + _RETRY_S
         if new:
-            self._node.on_more_public()
+            self._on_more_public()
+
+    def _on_more_public(self) -> None:
+        """More may be read by anybody than before."""
+        if self._node.bitswap is not None:
+            self._node.bitswap.on_more_public()
 
     async def _show(self, service: str, info: ResultInfo) -> tuple[int, bool]:
         """Make public what is here of a result; return how many blocks are new to the public, and

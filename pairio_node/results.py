@@ -91,7 +91,7 @@ class Results:
 
     async def _find(self, name: str, service: str | None, *, ask: bool = True) -> _Found:
         known = self._node.core.membership.chains
-        services = [s for s in self._node.named_or_all(service) if s in known]
+        services = [s for s in self._node.services.named_or_all(service) if s in known]
         found = self._known(name, services)
         if found is None and ask and await self.look_for(name, service):
             found = self._known(name, services)
@@ -99,7 +99,7 @@ class Results:
             return found
         waiting = self._waiting(name, services)
         if waiting is not None:
-            status = self._node.job(waiting.id, service)["status"]
+            status = self._node.jobs.one(waiting.id, service)["status"]
             raise UserError(
                 f"job {waiting.job} is {status}: it has no result yet",
                 hint=f"wait for it: pairio job show {waiting.job[-10:]}",
@@ -125,7 +125,7 @@ class Results:
         if not _is_cid(name):
             return False
         taken = self._node.core.membership.taken_up
-        services = [s for s in self._node.named_or_all(service) if s in taken]
+        services = [s for s in self._node.services.named_or_all(service) if s in taken]
         if self._waiting(name, services) is not None:
             return False
         await self._ask_members(name, services)
@@ -236,7 +236,7 @@ class Results:
         core = self._node.core
         try:
             if await self._node.content.missing(cid):
-                members = self._node.members_to_ask(rests.service)
+                members = self._node.files.members_to_ask(rests.service)
                 holders = dict.fromkeys((*rests.workers, *members))
                 others = [h for h in holders if h in core.ctx.connected or h in members]
                 await self._node.exchange.fetch(rests.service, cid, others)

@@ -53,7 +53,7 @@ class Search:
         found = []
         for name, state in self._found(query):
             if state is not None:
-                found.append(self._node.view(name, state))
+                found.append(self._node.jobs.view(name, state))
             if len(found) >= query.limit:
                 break
         return found
@@ -70,7 +70,7 @@ class Search:
                 continue
             if len(jobs) == query.limit:
                 return {"jobs": jobs, "nextCursor": cursor}
-            jobs.append(self._node.view(name, state))
+            jobs.append(self._node.jobs.view(name, state))
             cursor = f"{state.record.issued_unix_ms}-{state.id}"
         return {"jobs": jobs, "nextCursor": None}
 
@@ -79,7 +79,7 @@ class Search:
         before = _position(query.cursor)
         states = [
             (name, state)
-            for name in self._node.named_or_all(query.service)
+            for name in self._node.services.named_or_all(query.service)
             if name in self._node.core.membership.chains
             for state in self._candidates(name, query)
             if before is None or (state.record.issued_unix_ms, state.id) < before
@@ -130,11 +130,11 @@ class Search:
             return False
         if query.user is not None and not self._is(service, state.author, query.user):
             return False
-        if query.statuses and self._node.status_of(service, state) not in query.statuses:
+        if query.statuses and self._node.jobs.status_of(service, state) not in query.statuses:
             return False
         if query.node is None:
             return True
-        worker = self._node.view(service, state)["computeNodeId"]
+        worker = self._node.jobs.view(service, state)["computeNodeId"]
         return worker is not None and self._is(service, worker, query.node)
 
     def _is(self, service: str, peer: str, name: str) -> bool:
@@ -166,13 +166,13 @@ class Search:
             except UserError:
                 return {"jobId": job, "job": None}
             state = self._best(name, job)
-        return {"jobId": job, "job": node.view(name, state) if state is not None else None}
+        return {"jobId": job, "job": node.jobs.view(name, state) if state is not None else None}
 
     def _best(self, service: str, job: str) -> RequestState | None:
         """Return the newest request of a job that has completed, else the newest one."""
         fold = self._node.core.fold(service)
         states = [fold.requests[request] for request in fold.by_job.get(job, ())]
-        done = [s for s in states if self._node.status_of(service, s) == "completed"]
+        done = [s for s in states if self._node.jobs.status_of(service, s) == "completed"]
         if done:
             return max(done, key=lambda state: state.record.issued_unix_ms)
         return find_request(fold, job)

@@ -48,6 +48,12 @@ class Services:
             raise NotFoundError(f"no service {name!r} on this node", hint=f"services here: {names}")
         return found
 
+    def named_or_all(self, service: str | None) -> list[str]:
+        """Return the ids of a service, or of all that are taken up here or asked as a guest."""
+        if service:
+            return [self.id_of(service)]
+        return sorted(self._node.core.membership.taken_up) + sorted(self._node.core.guests.services)
+
     def all(self) -> list[dict[str, Any]]:
         """Return the services that are taken up here, and those in which this node is a guest."""
         core = self._node.core

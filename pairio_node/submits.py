@@ -90,7 +90,7 @@ class Submits:
         known = self._request_of(name, asked)
         if known is not None:
             await self._node.driver.post_stored(ev.TimePassed())  # it may not be on disk yet
-            return self._node.view(*known)
+            return self._node.jobs.view(*known)
         under_way = self._under_way.get(name)
         if under_way is None:
             under_way = self._under_way[name] = _UnderWay(asked)
@@ -116,7 +116,7 @@ class Submits:
             under_way.done.set()
 
     async def _submit(self, body: dict[str, Any], key: str) -> dict[str, Any]:
-        job = await self._node.submit({**body, "key": key} if key else body)
+        job = await self._node.jobs.submit({**body, "key": key} if key else body)
         if body.get("deleteFailing"):
             self._hide_failing(job)
         return job
@@ -129,7 +129,7 @@ class Submits:
             state.id
             for state in list(older)
             if state.id != job["requestId"]
-            and self._node.status_of(job["serviceId"], state) == "failed"
+            and self._node.jobs.status_of(job["serviceId"], state) == "failed"
         )
 
     def _request_of(self, name: str, asked: str) -> tuple[str, RequestState] | None:

@@ -127,7 +127,7 @@ class Watching:
                 f"{WATCHERS_MAX} clients watch already", hint="close one of them, or ask with /wait"
             )
         known = self._node.core.membership.chains
-        services = tuple(n for n in self._node.named_or_all(query.service) if n in known)
+        services = tuple(n for n in self._node.services.named_or_all(query.service) if n in known)
         watch = _Watch(query, services)
         watched = list(self._watched(watch)) if query.names_some else []
         missing = set(query.requests) - {state.id for _, state in watched}
@@ -208,7 +208,7 @@ class Watching:
     def _vanished(self, watch: _Watch) -> list[tuple[str, RequestState]]:
         """Return requests that count no more (their submitter was revoked), with what they were."""
         return [
-            (service, self._node.still(service, state))
+            (service, self._node.jobs.still(service, state))
             for (service, request), (state, summary) in watch.told.items()
             if request not in self._node.core.fold(service).requests
         ]

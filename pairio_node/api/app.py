@@ -33,6 +33,7 @@ from pairio_node.api.references import reference_routes
 from pairio_node.api.results import result_routes
 from pairio_node.api.services import service_routes
 from pairio_node.errors import UserError
+from pairio_node.search import JobQuery
 
 __all__ = ["make_app"]
 
@@ -166,17 +167,17 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     @app.get("/api/v1/jobs/{job_id}")
     async def job(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
         """One job, by job id, the end or beginning of it if unique, or request id."""
-        return JSONResponse(await node.find_or_look(job_id, serviceName))
+        return JSONResponse(await node.jobs.find_or_look(job_id, serviceName))
 
     @app.get("/api/v1/jobs/{job_id}/why")
     async def why(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
         """Why the job is where it is, and what each node lacks for it: rule, need, have."""
-        return JSONResponse(node.why(job_id, serviceName))
+        return JSONResponse(node.jobs.why(job_id, serviceName))
 
     @app.post("/api/v1/jobs/{job_id}/cancel")
     async def cancel(job_id: str, serviceName: str | None = None) -> JSONResponse:  # noqa: N803
         """Withdraw this member's requests for the job. A run that nobody else wants ends."""
-        return JSONResponse(await node.cancel(job_id, serviceName))
+        return JSONResponse(await node.jobs.cancel(job_id, serviceName))
 
     @app.get("/api/v1/jobs/{job_id}/wait")
     async def wait(
@@ -186,7 +187,7 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
     ) -> JSONResponse:
         """Answer when the job is final and safe, or with its state when the time is over."""
         timeout_s = max(0.0, min(timeoutSec, WAIT_S_MAX))
-        return JSONResponse(await node.wait(job_id, serviceName, timeout_s))
+        return JSONResponse(await node.jobs.wait(job_id, serviceName, timeout_s))
 
     @app.get("/api/v1/jobs/{job_id}/outputs/{name:path}")
     async def output(
@@ -200,7 +201,7 @@ def _job_routes(app: FastAPI, node: NodeFacade) -> None:
         """The bytes of an output (Range is understood: no more than that is fetched); of a folder,
         what lies at `path`, or its entries."""
         some = "range" in request.headers
-        cid, file_name, _ = await node.output_cid(job_id, serviceName, name, some=some)
+        cid, file_name, _ = await node.jobs.output_cid(job_id, serviceName, name, some=some)
         return await output_response(node, request, cid, file_name, path, format == "json")
 
 
@@ -220,14 +221,14 @@ def _other_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
     async def add_content(request: Request) -> JSONResponse:
         """Add bytes (the raw body, a stream) as content; answers its CID and size."""
         async with aclosing(request.stream()) as chunks:
-            cid, size = await node.add_content(chunks)
+            cid, size = await node.files.add(chunks)
         return JSONResponse({"cid": cid, "size": size})
 
     @app.post("/api/v1/content/folders")
     async def add_folder(body: FolderBody) -> JSONResponse:
         """Make a folder of files that are here."""
         entries = [(entry.path, entry.cid) for entry in body.entries]
-        cid, size = await node.add_folder(entries)
+        cid, size = await node.files.add_folder(entries)
         return JSONResponse({"cid": cid, "size": size})
 
     @app.post("/api/v1/tokens")
@@ -255,14 +256,14 @@ def _page_routes(app: FastAPI, node: NodeFacade, auth: Auth) -> None:
 
     @app.get("/", include_in_schema=False)
     async def home() -> Response:
-        jobs = node.jobs(service=None, status=None, tag=None, limit=50)
+        jobs = node.search.newest(JobQuery(limit=50))
         return _html(home_page(node.status(), jobs))
 
     @app.get("/job/{job_id}", include_in_schema=False)
     async def page(job_id: str) -> Response:
-        job: dict[str, Any] = node.job(job_id, None)
+        job: dict[str, Any] = node.jobs.one(job_id, None)
         console = bytearray()
-        async for chunk in node.console(job_id, None):
+        async for chunk in node.jobs.console(job_id, None):
             console += chunk
             del console[:-_CONSOLE_ON_PAGE_BYTES]
         return _html(job_page(json.loads(json.dumps(job)), console.decode(errors="replace")))

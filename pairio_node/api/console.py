@@ -56,7 +56,7 @@ def console_routes(app: FastAPI, node: "NodeFacade") -> None:
         format: Literal["text", "json"] = "text",
     ) -> Response:
         """What the job printed; with `follow=1` also what it is printing, until it ends."""
-        node.job(job_id, serviceName)  # an unknown job is an error, not an empty console
+        node.jobs.one(job_id, serviceName)  # an unknown job is an error, not an empty console
         events = node.consoles.follow(job_id, serviceName, attempt, offset, follow=follow)
         as_events = "text/event-stream" in request.headers.get("accept", "")
         if as_events or format == "json":

@@ -70,7 +70,7 @@ def content_response(
     headers["Content-Length"] = str(stop - start)
     if parts:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    body = _empty() if request.method == "HEAD" else node.read_content(cid, start, stop, root)
+    body = _empty() if request.method == "HEAD" else node.files.read(cid, start, stop, root)
     return _Stream(body, 206 if parts else 200, headers, media_type=kind)
 
 
@@ -95,7 +95,7 @@ def _several(
     async def body() -> AsyncIterator[bytes]:
         for head, (start, stop) in zip(heads, parts, strict=True):
             yield head
-            async for chunk in node.read_content(named[0], start, stop, named[1]):
+            async for chunk in node.files.read(named[0], start, stop, named[1]):
                 yield chunk
         yield end
 
@@ -115,10 +115,10 @@ async def output_response(
         UserError: a folder without `as_json`, or a file with it; nothing at that path.
     """
     names = [part for part in (path or "").split("/") if part]
-    found = await node.look_content(cid, names, cid)
+    found = await node.files.look(cid, names, cid)
     last = names[-1] if names else name
     if found.is_folder and as_json:
-        items = await node.list_content(found.cid, cid)
+        items = await node.files.entries(found.cid, cid)
         return await trio.to_thread.run_sync(lambda: JSONResponse(folder_json(found, items, last)))
     if found.is_folder or as_json:
         raise UserError(
@@ -166,11 +166,11 @@ def make_gateway(node: NodeFacade, links: Links, port: int) -> Starlette:
         if not links.is_valid(cid, name, key):
             return _refusal("this link is not one of this node's", 403)
         try:
-            found = await node.look_content(cid, path, cid)
+            found = await node.files.look(cid, path, cid)
             if not found.is_folder:
                 last = path[-1] if path else name
                 return content_response(node, request, found.cid, last, found.size_bytes, cid)
-            items = await node.list_content(found.cid, cid)
+            items = await node.files.entries(found.cid, cid)
         except UserError as error:
             return _refusal(error.message, error.http_status)
         base = links.below(cid, name, path)

@@ -53,7 +53,7 @@ def many_job_routes(app: FastAPI, node: NodeFacade) -> None:
         same."""
         job = await node.submits.submit(body.model_dump(), key)
         if waitSec and not job["isSettled"]:
-            job = await node.wait(job["requestId"], job["serviceId"], waitSec)
+            job = await node.jobs.wait(job["requestId"], job["serviceId"], waitSec)
         return JSONResponse(job)
 
     @app.post("/api/v1/jobs/batch")

@@ -83,7 +83,7 @@ def result_routes(app: FastAPI, node: "NodeFacade") -> None:
     @app.get("/api/v1/content/{cid}")
     async def content(request: Request, cid: str) -> Response:
         """The bytes of a file by CID (Range is understood)."""
-        found = await node.look_content(cid, ())
+        found = await node.files.look(cid, ())
         if found.is_folder:
             raise UserError(f"{cid} is a folder", hint="pairio get takes folders too")
         return content_response(node, request, cid, cid, found.size_bytes)
@@ -91,4 +91,4 @@ def result_routes(app: FastAPI, node: "NodeFacade") -> None:
     @app.get("/api/v1/blocks/{cid}")
     async def block(cid: str) -> Response:
         """One block of a file or folder."""
-        return Response(await node.content_block(cid), media_type="application/vnd.ipld.raw")
+        return Response(await node.files.block(cid), media_type="application/vnd.ipld.raw")

@@ -89,14 +89,14 @@ class LabNode(Node):
             "parameters": [{"name": "name", "value": name}],
         }
         with trio.fail_after(10):
-            return await self.submit({"jobDefinition": definition, **more})
+            return await self.jobs.submit({"jobDefinition": definition, **more})
 
     async def done(self, job: dict[str, Any]) -> dict[str, Any]:
         """Wait for a job; it must end in time."""
-        return await self.wait(job["requestId"], None, 10)
+        return await self.jobs.wait(job["requestId"], None, 10)
 
     async def output(self, job: dict[str, Any]) -> str:
-        cid, _, _ = await self.output_cid(job["requestId"], None, "output")
+        cid, _, _ = await self.jobs.output_cid(job["requestId"], None, "output")
         return b"".join([chunk async for chunk in self.content.read(cid)]).decode()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pairio_node.errors import UserError
+from pairio_node.search import JobQuery
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol.history import read_history
 from tests.node.node_lab import SERVICE, LabNode, app_directory, running, three, until
@@ -126,7 +127,7 @@ async def test_an_app_is_updated_removed_and_its_history_told(tmp_path: Path) ->
         await until(lambda: guest.services.apps(SERVICE) == [], "it is gone everywhere")
         with pytest.raises(UserError, match="no app 'greeter'"):
             await guest.greet("Bob")
-        assert guest.job(done["requestId"], None)["status"] == "completed"
+        assert guest.jobs.one(done["requestId"], None)["status"] == "completed"
         told = guest.admins.app_history(SERVICE, "greeter")
         assert [e["does"].split(" the app")[0] for e in told] == ["adds", "updates", "removes"]
         assert {p["member"] for e in told for p in e["signedBy"]} == {f"node-{admin.peer_id[-6:]}"}
@@ -144,16 +145,16 @@ async def test_an_open_job_of_a_removed_app_is_blocked_and_says_why(tmp_path: Pa
         with pytest.raises(UserError, match="is pending: output 'output' is not there yet"):
             await node.output(job)
         with pytest.raises(UserError, match="has no output 'nix'") as caught:
-            await node.output_cid(job["requestId"], None, "nix")
+            await node.jobs.output_cid(job["requestId"], None, "nix")
         assert caught.value.hint == "outputs: output"
         await node.admins.remove_app(SERVICE, "greeter")
-        blocked = await node.wait(job["requestId"], None, 10)
+        blocked = await node.jobs.wait(job["requestId"], None, 10)
         assert (blocked["status"], blocked["error"]) == (
             "blocked",
             "app 'greeter' was removed from the service",
         )
         await node.services.install_app(SERVICE, str(tmp_path / "app"), None)
-        assert node.job(job["requestId"], None)["status"] == "pending"
+        assert node.jobs.one(job["requestId"], None)["status"] == "pending"
 
 
 async def test_a_service_that_was_ended_serves_nobody(tmp_path: Path) -> None:
@@ -191,5 +192,5 @@ async def test_a_revoked_member_is_refused_everywhere_and_told(tmp_path: Path) -
         await admin.admins.revoke(SERVICE, guest.peer_id, None, None)
         for node in (worker, guest):
             await until(partial(lambda n: "guest" not in _names(n), node), "it is told")
-        kept = admin.jobs(service=SERVICE, status="completed", tag=None, limit=9)
+        kept = admin.search.newest(JobQuery(service=SERVICE, statuses=("completed",)))
         assert len(kept) == 1, "what it asked for before is not cut"

@@ -215,11 +215,83 @@ class FakeDraining:
         return {"running": 2}
 
 
+class FakeJobs:
+    """Knows one job."""
+
+    def __init__(self, asked: list[tuple[Any, ...]]) -> None:
+        self._asked = asked
+
+    async def find_or_look(self, job_id: str, service: str | None) -> dict[str, Any]:
+        return self.one(job_id, service)
+
+    def one(self, job_id: str, service: str | None) -> dict[str, Any]:
+        if job_id != "bafyjob":
+            raise NotFoundError(f"no job {job_id!r} on this node", hint="pairio job ls")
+        return JOB
+
+    def why(self, job_id: str, service: str | None) -> dict[str, Any]:
+        return {"jobId": self.one(job_id, service)["jobId"]}
+
+    async def cancel(self, job_id: str, service: str | None) -> dict[str, Any]:
+        return self.one(job_id, service)
+
+    async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
+        self._asked.append(("wait", timeout_s))
+        return self.one(job_id, service)
+
+    async def console(self, job_id: str, service: str | None) -> AsyncIterator[bytes]:
+        yield b"<b>line</b>\n"
+
+    async def output_cid(
+        self, job_id: str, service: str | None, output: str, *, some: bool = False
+    ) -> tuple[str, str, int]:
+        self.one(job_id, service)
+        if output != "o":
+            raise NotFoundError(f"job {job_id} has no output {output!r}", hint="outputs: o")
+        return CID, "o.html", len(CONTENT)
+
+
+class FakeFiles:
+    """Knows one file."""
+
+    def __init__(self, asked: list[tuple[Any, ...]]) -> None:
+        self._asked = asked
+
+    async def read(
+        self, cid: str, start: int, stop: int, root: str | None = None
+    ) -> AsyncIterator[bytes]:
+        yield CONTENT[start:stop]
+
+    async def look(self, cid: str, path: Sequence[str] = (), root: str | None = None) -> Found:
+        if cid != CID or path:
+            raise NotFoundError(f"nobody has {cid}")
+        return Found(cid, len(CONTENT), False)
+
+    async def entries(self, cid: str, root: str | None = None) -> list[Item]:
+        return []
+
+    async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
+        self._asked.append(("add_folder", entries))
+        return CID, 0
+
+    async def block(self, cid: str) -> bytes:
+        return CONTENT
+
+    async def add(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        size = 0
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > 10 * 2**20:
+                raise StorageFullError("the quota is full", hint="raise quota_bytes")
+        return CID, size
+
+
 class FakeFacade:
     """Answers as a node would, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.jobs, self.files = FakeJobs(self.asked), FakeFiles(self.asked)
         self.joins: Any = FakeJoins()
         self.consoles = FakeConsoles()
         self.draining = FakeDraining()
@@ -253,69 +325,6 @@ class FakeFacade:
     @property
     def url_pins(self) -> "FakeMany":
         return FakeMany(self)
-
-    async def find_or_look(self, job_id: str, service: str | None) -> dict[str, Any]:
-        return self.job(job_id, service)
-
-    def job(self, job_id: str, service: str | None) -> dict[str, Any]:
-        if job_id != "bafyjob":
-            raise NotFoundError(f"no job {job_id!r} on this node", hint="pairio job ls")
-        return JOB
-
-    def jobs(self, **filters: Any) -> list[dict[str, Any]]:
-        self.asked.append(("jobs", filters))
-        return [JOB]
-
-    def why(self, job_id: str, service: str | None) -> dict[str, Any]:
-        return {"jobId": self.job(job_id, service)["jobId"]}
-
-    async def cancel(self, job_id: str, service: str | None) -> dict[str, Any]:
-        return self.job(job_id, service)
-
-    async def wait(self, job_id: str, service: str | None, timeout_s: float) -> dict[str, Any]:
-        self.asked.append(("wait", timeout_s))
-        return self.job(job_id, service)
-
-    async def console(self, job_id: str, service: str | None) -> AsyncIterator[bytes]:
-        yield b"<b>line</b>\n"
-
-    async def output_cid(
-        self, job_id: str, service: str | None, output: str, *, some: bool = False
-    ) -> tuple[str, str, int]:
-        self.job(job_id, service)
-        if output != "o":
-            raise NotFoundError(f"job {job_id} has no output {output!r}", hint="outputs: o")
-        return CID, "o.html", len(CONTENT)
-
-    async def read_content(
-        self, cid: str, start: int, stop: int, root: str | None = None
-    ) -> AsyncIterator[bytes]:
-        yield CONTENT[start:stop]
-
-    async def look_content(
-        self, cid: str, path: Sequence[str] = (), root: str | None = None
-    ) -> Found:
-        if cid != CID or path:
-            raise NotFoundError(f"nobody has {cid}")
-        return Found(cid, len(CONTENT), False)
-
-    async def list_content(self, cid: str, root: str | None = None) -> list[Item]:
-        return []
-
-    async def add_folder(self, entries: Sequence[tuple[str, str | None]]) -> tuple[str, int]:
-        self.asked.append(("add_folder", entries))
-        return CID, 0
-
-    async def content_block(self, cid: str) -> bytes:
-        return CONTENT
-
-    async def add_content(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
-        size = 0
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > 10 * 2**20:
-                raise StorageFullError("the quota is full", hint="raise quota_bytes")
-        return CID, size
 
     @property
     def services(self) -> "FakeFacade":
@@ -360,6 +369,10 @@ class FakeMany:
         self._facade.asked.append(("submit", body, key))
         return JOB
 
+    def newest(self, query: JobQuery) -> list[dict[str, Any]]:
+        self._facade.asked.append(("jobs", query))
+        return [JOB]
+
     async def page(self, query: JobQuery) -> dict[str, Any]:
         self._facade.asked.append(("jobs", query))
         return {"jobs": [JOB], "nextCursor": None}
@@ -368,7 +381,7 @@ class FakeMany:
         return {"jobId": "bafyjob", "job": None}
 
     def hide_job(self, job_id: str, service: str | None) -> list[str]:
-        return [self._facade.job(job_id, service)["jobId"]]
+        return [self._facade.jobs.one(job_id, service)["jobId"]]
 
     def open(self, query: WatchQuery) -> AsyncIterator[bytes]:
         self._facade.asked.append(("watch", query))

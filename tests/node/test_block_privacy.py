@@ -116,7 +116,7 @@ async def test_an_owner_who_names_content_in_a_job_shares_it(tmp_path: Path) -> 
         async def upload() -> AsyncIterator[bytes]:
             yield b"x" * 3_000_000
 
-        cid, _ = await here.holder.add_content(upload())
+        cid, _ = await here.holder.files.add(upload())
         with pytest.raises(FetchFailed):
             await here.mallory.exchange.fetch(here.a, cid, [here.holder.peer_id])
         inputs = {"inputFiles": [{"name": "input", "url": f"ipfs://{cid}"}]}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from pairio_node import cache, cache_needs, node, services
+from pairio_node import cache, cache_needs, files, services
 from pairio_node.blocks import in_use
 from pairio_node.errors import NotFoundError, StorageFullError, UserError
 from pairio_node.transport import MemoryNetwork
@@ -22,7 +22,7 @@ from tests.node.node_lab import SERVICE, LabNode, app_directory, running, three,
 def _no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is over when it is over: these tests do not wait for what stays a while after it."""
     monkeypatch.setattr(in_use, "LINGER_S", 0.0)
-    monkeypatch.setattr(node, "_NAMED_S", 0.0)
+    monkeypatch.setattr(files, "_NAMED_S", 0.0)
     monkeypatch.setattr(services, "_LISTED_S", 0.0)
     monkeypatch.setattr(cache_needs, "_COPYING_MS", -1)
 
@@ -199,10 +199,10 @@ async def test_the_inputs_of_an_open_job_and_what_it_waits_for_stay(tmp_path: Pa
         await node.services.install_app(SERVICE, str(reader), None)
         needed = (await node.content.add_bytes(b"an input")).cid
         other = (await node.content.add_bytes(b"nobody's")).cid
-        job = await node.submit({"jobDefinition": _with_input(needed)})
+        job = await node.jobs.submit({"jobDefinition": _with_input(needed)})
         await _collect_all(node)
         assert (node.blocks.has(needed), node.blocks.has(other)) == (True, False)
-        await node.cancel(job["requestId"], None)
+        await node.jobs.cancel(job["requestId"], None)
         await _collect_all(node)
         assert not node.blocks.has(needed)
 
@@ -290,7 +290,7 @@ async def test_who_let_a_copy_go_knows_it_and_fetches_it_again_for_who_asks(tmp_
         admin.config = replace(admin.config, promise_days=0)
         await _collect_all(admin)
         assert _is_here(admin, job) == [False]
-        await until(lambda: not admin.job(job["jobId"], None)["safe"], "it is safe no more")
+        await until(lambda: not admin.jobs.one(job["jobId"], None)["safe"], "it is safe no more")
         again = await _result(admin, "Ada")
         assert again["cached"] and await admin.output(again) == "hello Ada"
         assert worker.runner.ran == ["Ada"]
@@ -324,7 +324,7 @@ async def test_a_full_node_takes_no_job_and_says_why_until_there_is_room(tmp_pat
         job = await admin.greet("Bob")
 
         def rule() -> Any:
-            nodes = admin.why(job["requestId"], None)["nodes"]
+            nodes = admin.jobs.why(job["requestId"], None)["nodes"]
             return next((n for n in nodes if n["rule"] == "block store"), None)
 
         await until(rule, "it is said why")
@@ -345,7 +345,7 @@ async def test_a_full_node_refuses_content_and_further_copies(tmp_path: Path) ->
             yield bytes(1000)
 
         with pytest.raises(StorageFullError, match="1000 more do not fit") as caught:
-            await admin.add_content(chunks())
+            await admin.files.add(chunks())
         assert caught.value.http_status == 507 and "quota_bytes" in str(caught.value.hint)
         job = await _result(guest, "Bob")  # the admin would be asked to hold it
         assert job["status"] == "completed"

@@ -84,7 +84,7 @@ async def test_a_file_opens_no_content_to_a_service_that_was_not_in_it(tmp_path:
         await until(lambda: not guest.transport.connected(), "cut off")
         job = await admin.done(await admin.greet("Ada"))
         cid, service = job["outputFileResults"][0]["cid"], job["serviceId"]
-        await guest.add_content(in_pieces(b"hello Ada"))
+        await guest.files.add(in_pieces(b"hello Ada"))
         car = await exported(admin, job["jobId"])
         _, evidence, _ = opened(car)
         made = pack_export(evidence, [], [])  # without the output

@@ -1,12 +1,12 @@
 """Finding jobs by content: who made it, who used it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pairio_node.cids import CidIndex
 from pairio_node.errors import UserError
+from pairio_node.search import JobQuery
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol.normalise import job_id_of
 from pairio_protocol.records import Result
@@ -55,8 +55,7 @@ async def test_a_node_lists_them(tmp_path: Path) -> None:
         await admin.done(await admin.greet("Bob"))
         job = await admin.done(await admin.greet("Ada"))
         [output] = job["outputFileResults"]
-        everything: dict[str, Any] = {"service": None, "status": None, "tag": None, "limit": 10}
-        assert len(admin.jobs(**everything)) == 2
-        [found] = admin.jobs(**everything, output=output["cid"])
+        assert len(admin.search.newest(JobQuery())) == 2
+        [found] = admin.search.newest(JobQuery(output=output["cid"]))
         assert found["jobId"] == job["jobId"]
-        assert admin.jobs(**everything, input_=output["cid"]) == []
+        assert admin.search.newest(JobQuery(input_=output["cid"])) == []

@@ -115,7 +115,7 @@ async def _known(node: LabNode, job: Event) -> None:
     with trio.fail_after(10):
         while True:
             try:
-                node.job(job["requestId"], None)
+                node.jobs.one(job["requestId"], None)
             except NotFoundError:
                 await node.changed()
             else:

@@ -53,8 +53,8 @@ async def _run(node: LabNode, name: str, url: str) -> dict[str, Any]:
         "parameters": [{"name": "name", "value": name}],
     }
     with trio.fail_after(60):
-        job = await node.submit({"jobDefinition": definition})
-        done = await node.wait(job["requestId"], None, 50)
+        job = await node.jobs.submit({"jobDefinition": definition})
+        done = await node.jobs.wait(job["requestId"], None, 50)
     assert done["status"] == "completed"
     return done
 
@@ -102,7 +102,7 @@ async def test_an_input_by_reference_is_said_not_to_be_replicated(tmp_path: Path
             "outputFiles": [{"name": "output"}],
             "parameters": [],
         }
-        job = await node.submit({"jobDefinition": definition})
+        job = await node.jobs.submit({"jobDefinition": definition})
         assert not job["inputsReplicated"]
 
 

@@ -53,7 +53,7 @@ async def lab(path: Path) -> AsyncIterator[tuple[LabNode, LabNode, LabNode]]:
 
 
 async def _submit(node: LabNode, definition: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return await node.submit({"jobDefinition": definition, **more})
+    return await node.jobs.submit({"jobDefinition": definition, **more})
 
 
 # -- plans -----------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ async def test_what_is_blocked_names_the_job_that_failed_and_how(tmp_path: Path)
         blocked = await admin.done(last)
         via = f" (input job {first['jobId']} rests on it)"
         assert (blocked["status"], blocked["error"]) == ("blocked", failed + via)
-        why = admin.why(last["requestId"], None)
+        why = admin.jobs.why(last["requestId"], None)
         assert (why["blockedBy"], why["failedJob"]) == (first["jobId"], root["jobId"])
         plan = await admin.insight.plans.plan({"jobDefinition": _definition("n", first["jobId"])})
         assert failed in plan["why"]

@@ -26,7 +26,8 @@ async def test_a_hit_whose_blocks_are_on_no_disk_is_computed_again(tmp_path: Pat
         assert worker.runner.ran == ["Ada", "Ada"]
         said = "its outputs are held by no node that can be reached; computed again, by request"
         await until(
-            lambda: said in (admin.job(first["requestId"], None)["lost"] or ""), "the first says so"
+            lambda: said in (admin.jobs.one(first["requestId"], None)["lost"] or ""),
+            "the first says so",
         )
         assert again["lost"] is None
 

@@ -118,14 +118,14 @@ async def test_what_is_hidden_stays_out_of_lists_and_is_still_an_answer(tmp_path
         assert node.hiding.hide_job(job["jobId"], None) == [job["requestId"]]
         assert _names({"jobs": node.search.newest(JobQuery())}) == ["Bob"]
         assert len(node.search.newest(JobQuery(hidden=True))) == 2
-        assert node.job(job["requestId"], None)["status"] == "completed"
+        assert node.jobs.one(job["requestId"], None)["status"] == "completed"
         again = await node.greet("Ada")
         assert (again["cached"], node.runner.ran) == (True, ["Ada", "Bob"])
         with pytest.raises(NotFoundError):
             node.hiding.hide_job("bafygone", None)
     async with _alone(tmp_path) as node:
         assert _names({"jobs": node.search.newest(JobQuery())}) == ["Bob"]
-        assert node.job(other["jobId"], None)["status"] == "completed"
+        assert node.jobs.one(other["jobId"], None)["status"] == "completed"
 
 
 async def test_an_open_job_is_not_hidden(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_an_open_job_is_not_hidden(tmp_path: Path) -> None:
         job = await node.greet("Ada")
         with pytest.raises(ConflictError, match="is pending"):
             node.hiding.hide_job(job["jobId"], None)
-        await node.cancel(job["jobId"], None)
+        await node.jobs.cancel(job["jobId"], None)
         node.hiding.hide_job(job["jobId"], None)
         assert node.search.newest(JobQuery()) == []
 
@@ -218,7 +218,7 @@ async def test_delete_failing_hides_what_failed(tmp_path: Path) -> None:
         assert job["status"] == "completed"
         shown = [found["requestId"] for found in node.search.newest(JobQuery())]
         assert shown == [job["requestId"]]
-        assert node.job(failed["requestId"], None)["status"] == "failed", "a fact stays one"
+        assert node.jobs.one(failed["requestId"], None)["status"] == "failed", "a fact stays one"
 
 
 # -- events ----------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ async def test_who_watches_is_told_states_first_then_changes(tmp_path: Path) -> 
         assert (await watch.next())[0] == "ready"
         second = await node.greet("Eve", batchId="b")
         assert await watch.next() == ("job", second["requestId"], "pending")
-        await node.cancel(first["jobId"], None)
+        await node.jobs.cancel(first["jobId"], None)
         assert await watch.next() == ("job", first["requestId"], "canceled")
         await watch.close()
 
@@ -262,7 +262,7 @@ async def test_a_slow_reader_costs_no_more_than_the_jobs_he_watches(tmp_path: Pa
         for number in range(30_000):
             node.watching.changed(job["serviceId"], f"bafy{number}")
         assert len(node.watching._watches[0].changed) <= 20_000
-        await node.cancel(job["jobId"], None)
+        await node.jobs.cancel(job["jobId"], None)
         assert await watch.next() == ("job", job["requestId"], "canceled")
         await watch.close()
         assert node.watching._watches == []

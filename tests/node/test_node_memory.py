@@ -52,7 +52,7 @@ async def test_alone_a_result_is_told_when_it_is_on_the_disk_and_no_sooner(
         monkeypatch.setattr(alone.writer, "submit", slow)
         job = await alone.greet("Ada")
         await until(lambda: held, "the result is to be written")
-        assert not (await alone.wait(job["requestId"], None, 0.3))["isSettled"]
+        assert not (await alone.jobs.wait(job["requestId"], None, 0.3))["isSettled"]
         for rows, on_done in held:
             submit(rows, on_done)
         assert (await alone.done(job))["isSettled"]
@@ -64,7 +64,7 @@ async def test_what_a_node_knew_is_there_after_a_restart_without_anybody(tmp_pat
         job = await admin.done(await admin.greet("Ada"))
     async with running(network, tmp_path / "admin", compute=False) as admin:
         await until(admin.services.all, "the disk was read")
-        shown = admin.job(job["jobId"], None)
+        shown = admin.jobs.one(job["jobId"], None)
         assert (shown["status"], shown["requestId"]) == ("completed", job["requestId"])
         assert await admin.output(shown) == "hello Ada"
         assert (await admin.greet("Ada"))["cached"]
@@ -95,14 +95,14 @@ async def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
             "disk",
             "free disk space, then submit again: the same job is not computed twice",
         )
-        assert node.job(before["requestId"], None)["status"] == "completed"
+        assert node.jobs.one(before["requestId"], None)["status"] == "completed"
         node.store.is_full = False
         after = await node.done(await node.greet("Bob"))
         assert (after["status"], node.runner.ran) == ("completed", ["Ada", "Bob"])
     async with running(MemoryNetwork(), tmp_path / "a") as node:
         await until(node.services.all, "the disk was read")
         for job in (before, after):
-            assert node.job(job["requestId"], None)["status"] == "completed"
+            assert node.jobs.one(job["requestId"], None)["status"] == "completed"
 
 
 async def test_a_removed_member_is_refused(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_a_removed_member_is_refused(tmp_path: Path) -> None:
             await guest.exchange.fetch(job["serviceId"], cid, [worker.peer_id, admin.peer_id])
         assert worker.exchange.counters["blocks_refused"] >= 1
         assert worker.runner.ran == ["Ada", "Eve"]
-        kept = admin.job(job["jobId"], None)
+        kept = admin.jobs.one(job["jobId"], None)
         assert kept["status"] == "completed", "what was asked for before counts"
 
 
@@ -139,7 +139,7 @@ async def test_what_a_member_asks_for_after_its_removal_is_not_run(tmp_path: Pat
         assert worker.runner.ran == ["Ada"]
         for node in (admin, worker):
             with pytest.raises(UserError, match="no job"):
-                node.job(job["jobId"], None)
+                node.jobs.one(job["jobId"], None)
 
 
 def _is_past(node: LabNode, unix_ms: int) -> bool:
@@ -154,9 +154,9 @@ async def test_a_job_of_two_services_is_the_one_asked_for_last(tmp_path: Path) -
             await node.services.install_app(service, source, None)
         for service in ("first", "second", "first"):
             job = await node.greet("Ada", serviceName=service)
-            assert node.job(job["jobId"], None)["serviceName"] == service
+            assert node.jobs.one(job["jobId"], None)["serviceName"] == service
             await until(partial(_is_past, node, node.clock.unix_ms()), "a millisecond passes")
-        assert node.job(job["jobId"], "second")["serviceName"] == "second"
+        assert node.jobs.one(job["jobId"], "second")["serviceName"] == "second"
 
 
 async def test_a_submit_without_a_service_or_an_app_is_answered_in_words(tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ async def test_a_part_of_an_output_that_lies_elsewhere_is_all_that_comes(tmp_pat
             _forget(node)
         before = guest.exchange.counters["blocks_received"]
         with trio.fail_after(60):
-            cid, _, size = await guest.output_cid(job, None, "output", some=True)
+            cid, _, size = await guest.jobs.output_cid(job, None, "output", some=True)
             assert size == 4 * MIB
-            read = guest.read_content(cid, 2 * MIB - 1, 2 * MIB + 1, cid)
+            read = guest.files.read(cid, 2 * MIB - 1, 2 * MIB + 1, cid)
             assert b"".join([chunk async for chunk in read]) == b"\x01\x02"
             assert guest.exchange.counters["blocks_received"] - before == 3, "root, two parts"
             assert await guest.content.missing(cid)
-            await guest.output_cid(job, None, "output")
+            await guest.jobs.output_cid(job, None, "output")
             assert not await guest.content.missing(cid), "all of it, where all is asked for"
 
 
@@ -58,4 +58,4 @@ async def test_where_nobody_has_it_the_node_is_told_as_ever(
         for node in (admin, worker, guest):
             _forget(node)
         with trio.fail_after(60), pytest.raises(UnavailableError):
-            await guest.output_cid(job, None, "output", some=True)
+            await guest.jobs.output_cid(job, None, "output", some=True)

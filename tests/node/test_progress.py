@@ -75,7 +75,8 @@ async def test_who_submitted_sees_it_while_the_job_runs(tmp_path: Path) -> None:
                     if b'"progress": 0.4,' in event:
                         break
         for node in (admin, worker):
-            assert node.job(job["requestId"], None)["progress"] == 0.4
-        assert guest.job(job["requestId"], None)["progress"] is None  # it is told in the console
+            assert node.jobs.one(job["requestId"], None)["progress"] == 0.4
+        told = guest.jobs.one(job["requestId"], None)["progress"]
+        assert told is None, "it is told in the console"
         await runner.words.send(COMPLETED)
         assert (await admin.done(job))["progress"] is None

@@ -15,6 +15,7 @@ import trio
 from pairio_node.blocks import FetchFailed
 from pairio_node.blocks.guests import GuestBlocks
 from pairio_node.errors import NotFoundError, UserError
+from pairio_node.search import JobQuery
 from pairio_node.transport import CHANNEL_CONTROL, MemoryNetwork, MemoryTransport
 from pairio_protocol.cid import RAW, cid_of
 from pairio_protocol.documents import encode
@@ -78,9 +79,9 @@ async def test_a_guest_joins_submits_and_reads_its_output(tmp_path: Path) -> Non
         job = await here.stranger.done(await here.stranger.greet("Ada"))
         assert job["status"] == "completed" and job["computeNodeId"] == here.worker.peer_id
         assert await here.stranger.output(job) == "hello Ada"
-        console = [chunk async for chunk in here.stranger.console(job["requestId"], None)]
+        console = [chunk async for chunk in here.stranger.jobs.console(job["requestId"], None)]
         assert b"".join(console) == b"greeting\n"
-        (carried,) = here.admin.jobs(service=SERVICE, status=None, tag=None, limit=9)
+        (carried,) = here.admin.search.newest(JobQuery(service=SERVICE))
         assert carried["sponsorOf"] == here.stranger.peer_id
 
 
@@ -116,7 +117,7 @@ async def test_a_guest_reads_no_other_blocks(tmp_path: Path) -> None:
         await here.guest()
         service = here.admin.services.id_of(SERVICE)
         secret = await here.admin.done(await here.admin.greet("a member's"))
-        cid, _, _ = await here.admin.output_cid(secret["requestId"], None, "output")
+        cid, _, _ = await here.admin.jobs.output_cid(secret["requestId"], None, "output")
         for holder in (here.admin, here.worker):
             with pytest.raises(FetchFailed):
                 await here.stranger.exchange.fetch(service, cid, [holder.peer_id])
@@ -138,7 +139,7 @@ async def test_a_guest_is_sent_no_records_and_no_presence(tmp_path: Path) -> Non
         assert core.logs.logs_of(service) == {} and core.book.everybody(service) == []
         assert len(core.fold(service).requests) == 1
         with pytest.raises(NotFoundError):
-            here.stranger.job("no such job", None)
+            here.stranger.jobs.one("no such job", None)
 
 
 async def test_no_guest_of_a_service_that_is_not_public(tmp_path: Path) -> None:

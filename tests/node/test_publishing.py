@@ -37,7 +37,7 @@ class Lab:
     @property
     def result(self) -> str:
         """The CID of the job's result."""
-        _, state = self.worker.find_job(self.job["jobId"], None)
+        _, state = self.worker.jobs.find(self.job["jobId"], None)
         fold = self.worker.core.fold(self.job["serviceId"])
         info = fold.answer_for(state, fold.resolve(state.job))
         assert info is not None
@@ -172,7 +172,7 @@ async def test_what_is_published_is_so_after_a_restart(tmp_path: Path) -> None:
         yield data
 
     async with running(network, tmp_path / "node") as node:
-        cid, _ = await node.add_content(add(b"x" * 3_000_000))
+        cid, _ = await node.files.add(add(b"x" * 3_000_000))
         await node.publishing.publish(cid, None)
     async with (
         running(network, tmp_path / "node") as node,
@@ -263,7 +263,7 @@ async def test_an_input_that_no_member_has_comes_over_bitswap(tmp_path: Path) ->
         async def upload() -> AsyncIterator[bytes]:
             yield b"from outside" * 200_000
 
-        cid, _ = await here.stranger.add_content(upload())
+        cid, _ = await here.stranger.files.add(upload())
         await here.stranger.publishing.publish(cid, None)
         service = here.job["serviceId"]
         with pytest.raises(FetchFailed):  # nobody is connected with it
@@ -283,7 +283,7 @@ async def test_a_submitter_fetches_the_input_that_it_names(tmp_path: Path) -> No
         async def upload() -> AsyncIterator[bytes]:
             yield b"from outside"
 
-        cid, _ = await here.stranger.add_content(upload())
+        cid, _ = await here.stranger.files.add(upload())
         await here.stranger.publishing.publish(cid, None)
         await here.member.transport.reach(
             here.stranger.peer_id, here.stranger.transport.addresses()

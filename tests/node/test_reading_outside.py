@@ -175,7 +175,7 @@ async def test_a_published_folder_shows_what_was_in_it_and_no_more(tmp_path: Pat
         assert names == ["other.txt", "sub"]
         assert await here.is_hidden(cid_of(RAW, b"came later"))
         with pytest.raises(NotFoundError):
-            await here.stranger.look_content(cid, ["later.txt"], cid)
+            await here.stranger.files.look(cid, ["later.txt"], cid)
 
 
 async def test_a_member_alone_knows_a_file_that_was_not_published(tmp_path: Path) -> None:

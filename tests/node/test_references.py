@@ -419,7 +419,7 @@ async def _submitted(node: LabNode, name: str, cid: str) -> dict[str, Any]:
         "parameters": [{"name": "name", "value": name}],
     }
     with trio.fail_after(60):
-        return await node.submit({"jobDefinition": definition})
+        return await node.jobs.submit({"jobDefinition": definition})
 
 
 async def test_a_job_reads_the_file_itself_and_a_change_meanwhile_is_no_result(
@@ -437,24 +437,24 @@ async def test_a_job_reads_the_file_itself_and_a_change_meanwhile_is_no_result(
         file = _file(tmp_path / "data.bin", 2 * MIB)
         added = await _added(node, file)
         job = await _submitted(node, "Ada", added["cid"])
-        job = await node.wait(job["requestId"], None, 60)
+        job = await node.jobs.wait(job["requestId"], None, 60)
         assert (job["status"], runner.read) == ("completed", [file])
 
         runner.changes = 1
         job = await _submitted(node, "Bob", added["cid"])
 
         def first() -> dict[str, Any]:
-            attempts: list[dict[str, Any]] = node.job(job["requestId"], None)["attempts"]
+            attempts: list[dict[str, Any]] = node.jobs.one(job["requestId"], None)["attempts"]
             return attempts[0] if attempts else {"ended": None}
 
         await until(lambda: first()["ended"], "the attempt is over")
         assert first()["ended"] == "infra"
         assert "changed meanwhile" in first()["reason"]
         await _added(node, file)  # it is as it was, says its hash
-        job = await node.wait(job["requestId"], None, 60)
+        job = await node.jobs.wait(job["requestId"], None, 60)
         assert job["status"] == "completed"
 
         runner.isolation = "none"
         job = await _submitted(node, "Cyd", added["cid"])
-        assert (await node.wait(job["requestId"], None, 60))["status"] == "completed"
+        assert (await node.jobs.wait(job["requestId"], None, 60))["status"] == "completed"
         assert runner.read[-1].is_relative_to(tmp_path / "node" / "jobs"), "no sandbox: a copy"

@@ -28,7 +28,7 @@ async def test_who_waits_is_told_at_once_who_and_when_and_why(tmp_path: Path) ->
         seen: list[dict[str, Any]] = []
 
         async def wait() -> None:
-            seen.append(await guest.wait(job["requestId"], None, 60))
+            seen.append(await guest.jobs.wait(job["requestId"], None, 60))
 
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
@@ -42,7 +42,7 @@ async def test_who_waits_is_told_at_once_who_and_when_and_why(tmp_path: Path) ->
             await guest.greet("Bob")
         assert "pairio service log" in (caught.value.hint or "")
         await until(
-            lambda: admin.job(job["jobId"], None)["status"] == "failed", "others see it too"
+            lambda: admin.jobs.one(job["jobId"], None)["status"] == "failed", "others see it too"
         )
 
 
@@ -59,15 +59,15 @@ async def test_the_leases_of_a_revoked_worker_are_given_away_at_once(
 
         monkeypatch.setattr(worker.runner, "run", run)
         job = await guest.greet("Ada")
-        await until(lambda: guest.job(job["jobId"], None)["status"] == "running", "it runs")
+        await until(lambda: guest.jobs.one(job["jobId"], None)["status"] == "running", "it runs")
         await _revoked(admin, worker)
         with trio.fail_after(5):  # a lease is 10 s
             await cancelled.wait()
-        attempts = guest.job(job["jobId"], None)["attempts"]
+        attempts = guest.jobs.one(job["jobId"], None)["attempts"]
         assert [(a["ended"], "may not compute" in a["reason"]) for a in attempts] == [
             ("infra", True)
         ]
-        assert guest.job(job["jobId"], None)["status"] == "pending", "for the next worker"
+        assert guest.jobs.one(job["jobId"], None)["status"] == "pending", "for the next worker"
 
 
 async def test_results_after_the_cut_are_no_hits_and_are_computed_again(tmp_path: Path) -> None:

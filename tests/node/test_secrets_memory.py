@@ -153,7 +153,7 @@ async def test_answers_of_the_api_say_none(tmp_path: Path) -> None:
     async with lab(tmp_path) as (submitter, _, _, teller):
         job = await _submit(submitter)
         await until(lambda: teller.given, "the run begins")
-        said = [job, submitter.job(job["jobId"], None), submitter.why(job["jobId"], None)]
+        said = [job, submitter.jobs.one(job["jobId"], None), submitter.jobs.why(job["jobId"], None)]
         assert VALUE not in json.dumps([*said, submitter.status(), submitter.core.ctx.counters])
         teller.go.set()
 
@@ -162,7 +162,7 @@ async def test_a_cancel_forgets_them(tmp_path: Path) -> None:
     async with lab(tmp_path) as (submitter, _, _, teller):
         job = await _submit(submitter)
         await until(lambda: teller.given, "the run begins")
-        await submitter.cancel(job["requestId"], None)
+        await submitter.jobs.cancel(job["requestId"], None)
         await until(lambda: not _holding(submitter), "they are forgotten")
 
 
@@ -232,9 +232,10 @@ async def test_a_submitter_that_gives_something_else_gets_no_run(
 
         submitter.transport.set_stream_handler(SECRETS, lie)
         job = await _submit(submitter)
-        await until(lambda: submitter.job(job["jobId"], None)["attempts"], "an attempt")
+        await until(lambda: submitter.jobs.one(job["jobId"], None)["attempts"], "an attempt")
         await until(
-            lambda: submitter.job(job["jobId"], None)["attempts"][0]["ended"] == "infra", "its end"
+            lambda: submitter.jobs.one(job["jobId"], None)["attempts"][0]["ended"] == "infra",
+            "its end",
         )
         assert teller.given == []
 

@@ -116,7 +116,7 @@ async def test_a_listing_of_one_at_a_member_fetches_its_shards_and_no_files(tmp_
         assert await holder.contents.share(service, added.cid)
         with trio.fail_after(60):
             assert len(
-                await reader.list_content((await reader.look_content(added.cid, ["many"])).cid)
+                await reader.files.entries((await reader.files.look(added.cid, ["many"])).cid)
             )
         (many_of,) = await reader.content.entries(added.cid)
         assert len(await reader.content.entries(many_of.cid)) == len(NAMES) + 2
@@ -176,10 +176,10 @@ async def test_shards_that_cannot_be_are_refused_in_words(tmp_path: Path) -> Non
         await _put(node.content, blocks)
         with trio.fail_after(20):
             with pytest.raises(UserError, match="cannot be shown"):
-                await node.list_content(below)
+                await node.files.entries(below)
             with pytest.raises(UserError):
-                await node.look_content(below, ["a"])
-            assert (await node.look_content(below, [])).is_folder
+                await node.files.look(below, ["a"])
+            assert (await node.files.look(below, [])).is_folder
         assert len(blocks) < 10 < FOLDER_ENTRIES_MAX
 
 
@@ -190,4 +190,4 @@ async def test_a_way_that_leads_to_a_file_is_no_way(tmp_path: Path) -> None:
         await _put(node.content, blocks)
         for name in ("a", "b"):
             with pytest.raises((UserError, NotFoundError)):
-                await node.look_content(root, [name])
+                await node.files.look(root, [name])
