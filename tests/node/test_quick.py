@@ -28,7 +28,7 @@ from noise.state import CipherState
 
 from pairio_node.transport import quick
 from pairio_node.transport.base import StreamEnded
-from pairio_node.transport.libp2p_transport import _Stream
+from pairio_node.transport.libp2p_stream import Libp2pStream
 from pairio_node.transport.quick import HEADER, WINDOW_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024
@@ -346,7 +346,7 @@ async def test_a_stream_gives_exactly_as_much_as_is_asked_for() -> None:
     for _ in range(50):
         cuts = sorted(rng.randrange(1, 3000) for _ in range(5))
         chunks = [data[a:b] for a, b in zip([0, *cuts], [*cuts, 3000], strict=True) if a < b]
-        stream, came = _Stream(_Chunks(chunks), "peer"), b""
+        stream, came = Libp2pStream(_Chunks(chunks), "peer"), b""
         while len(came) < len(data):
             size = min(rng.choice((0, 1, 4, 700, 3000)), len(data) - len(came))
             part = await stream.receive_exactly(size)
@@ -359,7 +359,7 @@ async def test_a_stream_gives_exactly_as_much_as_is_asked_for() -> None:
 
 
 async def test_a_thousand_frames_in_one_piece_leave_others_their_turn() -> None:
-    stream, turns = _Stream(_Chunks([bytes(1000)]), "peer"), 0
+    stream, turns = Libp2pStream(_Chunks([bytes(1000)]), "peer"), 0
     async with trio.open_nursery() as nursery:
 
         async def look() -> None:

@@ -125,7 +125,7 @@ async def test_two_that_listen_on_nothing_have_everything_over_a_circuit() -> No
 
 @pytest.mark.integration
 async def test_a_node_that_can_be_dialled_is_not_relayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pairio_node.transport.libp2p_transport._DIRECT_FIRST_S", 60.0)
+    monkeypatch.setattr("pairio_node.transport.dialer._DIRECT_FIRST_S", 60.0)
     async with network() as net:
         relay = await net.relay("relay", "near")
         at = (relay.transport.addresses()[0],)

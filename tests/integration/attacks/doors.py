@@ -158,9 +158,11 @@ async def _gossip_flood(lab: Lab) -> None:
     transport.join_topic(topic, lambda *_: True)
     for _ in range(300):
         # The node gives him no place in its mesh; he sends all the same.
-        transport._gossip.mesh.setdefault(topic, set()).add(ID.from_base58(lab.stranger.node))
+        transport._topics.router.mesh.setdefault(topic, set()).add(
+            ID.from_base58(lab.stranger.node)
+        )
         segment = lab.stranger.segment(lab.service, lab.epoch, NOTHING)
-        await transport._pubsub.publish(topic, segment.encode())
+        await transport._topics.pubsub.publish(topic, segment.encode())
 
 
 @attack(PART, "presence of a stranger", has=HAS, does="offers a large machine",

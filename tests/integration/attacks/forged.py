@@ -306,5 +306,5 @@ async def _gossip_flood(lab: Lab) -> bool:
     lab.mallory.transport.join_topic(topic, lambda *_: True)
     for _ in range(300):
         segment = lab.mallory.segment(lab.service, lab.epoch, NOTHING)
-        await lab.mallory.transport._pubsub.publish(topic, segment.encode())
+        await lab.mallory.transport._topics.pubsub.publish(topic, segment.encode())
     return await lab.serves_honest()
