@@ -18,9 +18,9 @@ import trio
 
 from pairio_node.runner.bounds import JobBounds
 from pairio_node.runner.supervise import is_supervised
-from pairio_node.runner.zygote.host import _Sandbox
 from pairio_node.runner.zygote.link import _MAIN
 from pairio_node.runner.zygote.pool import Warmed, WarmLimits
+from pairio_node.runner.zygote.templates import Sandbox
 from tests.integration.runner_lab import supervisor_of
 from tests.integration.warm_lab import PATIENCE_S, Lab, RunInput, RunOutput, lab, until
 
@@ -695,7 +695,7 @@ def test_a_sandbox_has_no_death_signal_before_it_sets_its_own() -> None:
     )
     argv = [sys.executable, "-c", code]
     part = {"argv": argv, "environment": {}, "files": [], "user": 0, "filter": ""}
-    sandbox = _Sandbox(part, {}, out_fd, [])
+    sandbox = Sandbox(part, {}, out_fd, [])
     os.close(out_fd)
     with open(said_fd) as said:
         assert said.read() == "0\n"
