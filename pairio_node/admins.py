@@ -5,7 +5,7 @@ import binascii
 from typing import TYPE_CHECKING, Any
 
 from pairio_node.errors import UserError, as_user_errors
-from pairio_node.views import proposal_view, service_view, waiting_view
+from pairio_node.service_views import proposal_view, service_view, waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.allowlist import parse_roles
 from pairio_protocol.history import app_history, history

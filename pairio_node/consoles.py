@@ -17,8 +17,8 @@ from pairio_node.blocks import BlockMissing
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.console_streams import ConsoleStreams, NoConsole
 from pairio_node.errors import UserError
+from pairio_node.job_views import attempts_view, is_final, job_status, result_of
 from pairio_node.runner.supervisor.console import HEAD_BYTES, TAIL_BYTES
-from pairio_node.views import attempts_view, is_final, job_status, result_of
 from pairio_protocol.fold import RequestState
 from pairio_protocol.limits import CONSOLES_FOLLOWED_MAX, LOG_PIECE_SIZE_BYTES_MAX
 

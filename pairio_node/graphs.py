@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pairio_node.views import find_request
+from pairio_node.job_views import find_request
 from pairio_protocol.fold import ServiceFold
 from pairio_protocol.normalise import definition_of
 

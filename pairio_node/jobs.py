@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import NotFoundError, UserError
-from pairio_node.views import find_request, is_settled, job_status, job_view, why_view
+from pairio_node.job_views import find_request, is_settled, job_status, job_view, why_view
 from pairio_protocol import events as ev
 from pairio_protocol.fold import RequestState
 from pairio_protocol.records import Resources

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import NotFoundError, UserError, as_user_errors
-from pairio_node.views import waiting_view
+from pairio_node.service_views import waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.allowlist import Folded, parse_roles
 from pairio_protocol.errors import DecodeError

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pairio_node.blocked import blocked_words
 from pairio_node.explain import Explain
-from pairio_node.views import fitting_view, resources_view
+from pairio_node.job_views import fitting_view, resources_view
 from pairio_protocol import events as ev
 from pairio_protocol.documents import encode
 from pairio_protocol.fold import RequestState

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import UserError
-from pairio_node.views import job_status, waiting_view
+from pairio_node.job_views import job_status
+from pairio_node.service_views import waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.fold import RequestState
 from pairio_protocol.guests import REFUSALS

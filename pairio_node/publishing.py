@@ -16,7 +16,7 @@ from pairio_node.blocks.base import BlockMissing
 from pairio_node.blocks.public import OWN, PublicBlocks
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.errors import NotFoundError, StorageFullError, UnavailableError, UserError
-from pairio_node.views import waiting_view
+from pairio_node.service_views import waiting_view
 from pairio_protocol import events as ev
 from pairio_protocol.cid import DAG_CBOR, CidError, parse_cid
 from pairio_protocol.documents import encode

@@ -14,7 +14,7 @@ import trio
 
 from pairio_node.blocks import BlockMissing, FetchFailed
 from pairio_node.errors import NotFoundError, UserError
-from pairio_node.views import find_request
+from pairio_node.job_views import find_request
 from pairio_protocol import events as ev
 from pairio_protocol.cid import CidError, parse_cid
 from pairio_protocol.evidence import Evidence, direct_contents

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import NotFoundError, UserError, as_user_errors
-from pairio_node.views import find_request
+from pairio_node.job_views import find_request
 from pairio_protocol.fold import RequestState, ServiceFold
 from pairio_protocol.normalise import job_id_of, normalise, parse_source
 

@@ -8,7 +8,7 @@ from pairio_node.blocks.content import Content
 from pairio_node.errors import NotFoundError, UserError, as_user_errors
 from pairio_node.images import add_image, is_archive
 from pairio_node.runner.container.runner import ContainerRunner
-from pairio_node.views import app_view, service_view
+from pairio_node.service_views import app_view, service_view
 from pairio_protocol import events as ev
 from pairio_protocol.apps import validate_app
 

@@ -10,6 +10,7 @@ import trio
 from pairio_node.blocks import FetchFailed
 from pairio_node.cache_needs import key_of
 from pairio_node.errors import UserError
+from pairio_node.status import TWIN_HINT, twin_words
 from pairio_node.store import CommitRows
 from pairio_node.strangers import Pace
 from pairio_node.transport import (
@@ -21,7 +22,6 @@ from pairio_node.transport import (
     PeerUp,
     TransportEvent,
 )
-from pairio_node.views import TWIN_HINT, twin_words
 from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.machines.contents import LOOK

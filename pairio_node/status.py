@@ -1,16 +1,19 @@
 """What `pairio-node status` shows."""
 
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pairio_node.owner_rules import rules_for_none
 from pairio_node.runner.container.runner import ContainerRunner
-from pairio_node.views import twin_view
+from pairio_protocol.machines.twins import Twin
 
 if TYPE_CHECKING:
     from pairio_node.node import Node
 
-__all__ = ["status_view"]
+__all__ = ["TWIN_HINT", "status_view", "twin_words"]
+
+TWIN_HINT = "Stop one of them: they take each other's messages (docs/privacy.md)"
 
 
 def status_view(node: "Node") -> dict[str, Any]:
@@ -51,7 +54,7 @@ def status_view(node: "Node") -> dict[str, Any]:
         "rulesForNone": rules_for_none(
             config.rules, {*membership.chains, *membership.petnames.values()}
         ),
-        "twins": [twin_view(twin) for twin in core.twins.live],
+        "twins": [_twin(twin) for twin in core.twins.live],
         "codeMissing": sorted({bundle for _, bundle in node.code.missing}),
         "ipfs": node.kubo.status() if node.kubo else None,
         "blocks": {**node.cache.status(), **node.exchange.counters},
@@ -96,3 +99,18 @@ def _containers(node: "Node") -> dict[str, Any] | None:
     if runner is None:
         return None
     return {"engine": runner.engine_name, "memoryLimit": runner.memory_bound}
+
+
+def twin_words(boot: bytes, since_unix_ms: int) -> str:
+    """Say that another node uses this node's key."""
+    since = datetime.fromtimestamp(since_unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"another node uses this key: boot {boot.hex()[:16]}, since {since}"
+
+
+def _twin(twin: Twin) -> dict[str, Any]:
+    """Return another node that uses this node's key."""
+    return {
+        "boot": twin.boot.hex(),
+        "sinceSec": twin.since_unix_ms / 1000,
+        "words": twin_words(twin.boot, twin.since_unix_ms),
+    }

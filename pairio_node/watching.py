@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pairio_node.errors import NotFoundError, UnavailableError
-from pairio_node.views import is_settled, job_status, progress_of
+from pairio_node.job_views import is_settled, job_status, progress_of
 from pairio_protocol.fold import RequestState
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from pairio_node.views import attempts_view, exhausted_words
+from pairio_node.job_views import attempts_view, exhausted_words
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, RunState
 from pairio_protocol.records import End, Start

@@ -1,8 +1,6 @@
-"""What clients see: jobs, services, status, as plain JSON in the original's names."""
+"""Jobs as clients see them: plain JSON in the original's names."""
 
-import base64
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pairio_node.blocked import blocked_words
@@ -11,21 +9,15 @@ from pairio_protocol.apps import Needs, needs_of
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState, ResultInfo, RunState, ServiceFold
 from pairio_protocol.limits import ATTEMPTS_MAX, PERMILLE_MAX
-from pairio_protocol.machines.twins import Twin
 from pairio_protocol.messages import Decline
 from pairio_protocol.normalise import definition_of
-from pairio_protocol.open_submit import OpenSubmit
 from pairio_protocol.policy import isolation_needed, misfit
 from pairio_protocol.printable import printable
 from pairio_protocol.records import SAMPLES_OUTPUT, End, Resources, ResultDocument
 from pairio_protocol.revoked import why_without
-from pairio_protocol.service import Weighed
-from pairio_protocol.wording import op_words
 
 __all__ = [
-    "TWIN_HINT",
     "LinkMaker",
-    "app_view",
     "attempts_view",
     "fitting_view",
     "is_final",
@@ -33,13 +25,8 @@ __all__ = [
     "job_status",
     "job_view",
     "progress_of",
-    "proposal_view",
     "resources_view",
     "result_of",
-    "service_view",
-    "twin_view",
-    "twin_words",
-    "waiting_view",
     "why_view",
 ]
 
@@ -52,24 +39,6 @@ class LinkMaker(Protocol):
 
     def content(self, cid: str, name: str) -> str:
         """Return the capability URL of some content."""
-
-
-TWIN_HINT = "Stop one of them: they take each other's messages (docs/privacy.md)"
-
-
-def twin_words(boot: bytes, since_unix_ms: int) -> str:
-    """Say that another node uses this node's key."""
-    since = datetime.fromtimestamp(since_unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"another node uses this key: boot {boot.hex()[:16]}, since {since}"
-
-
-def twin_view(twin: Twin) -> dict[str, Any]:
-    """Return another node that uses this node's key."""
-    return {
-        "boot": twin.boot.hex(),
-        "sinceSec": twin.since_unix_ms / 1000,
-        "words": twin_words(twin.boot, twin.since_unix_ms),
-    }
 
 
 def is_final(core: NodeCore, service: str, state: RequestState) -> bool:
@@ -406,78 +375,3 @@ def find_request(fold: ServiceFold, name: str) -> RequestState | None:
     return max(
         (fold.requests[r] for r in fold.by_job[jobs[0]]), key=lambda s: s.record.issued_unix_ms
     )
-
-
-def service_view(core: NodeCore, service: str) -> dict[str, Any]:
-    """Return a service as clients see it."""
-    chain = core.membership.chains[service]
-    folded = chain.now
-    allowed = OpenSubmit.of(folded)
-    alive = {entry.peer: entry for entry in core.book.everybody(service)}
-    return {
-        "serviceName": core.membership.petnames.get(service, folded.name),
-        "serviceId": service,
-        "epoch": chain.epoch,
-        "head": chain.head,
-        "takenUp": service in core.membership.taken_up,
-        "admins": list(folded.admins),
-        "roles": ["guest"]
-        if service in core.guests.services
-        else list(folded.roles_of(core.ctx.me)),
-        "public": allowed.document() if allowed is not None else None,
-        "results": "public" if folded.has_public_results else "members",
-        "members": [
-            {
-                "name": name,
-                "roles": list(roles),
-                "peers": list(keys),
-                "alive": any(k in core.ctx.connected or k == core.ctx.me for k in keys),
-                "computes": any(k in alive and alive[k].compute for k in keys),
-            }
-            for name, (roles, keys) in sorted(folded.members.items())
-        ],
-        "apps": sorted(folded.apps),
-        "threshold": folded.threshold,
-        "ended": folded.ended,
-        "losingBranches": len(chain.losing_heads()),
-        "proposals": core.membership.proposals.count(service),
-    }
-
-
-def waiting_view(core: NodeCore, service: str, change: str) -> dict[str, Any] | None:
-    """Return the proposal that a change (its CID) is, None when it waits for nobody."""
-    found = (w for w in core.membership.proposals.of(service) if w.change.cid == change)
-    return next(map(proposal_view, found), None)
-
-
-def proposal_view(weighed: Weighed) -> dict[str, Any]:
-    """Return a proposed change as clients see it: what it does, who signed, who may yet."""
-    before, after = weighed.before, weighed.after
-    changes_admins = (before.admins, before.threshold) != (after.admins, after.threshold)
-    signers = set(weighed.signers)
-
-    def named(peers: tuple[str, ...]) -> list[dict[str, Any]]:
-        names = {peer: before.member_of(peer) or after.member_of(peer) for peer in peers}
-        return [{"peerId": peer, "member": names[peer]} for peer in peers]
-
-    return {
-        "id": weighed.change.cid,
-        "epoch": weighed.document["seq"],
-        "issuedUnixMs": weighed.document["issued"],
-        "does": [op_words(op, before) for op in weighed.document["ops"]],
-        "cuts": len(weighed.document["cuts"]),
-        "proposedBy": named(weighed.signers[:1])[0],
-        "signedBy": named(weighed.signers),
-        "missing": named(tuple(p for p in weighed.may_sign() if p not in signers)),
-        "needed": before.threshold,
-        "have": len(signers & set(before.admins)),
-        "neededAfter": after.threshold if changes_admins else None,
-        "haveAfter": len(signers & set(after.admins)) if changes_admins else None,
-        "fits": weighed.is_newest,
-        "data": base64.b64encode(weighed.change.encode()).decode(),
-    }
-
-
-def app_view(app: dict[str, Any]) -> dict[str, Any]:
-    """Return an app as clients see it: the original's specification and where the code is."""
-    return {"appName": app["name"], "bundle": app["bundle"], "appSpecification": app}
