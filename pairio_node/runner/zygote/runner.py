@@ -36,7 +36,6 @@ from pairio_node.runner.zygote.warm_job import group_bounds
 __all__ = ["WarmRunner", "app_of"]
 
 _INSIDE = "/opt/pairio/warm"
-_START = f"import sys; sys.path.insert(0, {_INSIDE!r}); from pairio_warm.inside import main; main()"
 _TMP_SIZE_BYTES = 64 * 2**20
 _SHM_SIZE_BYTES = 64 * 2**20
 #: The processes of so many jobs that go all the way fit into a zygote's limit.
@@ -168,7 +167,7 @@ class WarmRunner(BwrapRunner):
         environment = {**common_environment(spec, "/tmp"), **self._environment(spec)}
         of_a_job = ("JOB_", "PAIRIO_", "PROCESSOR_", "TMPDIR")
         return {
-            "argv": [*argv, "--", python_inside(), "-c", _START],
+            "argv": [*argv, "--", python_inside(), f"{_INSIDE}/pairio_warm/start.py"],
             "environment": {k: v for k, v in environment.items() if not k.startswith(of_a_job)},
             "files": mounts.files,
             "user": mounts.user,
