@@ -4,7 +4,10 @@ one that is given by `-c` in place of every line that an app makes and runs itse
 import os
 import sys
 
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-from pairio_warm.inside import main  # type: ignore[import-not-found]  # noqa: E402
+__all__: list[str] = []
 
-main()
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    from pairio_warm.inside import main  # type: ignore[import-not-found]
+
+    main()
