@@ -112,12 +112,10 @@ def _allow(name: str, folder: int | None) -> None:
         os.close(fd)
 
 
-def write_whole(path: str, text: str, *, is_made: bool = False) -> None:
-    """Write a file with as few calls as it takes; `is_made`: it is there, and empty. Raises OSError
-    when not all of it can be."""
+def write_whole(path: str, text: str) -> None:
+    """Write a file with as few calls as it takes. Raises OSError when not all of it can be."""
     data = text.encode()
-    new = 0 if is_made else os.O_CREAT | os.O_TRUNC
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         while data:
             data = data[os.write(fd, data) :]

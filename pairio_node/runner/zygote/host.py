@@ -312,6 +312,4 @@ class _Host:
                 self._keepers.append(keeper)
                 return
             keeper.close()
-        config = self.config
-        user, reuses = config["zygote"]["user"], config["reuses_folders"]
-        self._keepers.append(Keeper(warm, config["groups"], user, reuses_folders=reuses))
+        self._keepers.append(Keeper(warm, self.config["groups"], self.config["zygote"]["user"]))

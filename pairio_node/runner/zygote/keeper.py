@@ -23,12 +23,12 @@ from pairio_node.runner.supervisor.launcher import errors_to, take_orphans
 from pairio_node.runner.supervisor.runfile import add, take
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import not_shut_in
-from pairio_node.runner.zygote.job_folders import JobFolders
 from pairio_node.runner.zygote.warm_job import (
     Warm,
     WarmSupervisor,
     end_init,
     hear,
+    make_tmp,
     pid_of,
 )
 
@@ -49,11 +49,8 @@ class KeeperGone(Exception):
 class Keeper:
     """A keeper as its host sees it."""
 
-    def __init__(
-        self, warm: Warm, groups: dict[str, Any] | None, user: int, *, reuses_folders: bool = False
-    ) -> None:
-        """Fork it. `warm` is the keeper's from then on. `user` is whom jobs run as; whether
-        folders that a job left alone may be those of the next one: see `JobFolders`."""
+    def __init__(self, warm: Warm, groups: dict[str, Any] | None, user: int) -> None:
+        """Fork it. `warm` is the keeper's from then on. `user` is whom jobs run as."""
         #: It waits with a worker for a job; it has neither.
         self.ready = self.free = False
         self.channel, theirs = socket.socketpair()
@@ -61,9 +58,7 @@ class Keeper:
         if self.pid == 0:
             code = 70
             try:
-                spare = f"{os.path.dirname(warm.folder)}/spare-{os.getpid()}"
-                warm.folders = JobFolders(user, spare if reuses_folders else "")
-                _serve(warm, theirs, groups)
+                _serve(warm, theirs, groups, user)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -166,7 +161,7 @@ def _close(warm: Warm) -> None:
 # -- in the keeper ------------------------------------------------------------------------------
 
 
-def _serve(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None) -> None:
+def _serve(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, user: int) -> None:
     os.setsid()
     take_orphans()
     null_fd = os.open(os.devnull, os.O_RDWR)
@@ -176,26 +171,22 @@ def _serve(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None) ->
     fds += [warm.job_link.fileno()] if warm.job_link is not None else []
     kernel.close_except([fd for fd in fds if fd >= 0])
     jobs = 0
-    try:
-        while _keep(warm, channel, groups):
-            jobs += 1
-            _forget(warm, channel)
-            if jobs == _JOBS_MAX or (following := _next(warm, channel)) is None:
-                return
-            warm = following
-    finally:
-        if warm.folders is not None:
-            warm.folders.close()
+    while _keep(warm, channel, groups, user):
+        jobs += 1
+        _forget(warm, channel)
+        if jobs == _JOBS_MAX or (following := _next(warm, channel)) is None:
+            return
+        warm = following
 
 
-def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None) -> bool:
+def _keep(warm: Warm, channel: socket.socket, groups: dict[str, Any] | None, user: int) -> bool:
     """See a worker to its end, and its job; say whether another may be kept by this process."""
     group, taken, ended = None, False, False
     try:
         if groups is not None:
             name = f"warm-{os.getpid()}-{os.urandom(6).hex()}"
             group = JobCgroup.create(Delegation(**groups), name, **(warm.bounds or {}))
-        unsafe = _prepare(warm, group)
+        unsafe = _prepare(warm, group, user)
         if unsafe:
             channel.sendall(json.dumps({"unsafe": unsafe}).encode() + b"\n")
             return False
@@ -272,7 +263,7 @@ def _let_go(warm: Warm, group: JobCgroup | None) -> None:
         remove_tree(Path(warm.folder))
 
 
-def _prepare(warm: Warm, group: JobCgroup | None) -> str:
+def _prepare(warm: Warm, group: JobCgroup | None, user: int) -> str:
     """Make what a job needs; return why none may be run by this worker, "" when it may."""
     warm.init, warm.job = pid_of(warm.init_fd), pid_of(warm.job_fd)
     if group is not None:
@@ -281,8 +272,7 @@ def _prepare(warm: Warm, group: JobCgroup | None) -> str:
         return ""
     kernel.enter_namespace(f"/proc/{warm.job}/ns/net", kernel.NEW_NET)
     kernel.loopback_up()
-    assert warm.folders is not None
-    warm.folders.make(warm.tmp)
+    make_tmp(warm.tmp, user)
     warm.tmp_fd = kernel.open_tree(warm.tmp, read_only=False)
     assert warm.job_link is not None
     hear(warm.job_link, "shut_in")

@@ -32,7 +32,6 @@ async def probe_warm(launcher: Launcher, spec: RunSpec) -> tuple[str, str]:
             config = runner.config(replace(spec, bundle=bundle, executable="app.py")) | {
                 "folder": str(Path(folder) / "worker"),
                 "single_because": "",
-                "reuses_folders": False,
                 "pydantic": False,
                 "import_s": _IMPORT_S,
                 "workers": 1,

@@ -9,7 +9,6 @@ from typing import Any
 
 import trio
 
-from pairio_node.blocks.synced import file_system
 from pairio_node.runner.base import FORWARD_PORT, SOCKET, RunOutcome, RunSpec
 from pairio_node.runner.bwrap import BwrapRunner
 from pairio_node.runner.launch import Launcher
@@ -28,7 +27,6 @@ from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.zygote import kernel
-from pairio_node.runner.zygote.job_folders import REUSABLE_ON
 from pairio_node.runner.zygote.link import HostGone
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
 from pairio_node.runner.zygote.warm_job import group_bounds
@@ -124,7 +122,6 @@ class WarmRunner(BwrapRunner):
             "middle": middle(architecture).hex(),
             "shm_bytes": _SHM_SIZE_BYTES,
             "groups": self._groups(),
-            "reuses_folders": file_system(os.stat(spec.work_dir).st_dev) in REUSABLE_ON,
             "bounds": group_bounds(request_of(self._bare_plan(spec, []))),
             "zygote": self._zygote(spec),
             "single": self._single(spec, strict(architecture)),

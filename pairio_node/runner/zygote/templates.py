@@ -16,8 +16,7 @@ from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.processes import descendants, send
 from pairio_node.runner.supervisor.sandbox import FILTER, become, filter_fd
 from pairio_node.runner.zygote.check import Namespaces, import_tricks
-from pairio_node.runner.zygote.job_folders import make_tmp
-from pairio_node.runner.zygote.warm_job import Warm
+from pairio_node.runner.zygote.warm_job import Warm, make_tmp
 
 __all__ = [
     "CHANNEL_FD",

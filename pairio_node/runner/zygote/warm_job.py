@@ -19,7 +19,6 @@ from pairio_node.runner.supervisor.watch import Bounds
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces, not_shut_in, taken_since
 from pairio_node.runner.zygote.forwarding import Forwarding
-from pairio_node.runner.zygote.job_folders import JOB_FILE, JobFolders
 
 __all__ = [
     "Warm",
@@ -28,6 +27,7 @@ __all__ = [
     "group_bounds",
     "hear",
     "last_words",
+    "make_tmp",
     "pid_of",
 ]
 
@@ -46,8 +46,7 @@ class Warm:
     J1, and a `folder` with what becomes the job's /tmp. Of a zygote `namespaces`, the link to J2,
     and `tmp_fd`, a detached mount of that; `bounds` are those of its group. Of a worker for one job
     the `link` is that to both. `done_fd` comes with the job: a socket to the node, which says a
-    word on it to have the job end, and at whose end it may read the outcome. `folders`: what made
-    those in its /tmp, and may have them back."""
+    word on it to have the job end, and at whose end it may read the outcome."""
 
     outside: Namespaces
     link: socket.socket
@@ -60,7 +59,6 @@ class Warm:
     bounds: dict[str, int] | None = None
     console_fd: int = -1
     folder: str = ""
-    folders: JobFolders | None = None
     init: int = 0  # their process ids
     job: int = 0
 
@@ -95,11 +93,8 @@ class WarmSupervisor(Supervisor):
         """Before all else a zygote's child gets the job's folders: it takes as long to attach them
         as it takes here to make what the supervisor needs."""
         if self._warm.job_link is not None:
-            if self._warm.folders is not None:
-                self._warm.folders.begin()
             try:
-                # Made with the folder, which no process of the job has reached.
-                write_whole(f"{self._warm.tmp}/{JOB_FILE}", self._plan["job"], is_made=True)
+                self._put_job_file()  # before the job's processes reach the folder
                 self._send_folders()
             except OSError as error:
                 self._not_sent = error
@@ -208,7 +203,7 @@ class WarmSupervisor(Supervisor):
             os.rename(own / entry, os.path.join(theirs, entry))
         own.rmdir()
         os.rename(theirs, own)
-        self._replace_job_file()
+        self._put_job_file()
         self._take_tmp()
         secrets_fd = self._secrets_fd()
         if secrets_fd >= 0:
@@ -217,13 +212,13 @@ class WarmSupervisor(Supervisor):
             finally:
                 os.close(secrets_fd)
 
-    def _replace_job_file(self) -> None:
+    def _put_job_file(self) -> None:
         """Put the job's file into the worker's folder, whatever lies in its place."""
-        part = f"{self._folder}/{JOB_FILE}.part"
+        part = f"{self._folder}/job.json.part"
         write_whole(part, self._plan["job"])
         if self._plan["user"]:
             os.chown(part, self._plan["user"], self._plan["user"])
-        os.rename(part, f"{self._warm.tmp}/{JOB_FILE}")
+        os.rename(part, f"{self._warm.tmp}/job.json")
 
     def _take_tmp(self) -> None:
         os.rename(self._warm.tmp, f"{self._folder}/tmp")
@@ -256,8 +251,6 @@ class WarmSupervisor(Supervisor):
         os.close(self._warm.done_fd)
         remove_tree(Path(self._warm.folder))
         end_init(self._init_fd)
-        if self.is_clean and self._warm.folders is not None:
-            self._warm.folders.take_back(f"{self._folder}/tmp")
         super()._clean()
 
     def _node_waits(self) -> bool:
@@ -362,6 +355,14 @@ def group_bounds(plan: dict[str, Any]) -> dict[str, int]:
         "cpu_millicores": plan["cpu_millicores"],
         "processes_max": plan["bounds"]["processes"],
     }
+
+
+def make_tmp(tmp: str, user: int) -> None:
+    """Make what will be a job's /tmp, for `user` (0: this process')."""
+    for path in (tmp, *(f"{tmp}/{name}" for name in ("working", "working/tmp", "out", "other"))):
+        os.mkdir(path)
+        if user:
+            os.chown(path, user, user)
 
 
 def end_init(init_fd: int) -> None:
