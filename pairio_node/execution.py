@@ -20,7 +20,7 @@ from pairio_node.preparation import InputRefused, Preparation, RunReads
 from pairio_node.progress import ProgressReader
 from pairio_node.runner import NoRunner, Runner, RunOutcome, RunSpec
 from pairio_node.runner.gpus import GpuPool, NoGpu
-from pairio_node.runner.supervisor.disk import remove_tree, scatter
+from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.job import CONSOLE_FILE
 from pairio_node.streams import JobStreams
 from pairio_protocol.effects import Execute
@@ -157,7 +157,6 @@ class Executions:
     def find(self) -> tuple[tuple[Adopted, ...], Sequence[Path]]:
         """Look for runs that outlived the last start: what the core is to be told, and folders
         that nobody needs (`remove`). `adopt` must follow."""
-        scatter(self._jobs)
         adopted, gone = find_jobs(self._jobs)
         for folder, card in adopted:
             run = self._runs[card.attempt] = _Run(folder, card.service)

@@ -1,20 +1,12 @@
 """What a job may make of its folder, and that the folder is measured and removed all the same."""
 
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from pairio_node.runner.folders import FolderError, measure_folder, plain_files
-from pairio_node.runner.supervisor import disk
-from pairio_node.runner.supervisor.disk import (
-    DEPTH_MAX,
-    measure,
-    remove_tree,
-    scatter,
-    unlinked_bytes,
-)
+from pairio_node.runner.supervisor.disk import DEPTH_MAX, measure, remove_tree, unlinked_bytes
 
 
 def test_bytes_on_the_disk_count_not_the_sizes_that_files_claim(tmp_path: Path) -> None:
@@ -106,46 +98,3 @@ def test_files_that_are_open_and_have_no_name_are_counted(tmp_path: Path) -> Non
         device = tmp_path.stat().st_dev
         assert 300_000 <= unlinked_bytes([os.getpid()], device) < 400_000
         assert unlinked_bytes([os.getpid()], device + 1) == 0
-
-
-@pytest.mark.parametrize("has_journal", [True, False])
-def test_a_folder_says_that_what_is_made_in_it_may_lie_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_journal: bool
-) -> None:
-    flags, asked = 0x80, []
-
-    def ioctl(_fd: int, request: int, data: bytes) -> bytes:
-        asked.append((request, int.from_bytes(data, "little")))
-        return flags.to_bytes(8, "little")
-
-    monkeypatch.setattr(disk, "_has_no_journal", lambda _: not has_journal)
-    monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    scatter(tmp_path)
-    assert asked == ([] if has_journal else [(0x80086601, 0), (0x40086602, 0x20080)])
-
-
-def test_a_file_system_that_knows_no_such_word_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: object) -> bytes:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(disk, "_has_no_journal", lambda _: True)
-    monkeypatch.setattr(fcntl, "ioctl", refused)
-    scatter(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("is_ext4", "journals", "found"),
-    [(True, [], True), (True, ["vda-8"], False), (True, ["vda1-8"], True), (False, [], False)],
-)
-def test_what_has_no_journal_is_known(
-    tmp_path: Path, is_ext4: bool, journals: list[str], found: bool
-) -> None:
-    proc, sys_ = tmp_path / "proc", tmp_path / "sys"
-    (sys_ / "dev" / "block").mkdir(parents=True)
-    (sys_ / "dev" / "block" / "254:0").symlink_to("../../devices/block/vda")
-    (proc / "ext4" / ("vda" if is_ext4 else "vdb")).mkdir(parents=True)
-    for journal in ["vdb-8", *journals]:
-        (proc / "jbd2" / journal).mkdir(parents=True)
-    assert disk._has_no_journal(os.makedev(254, 0), proc, sys_) == found

@@ -5,30 +5,19 @@ trick with links leads out of the job's folder or ends the walk. Standard librar
 """
 
 import contextlib
-import fcntl
 import os
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = [
-    "DEPTH_MAX",
-    "DiskUse",
-    "measure",
-    "remove_tree",
-    "scatter",
-    "unlinked_bytes",
-    "write_whole",
-]
+__all__ = ["DEPTH_MAX", "DiskUse", "measure", "remove_tree", "unlinked_bytes", "write_whole"]
 
 #: No job needs folders this deep, and each level costs a descriptor while it is looked at.
 DEPTH_MAX = 200
 _BLOCK_BYTES = 512
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ALL_RIGHTS = 0o700
-_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
 
 
 @dataclass(frozen=True)
@@ -121,31 +110,6 @@ def write_whole(path: str, text: str) -> None:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
-
-
-def scatter(folder: Path) -> None:
-    """Have the folders that are made in `folder` lie apart from each other, on an ext4 without a
-    journal: there whatever is made looks through all that was deleted near it in the last five
-    seconds. Elsewhere nothing is looked through, and what lies together is written together."""
-    fd = os.open(folder, _FOLDER)
-    try:
-        if _has_no_journal(os.fstat(fd).st_dev):
-            flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)), sys.byteorder)
-            wanted = (flags | _FS_TOPDIR_FL).to_bytes(8, sys.byteorder)
-            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, wanted)
-    except OSError:
-        return  # it only takes longer
-    finally:
-        os.close(fd)
-
-
-def _has_no_journal(device: int, proc: Path = Path("/proc/fs"), sys_: Path = Path("/sys")) -> bool:
-    """Say whether this is the device of an ext4 without a journal."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    name = os.path.basename(os.path.realpath(sys_ / "dev" / "block" / number))
-    if not (proc / "ext4" / name).is_dir():
-        return False
-    return not any(entry.startswith(f"{name}-") for entry in os.listdir(proc / "jbd2"))
 
 
 def unlinked_bytes(pids: Iterable[int], device: int) -> int:

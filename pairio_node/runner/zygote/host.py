@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pairio_node.runner.supervisor.disk import remove_tree, scatter
+from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.zygote import kernel
 from pairio_node.runner.zygote.check import Namespaces
 from pairio_node.runner.zygote.keeper import Keeper, KeeperGone
@@ -125,7 +125,6 @@ class _Host:
         self.config = config
         self.folder = Path(config["folder"])
         self.folder.mkdir(parents=True)
-        scatter(self.folder)
         self.outside = Namespaces.of(os.getpid())
         self._lock_fd = os.open(self.folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
