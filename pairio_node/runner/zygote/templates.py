@@ -177,6 +177,8 @@ class Single:
             data, fds = b"", []
         message = json.loads(data) if data else {}
         if "held" in message:
+            if not fds:  # this process may open no more
+                return False
             self._job_fd = fds[0]
         self._asks = message.get("asks", self._asks)
         return bool(message) and self._asks != "off"
