@@ -209,9 +209,11 @@ class Node:
     def start(self, nursery: trio.Nursery) -> None:
         """Take what the disk holds, start the loop, dial."""
         self._nursery = nursery
-        self.blocks.db.take_back(self._store.carried())
-        self.writer = Writer(self._store, self.blocks.db)
         snapshot = self._store.load()
+        # What a crash left; blocks of the embedded store are not put where another program's are.
+        carried = [] if self.kubo else self._store.carried()
+        self.blocks.db.take_back(carried)
+        self.writer = Writer(self._store, self.blocks.db, has_carried=bool(carried))
         adopted, gone = self.executions.find()
         restored = ev.Restored(
             snapshot.services,

@@ -16,11 +16,12 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from pairio_node.blocks.changes import Carried
 from pairio_node.errors import StorageFullError, UserError
 
-__all__ = ["Beside", "CarriedRow", "CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
+__all__ = ["Beside", "CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
 
-#: What was carried along is settled beside when nothing came for so long.
+#: What was carried along is settled beside after this time.
 _SETTLE_S: Final = 0.05
 #: A disk that failed then is tried again after this time.
 _AGAIN_S: Final = 1.0
@@ -67,8 +68,6 @@ _SegmentRow = tuple[bytes, str, str, bytes, int, bytes, int]
 #: service, author, boot, height, forked, when
 _DroppedRow = tuple[str, str, bytes, int, int, int]
 _HEIGHTS = ("height", "forked", "dropped_unix_ms")
-#: A small block (without a service), or that it is held for one (without bytes).
-CarriedRow = tuple[str, str, bytes]
 
 
 class StoreError(Exception):
@@ -160,11 +159,11 @@ class Store:
             tuple(notes.fetchall()),
         )
 
-    def carried(self) -> list[CarriedRow]:
+    def carried(self) -> list[Carried]:
         """Return what was carried along and is not known to be settled; blocks first."""
         return self._db.execute("select * from carried order by service").fetchall()
 
-    def commit(self, rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
+    def commit(self, rows: CommitRows, carried: Sequence[Carried] = ()) -> None:
         """Write all rows in one transaction, or none and raise StoreError."""
         with self._transaction() as db:
             self._insert("insert or replace into carried values (?, ?, ?)", carried)
@@ -262,14 +261,11 @@ class Beside(Protocol):
     """A database of what transactions speak of: the content of results (`BlockDb`). Here it is
     asked in the writer's thread."""
 
-    def to_carry(self) -> Sequence[CarriedRow] | None:
+    def to_carry(self) -> Sequence[Carried] | None:
         """Return what is to go into the next transaction; None: `settle_sync` comes before it."""
 
-    def note_carried(self, rows: Sequence[CarriedRow]) -> None:
+    def note_carried(self, rows: Sequence[Carried]) -> None:
         """They are on the disk with a transaction."""
-
-    def is_carried_long(self) -> bool:
-        """Say whether what was carried is to be settled now."""
 
     def settle_sync(self) -> None:
         """Put all that came on the disk. Raises StorageFullError."""
@@ -278,18 +274,19 @@ class Beside(Protocol):
 class Writer:
     """Group commit: one thread writes whatever waits, in one transaction.
 
-    No timer: what arrives during a commit is the next group. What transactions speak of and is
-    `beside` is on the disk when they are: a few small blocks in the transaction itself, so that
-    nobody waits for two syncs, all else before it. Soon after the former are settled beside, and go
-    from here; what a crash left here is taken back first.
+    No timer for a group: what arrives during a commit is the next one. What transactions speak of
+    and is `beside` is on the disk when they are: a few small blocks in the transaction itself, so
+    that nobody waits for two syncs, all else before it. Soon after, the former are settled beside
+    and go from here. `has_carried`: some are here, which a crash left and `beside` has again.
     """
 
-    def __init__(self, store: Store, beside: Beside | None = None) -> None:
+    def __init__(
+        self, store: Store, beside: Beside | None = None, *, has_carried: bool = False
+    ) -> None:
         self._store = store
         self._beside = beside
-        #: Something is in the table of what was carried.
-        self._has_carried = beside is not None and bool(store.carried())
-        self._settle_at_s = 0.0  # not before
+        #: When what was carried is to be settled; None: there is nothing.
+        self._settle_at_s = time.monotonic() if has_carried else None
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._run, name="pairio-writer", daemon=True)
@@ -310,19 +307,21 @@ class Writer:
             group = self._next()
             stopping = None in group
             self._write([job for job in group if job is not None])
-            is_time = not group or stopping or (self._beside and self._beside.is_carried_long())
-            if self._has_carried and is_time and time.monotonic() >= self._settle_at_s:
+            if self._settle_at_s is not None and (stopping or self._settles_in_s() == 0):
                 self._settle()
 
     def _next(self) -> list[_Job | None]:
-        """Return what waits; nothing after a while in which something may be settled."""
+        """Return what waits; nothing when it is time to settle before something comes."""
         try:
-            group = [self._queue.get(timeout=_SETTLE_S if self._has_carried else None)]
+            group = [self._queue.get(timeout=self._settles_in_s())]
         except Empty:
             return []
         while not self._queue.empty():
             group.append(self._queue.get())
         return group
+
+    def _settles_in_s(self) -> float | None:
+        return None if self._settle_at_s is None else max(0, self._settle_at_s - time.monotonic())
 
     def _write(self, jobs: list[_Job]) -> None:
         if not jobs:
@@ -340,15 +339,15 @@ class Writer:
                 return
 
     def _commit(self, rows: CommitRows) -> None:
-        carried = self._beside.to_carry() if self._beside is not None else ()
-        if carried is None:
-            assert self._beside is not None
-            self._beside.settle_sync()
+        beside = self._beside
+        carried = beside.to_carry() if beside is not None else []
+        if beside is not None and carried is None:
+            beside.settle_sync()
         self._store.commit(rows, carried or ())
-        if carried:
-            assert self._beside is not None
-            self._beside.note_carried(carried)
-            self._has_carried = True
+        if beside is not None and carried:
+            beside.note_carried(carried)
+            if self._settle_at_s is None:
+                self._settle_at_s = time.monotonic() + _SETTLE_S
 
     def _settle(self) -> None:
         """Settle what was carried. On a disk that fails it stays here, where it is safe."""
@@ -356,6 +355,6 @@ class Writer:
         try:
             self._beside.settle_sync()
             self._store.drop_carried()
-            self._has_carried = False
+            self._settle_at_s = None
         except (StoreError, StorageFullError):
             self._settle_at_s = time.monotonic() + _AGAIN_S

@@ -51,7 +51,7 @@ class _Http(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         if not request.http_version.startswith(b"1."):
-            await self._refuse_version()
+            await self._refuse_version(request)
             return
         headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
         if len(headers) < len(request.headers):  # to WebSocket, say
@@ -63,14 +63,14 @@ class _Http(H11Protocol):
             )
         await super()._create_stream(request)
 
-    async def _refuse_version(self) -> None:
+    async def _refuse_version(self, request: h11.Request) -> None:
         headers = [
             (b"content-type", b"text/plain"),
             (b"content-length", b"%d" % len(_OTHER_VERSION)),
             (b"connection", b"close"),
         ]
         await self._send_h11_event(h11.Response(status_code=505, headers=headers))
-        await self._send_h11_event(h11.Data(data=_OTHER_VERSION))
+        await self._send(b"" if request.method == b"HEAD" else _OTHER_VERSION)
         await self.send(Closed())
 
     async def stream_send(self, event: Any) -> None:

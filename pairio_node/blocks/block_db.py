@@ -273,11 +273,6 @@ class BlockDb:
             waiting = self._waiting  # else they were settled meanwhile
             waiting.carried |= {row[:2] for row in rows if row[0] in waiting.blocks}
 
-    def is_carried_long(self) -> bool:
-        """Say whether what was carried is to be settled now."""
-        with self._lock:
-            return self._waiting.is_carried_long()
-
     def take_back(self, rows: Sequence[Carried]) -> None:
         """Take what the other database has of before a crash."""
         for cid, service, data in rows:

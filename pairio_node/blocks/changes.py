@@ -11,8 +11,6 @@ __all__ = ["WAITING_BYTES_MAX", "Carried", "Changes", "joined"]
 WAITING_BYTES_MAX: Final = 8 * 2**20
 _WAITING_ROWS_MAX: Final = 10_000
 _WAITING_S_MAX: Final = 0.1
-#: What is carried along in another transaction settles after this time: before it is late.
-_CARRIED_S_MAX: Final = 0.05
 #: More than this is not carried along in another transaction, but settles before it.
 _CARRIED_BYTES_MAX: Final = 256 * 1024
 _CARRIED_ROWS_MAX: Final = 200
@@ -47,24 +45,16 @@ class Changes:
 
     def is_late(self) -> bool:
         """Say whether something that matters has waited for long."""
-        return self.matters() and self._age_s() > _WAITING_S_MAX
-
-    def is_carried_long(self) -> bool:
-        """Say whether something was carried that has waited for a while."""
-        return bool(self.carried) and self._age_s() > _CARRIED_S_MAX
-
-    def _age_s(self) -> float:
-        return time.monotonic() - self.since_s
+        return self.matters() and time.monotonic() - self.since_s > _WAITING_S_MAX
 
     def to_carry(self) -> list[Carried] | None:
         """Return what is not carried yet; None when this is not only a few new blocks with their
-        marks. (A mark on a block that is elsewhere must not come back without it.)"""
-        few = len(self.blocks) + len(self.marks) <= _CARRIED_ROWS_MAX
-        if (
-            not few
-            or self.size_bytes > _CARRIED_BYTES_MAX
-            or not self.marks.keys() <= self.blocks.keys()
-        ):
+        marks. (A mark on a block that is elsewhere must not come back without it, and one that was
+        taken off not at all.)"""
+        if self.gone or self.unmarked or not self.marks.keys() <= self.blocks.keys():
+            return None
+        rows = len(self.blocks) + len(self.marks)
+        if rows > _CARRIED_ROWS_MAX or self.size_bytes > _CARRIED_BYTES_MAX:
             return None
         found = [(cid, "", data) for cid, (data, _) in self.blocks.items()]
         found += [(cid, service, b"") for cid, held in self.marks.items() for service in held]

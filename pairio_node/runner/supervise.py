@@ -209,9 +209,11 @@ def _holder(path: Path, named: Callable[[int], int]) -> int | None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    process_fd = None
     try:
-        pid = named(fd)
-        process_fd = _process_fd(pid) if pid else None
+        with contextlib.suppress(ValueError, OverflowError):  # a power cut left something else
+            pid = named(fd)
+            process_fd = _process_fd(pid) if pid else None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -317,14 +317,15 @@ async def test_what_would_see_jobs_to_their_end_is_replaced_when_it_dies_before(
         await _served(warm, "assert not os.path.exists('ran'); open('ran', 'w').close()")
 
 
-async def test_what_dies_again_and_again_is_not_replaced_for_ever(warm: Lab) -> None:
+@pytest.mark.parametrize("who", ["init", "job"])
+async def test_what_dies_again_and_again_is_not_replaced_for_ever(warm: Lab, who: str) -> None:
     dead: set[psutil.Process] = set()
     with trio.move_on_after(60) as patience:
         while True:
             for process in {*_waiting_jobs(warm)} - dead:
                 dead.add(process)
                 with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                    process.parents()[0].kill()
+                    (process.parents()[0] if who == "init" else process).kill()
             with trio.move_on_after(5) as quiet:
                 while not {*_waiting_jobs(warm)} - dead:  # noqa: ASYNC110
                     await trio.sleep(0.02)

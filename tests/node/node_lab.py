@@ -11,12 +11,13 @@ from typing import Any, Literal
 import trio
 
 from pairio_node.api.links import Links
+from pairio_node.blocks.changes import Carried
 from pairio_node.config import NodeConfig
 from pairio_node.home import Home
 from pairio_node.node import Node
 from pairio_node.runner import Runners, RunOutcome, RunSpec
 from pairio_node.runner.base import ProbeResult
-from pairio_node.store import CarriedRow, CommitRows, Store, StoreError
+from pairio_node.store import CommitRows, Store, StoreError
 from pairio_node.transport import MemoryNetwork, MemoryTransport
 
 SERVICE = "lab"
@@ -67,7 +68,7 @@ class FillingStore(Store):
 
     is_full = False
 
-    def commit(self, rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
+    def commit(self, rows: CommitRows, carried: Sequence[Carried] = ()) -> None:
         if self.is_full:
             raise StoreError("database or disk is full")
         super().commit(rows, carried)

@@ -178,7 +178,8 @@ def test_so_is_one_of_a_version_without_run_files(tmp_path: Path) -> None:
         assert process.wait(60) == -signal.SIGTERM
 
 
-def test_what_such_a_version_left_is_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [b"%d" % os.getpid(), bytes(4), b"x", b"9" * 20, b""])
+def test_what_such_a_version_left_is_removed(tmp_path: Path, said: bytes) -> None:
     (folder := tmp_path / "a-job").mkdir()
-    (folder / "supervisor.lock").write_text(str(os.getpid()))
+    (folder / "supervisor.lock").write_bytes(said)
     assert not _is_adopted(tmp_path)

@@ -196,6 +196,21 @@ async def test_another_version_is_refused_in_words(
         await _until(lambda: server.ended == 1)
 
 
+@pytest.mark.parametrize("method", (b"HEAD", b"POST", b"OPTIONS", b"CONNECT"))
+async def test_a_refusal_of_another_version_ends_its_connection_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, method: bytes
+) -> None:
+    async with served(monkeypatch, _hello) as server:
+        async with await server.client() as client:
+            await client.send_all(GET.replace(b"GET", method).replace(b"1.1", b"2.0"))
+            end = b"\r\n\r\n" if method == b"HEAD" else b"HTTP/1.1\n"
+            assert (await _answer(client, end)).startswith(b"HTTP/1.1 505")
+            assert await client.receive_some() == b""
+        async with await server.client() as client:
+            await client.send_all(GET)
+            assert (await _answer(client, b"hello")).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("other", (b"h2c", b"websocket", b"H2C"))
 async def test_an_offer_to_speak_another_protocol_is_not_taken(
     monkeypatch: pytest.MonkeyPatch, other: bytes

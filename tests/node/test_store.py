@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from pairio_node.blocks.block_db import BlockDb
+from pairio_node.blocks.changes import Carried
 from pairio_node.errors import StorageFullError, UserError
-from pairio_node.store import CarriedRow, CommitRows, Store, StoreError, Writer
+from pairio_node.store import CommitRows, Store, StoreError, Writer
 from pairio_protocol.cid import RAW, cid_of
 
 SEGMENT = (b"h" * 32, "svc", "author", b"b" * 16, 0, b"data", 1)
@@ -230,7 +232,7 @@ class _SlowStore(Store):
         self.begun = threading.Event()
         self.groups: list[int] = []
 
-    def commit(self, rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
+    def commit(self, rows: CommitRows, carried: Sequence[Carried] = ()) -> None:
         self.begun.set()
         self.go_on.wait(10)
         self.groups.append(len(rows.segments))
@@ -334,11 +336,48 @@ async def test_what_was_carried_settles_soon_also_while_more_comes(tmp_path: Pat
     store.close()
 
 
+async def test_what_was_carried_goes_also_when_others_have_settled_it(tmp_path: Path) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), BlockDb(tmp_path / "small.db")
+    writer = Writer(store, blocks)
+    most = 0
+    for number in range(100):
+        data = b"%d" % number
+        blocks.put(cid_of(RAW, data), data)
+        assert await _committed(writer, number) == ""
+        await trio.to_thread.run_sync(blocks.settle_sync)
+        most = max(most, len(store.carried()))
+        await trio.testing.wait_all_tasks_blocked(0.002)
+    assert most < 60, "those of a moment, though there never was a pause"
+    writer.stop()
+    assert store.carried() == []
+    store.close()
+
+
+async def test_a_stop_settles_though_the_disk_has_just_failed(tmp_path: Path) -> None:
+    store, blocks = Store.open(tmp_path / "node.db"), _FullDisk(tmp_path / "small.db")
+    store.commit(CommitRows(), [(CID, "", BLOCK)])
+    tried = threading.Event()
+
+    def fails() -> None:
+        tried.set()
+        raise StorageFullError("no room")
+
+    blocks.take_back(store.carried())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "settle_sync", fails)
+        writer = Writer(store, blocks, has_carried=True)
+        await trio.to_thread.run_sync(tried.wait, 10)
+    blocks.is_full = False
+    writer.stop()
+    assert store.carried() == [] and BlockDb(tmp_path / "small.db").has(CID)
+    store.close()
+
+
 async def test_what_a_crash_left_settles_at_the_next_start(tmp_path: Path) -> None:
     store, blocks = Store.open(tmp_path / "node.db"), BlockDb(tmp_path / "small.db")
     store.commit(CommitRows(), [(CID, "", BLOCK), (CID, "svc", b"")])
     blocks.take_back(store.carried())
-    writer = Writer(store, blocks)
+    writer = Writer(store, blocks, has_carried=True)
     with trio.fail_after(10):
         while blocks.waits or store.carried():
             await trio.lowlevel.checkpoint()

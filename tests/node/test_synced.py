@@ -15,9 +15,10 @@ import pytest
 import trio
 
 from pairio_node.blocks import DiskBlockStore, LocalStore, ScopedContent, changes, synced
+from pairio_node.blocks.changes import Carried
 from pairio_node.errors import StorageFullError
 from pairio_node.runner import RunOutcome, RunSpec
-from pairio_node.store import CarriedRow, CommitRows
+from pairio_node.store import CommitRows
 from pairio_node.transport.memory import MemoryNetwork
 from pairio_protocol import events as ev
 from pairio_protocol.cid import RAW, cid_of
@@ -241,7 +242,7 @@ async def test_a_node_says_that_it_holds_or_made_something_only_after_the_sync(
                 made.update({event.console, *(cid for cid, _, _ in event.outputs.values())})
             return post(event)
 
-        def committing(rows: CommitRows, carried: Sequence[CarriedRow] = ()) -> None:
+        def committing(rows: CommitRows, carried: Sequence[Carried] = ()) -> None:
             lost = disk.cut(node.home.path, node.blocks)
             commit(rows, carried)
             if rows.segments and made:

@@ -114,6 +114,20 @@ def test_a_node_that_stays_away_is_said_after_the_time_given(
         client.status()
 
 
+def test_one_that_refused_was_there(
+    client: Client, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotFound):
+        client.status()  # nothing that this one knows
+    (Path(os.environ["PAIRIO_HOME"]) / "api.json").unlink()
+    node.token = "gone"
+    with FakeNode(token="another") as again:
+        again.on("GET", "/status", {"peerId": "x"})
+        monkeypatch.setattr(_sync_calls, "sleep", lambda _: _point_home_at(again))
+        assert client.status()["peerId"] == "x"
+        client.close()
+
+
 def test_a_node_that_never_was_there_is_not_waited_for(node: FakeNode) -> None:
     away = Client("http://127.0.0.1:9", "x", reconnect_s=1e9)
     with pytest.raises(NodeNotRunning, match="no node answers"):

@@ -26,8 +26,8 @@ HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 512 * 1024
 #: What is added at once; while it is written, so much of the ring is neither old nor new.
 PIECE_BYTES = 64 * 1024
-#: More, as JSON, is not held: this much fits, beside the card, into the first block of a run file,
-#: and so onto a disk that has become full since.
+#: More, as JSON, is not held: this much fits, beside most cards, into the first block of a run
+#: file, and so onto a disk that has become full since.
 HELD_BYTES = 1024
 _COUNT_BYTES = 8
 

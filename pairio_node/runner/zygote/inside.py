@@ -183,10 +183,10 @@ def _init(links: tuple[int, ...], take_fd: int, last_pid: bytes, handled: list[i
 
 def _serve_init(link: int, take_fd: int, pid: int, job_fd: int) -> None:
     targets, mounts = _received(link)
+    if not targets:
+        return  # nobody keeps it any more, for its job has died, say: it ends without a job
     os.write(take_fd, b"t")  # another one is made, whatever becomes of this one
     os.close(take_fd)
-    if not targets:
-        return  # nobody keeps it any more
     for fd, target in zip(mounts, targets.split(b"\0"), strict=True):
         kernel.move_mount(fd, target)
         os.close(fd)

@@ -254,7 +254,7 @@ def _let_go(warm: Warm, group: JobCgroup | None) -> None:
     warm.link.close()
     if warm.job_link is not None:
         warm.job_link.close()
-    # At the end of its link it says that it has gone, so that the zygote makes another one.
+    # At the end of its link it ends, which the zygote sees, and makes another one.
     select.select([warm.init_fd], [], [], _OWN_END_S)
     end_init(warm.init_fd)
     if group is not None:

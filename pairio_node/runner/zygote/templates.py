@@ -132,7 +132,7 @@ class Zygote:
         if len(fds) < 4:
             for fd in fds:
                 os.close(fd)
-            if said and not fds:  # the jobs that run go on
+            if b"lost" in said:  # the jobs that run go on
                 raise Refused("what the zygote makes dies before it gets a job")
             self.end()
             raise Refused("the zygote has ended")
@@ -170,7 +170,7 @@ class Single:
         self._job_fd = -1
 
     def look(self) -> bool:
-        """Take what it says; False when it has ended."""
+        """Take what it says; False when it is of no use any more."""
         try:
             data, fds, _, _ = socket.recv_fds(self.link, 65536, 4)
         except ConnectionError:

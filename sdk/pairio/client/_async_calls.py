@@ -11,7 +11,7 @@ from pairio._http import part
 from pairio._sse import Event
 from pairio.client._async_io import AsyncApi, sleep
 from pairio.client._base import Service
-from pairio.errors import NodeNotRunning, PairioError
+from pairio.errors import NodeNotRunning, PairioError, RequestRefused
 
 __all__ = ["PAUSE_S", "AsyncCalls"]
 
@@ -66,6 +66,9 @@ class AsyncCalls:
                 answer = await self._api.call(method, path, body, query, key)
                 self._was_there = True
                 return answer
+            except RequestRefused:
+                self._was_there = True
+                raise
             except NodeNotRunning as error:
                 ends = await self._pause(error, ends)
 

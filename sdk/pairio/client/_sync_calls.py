@@ -12,7 +12,7 @@ from pairio._http import part
 from pairio._sse import Event
 from pairio.client._base import Service
 from pairio.client._sync_io import Api, sleep
-from pairio.errors import NodeNotRunning, PairioError
+from pairio.errors import NodeNotRunning, PairioError, RequestRefused
 
 __all__ = ["PAUSE_S", "Calls"]
 
@@ -67,6 +67,9 @@ class Calls:
                 answer = self._api.call(method, path, body, query, key)
                 self._was_there = True
                 return answer
+            except RequestRefused:
+                self._was_there = True
+                raise
             except NodeNotRunning as error:
                 ends = self._pause(error, ends)
 
