@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -156,9 +157,14 @@ async def test_nothing_vanishes_under_adds_and_fetches_while_collections_go_on(
     cids = [await source.add(data) for data in datas]
     done = 0
 
+    def is_enough() -> bool:
+        return done >= 72 and lab.collection.counters["evicted_blocks"] > 20
+
     async def add(number: int) -> None:
         nonlocal done
-        for turn in range(12):
+        for turn in count():
+            if is_enough():
+                return
             data = datas[(number + turn) % len(datas)]
             with lab.store.in_use.working(linger_s=0):
                 cid = await lab.add(data)
@@ -171,7 +177,9 @@ async def test_nothing_vanishes_under_adds_and_fetches_while_collections_go_on(
     async def fetch(number: int) -> None:
         nonlocal done
         view = lab.contents.of(SERVICE)
-        for turn in range(12):
+        for turn in count():
+            if is_enough():
+                return
             cid = cids[(number * 2 + turn) % len(cids)]
             with lab.store.in_use.working(linger_s=0):
                 while missing := await view.missing(cid):
@@ -181,18 +189,16 @@ async def test_nothing_vanishes_under_adds_and_fetches_while_collections_go_on(
                 assert await lab.here([cid]) == [True]
             done += 1
 
-    async def collect(stop: trio.CancelScope) -> None:
-        while done < 72:
+    async def collect() -> None:
+        while not is_enough():
             assert await lab.here(kept) == [True, True]
             await trio.to_thread.run_sync(lambda: lab.collection.collect(0))
-        stop.cancel()
 
     with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             for number in range(3):
                 nursery.start_soon(add, number)
                 nursery.start_soon(fetch, number)
-            nursery.start_soon(collect, nursery.cancel_scope)
-    assert done == 72 and lab.collection.counters["evicted_blocks"] > 20
+            nursery.start_soon(collect)
     assert await lab.here(kept) == [True, True]
     assert lab.store.used_bytes == sum(b.size_bytes for b in lab.store.stored_sync())
