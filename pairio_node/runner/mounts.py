@@ -101,18 +101,8 @@ class Mounts:
             argv += self.read_only(file, f"/etc/{file.name}")
         if not sys.base_prefix.startswith("/usr"):
             argv += self.read_only(Path(sys.base_prefix), "/opt/pairio/python")
-            argv += self._shared_library()
         argv += self.read_only(Path(sysconfig.get_paths()["purelib"]), "/opt/pairio/site")
         return argv + self.read_only(sdk_root() / "pairio", "/opt/pairio/sdk/pairio")
-
-    def _shared_library(self) -> list[str]:
-        """Return arguments for the library of an interpreter that is built to be one, as pyenv does
-        where it is asked to: the program has its path at this machine."""
-        folder, name = map(sysconfig.get_config_var, ("LIBDIR", "INSTSONAME"))
-        library = Path(folder or "/usr", name or "")
-        if not sysconfig.get_config_var("Py_ENABLE_SHARED") or library.is_relative_to("/usr"):
-            return []
-        return self.read_only(library, str(library)) if library.is_file() else []
 
     def network(self) -> list[str]:
         """Return arguments for what it takes to use this machine's network."""
