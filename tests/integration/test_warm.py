@@ -463,9 +463,9 @@ if worker is not None:
     async with lab(tmp_path) as made:
         made.app(before=before)
         await made.warm()
-        await trio.sleep(2 * later_s)
         with trio.fail_after(PATIENCE_S):
             while "descriptors" not in made.status["why"]:  # one may come while none is ready
+                await trio.sleep(2 * later_s)
                 assert await made.told("print(1)") == 1
         assert made.status["jobsWarm"] == 0
 
