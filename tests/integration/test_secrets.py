@@ -236,6 +236,8 @@ def _retried_by_the_sdk(node: RunningNode) -> None:
     info = json.loads((node.home / "api.json").read_text())
     with Client(info["url"], info["token"]) as client:
         batch = client.batch("nightly")
+        with pytest.raises(JobFailed):  # the retry before is over
+            batch.results(120)
         with pytest.raises(InvalidRequest, match="TOKEN"):
             batch.retry_failed()
         assert batch.retry_failed(secrets={"TOKEN": VALUE}) > 0
