@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from pairio.client import Client
-from pairio.errors import InvalidRequest, JobFailed
 from tests.integration.conftest import RunningNode, launch
 
 pytestmark = pytest.mark.integration
@@ -225,21 +223,6 @@ def test_jobs_of_a_file_and_a_retried_batch_have_their_secrets(tmp_path: Path) -
         (tmp_path / "token").unlink()
         _wait_for(lambda: _shown(node, job)["status"] == "failed" and not _holding(tmp_path))
         assert "failed with [secret TOKEN]" in _shown(node, job)["error"]
-        _retried_by_the_sdk(node)
-        _wait_for(lambda: not _holding(tmp_path))
     finally:
         node.stop()
     assert _holding(tmp_path) == []
-
-
-def _retried_by_the_sdk(node: RunningNode) -> None:
-    info = json.loads((node.home / "api.json").read_text())
-    with Client(info["url"], info["token"]) as client:
-        batch = client.batch("nightly")
-        with pytest.raises(JobFailed):  # the retry before is over
-            batch.results(120)
-        with pytest.raises(InvalidRequest, match="TOKEN"):
-            batch.retry_failed()
-        assert batch.retry_failed(secrets={"TOKEN": VALUE}) > 0
-        with pytest.raises(JobFailed, match=r"failed with \[secret TOKEN\]"):
-            batch.results(120)
