@@ -196,9 +196,8 @@ class Commands:
         salt_of = ""
         if event.mode == "rerun_failing":
             resolved = fold.resolve(job).job
-            found = fold.canonical(resolved, fold.definitions[job]) if resolved else None
-            if found is not None and found.document.status == "failed":
-                salt_of = found.cid
+            failed = fold.last_failure(resolved, fold.definitions[job]) if resolved else None
+            salt_of = failed.cid if failed is not None else ""
         try:
             return Request(
                 definition=definition,

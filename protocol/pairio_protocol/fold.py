@@ -640,8 +640,11 @@ class ServiceFold:
         """Say whether another run of a failed job was asked for, and has not ended: a run of its
         own, whatever the inputs gave when it was run. What its submitter was answered with is
         known to him alone, and must not decide here."""
+        tried = [failed.cid]
+        for cid in tried:  # each try that failed may have been tried again
+            tried += self._by_salt.get(cid, ())
         return any(
-            self._wants_own_run(state, failed)
+            self._wants_own_run(state, tried)
             and not state.canceled
             and self._submits(state.author)
             and not any(self._fits(state.document, c) for c in self._by_salt.get(state.salt(), ()))
@@ -649,11 +652,9 @@ class ServiceFold:
         )
 
     @staticmethod
-    def _wants_own_run(state: RequestState, failed: ResultInfo) -> bool:
+    def _wants_own_run(state: RequestState, tried: Collection[str]) -> bool:
         mode = state.record.mode
-        return mode == "skip_cache" or (
-            mode == "rerun_failing" and state.record.salt_of == failed.cid
-        )
+        return mode == "skip_cache" or (mode == "rerun_failing" and state.record.salt_of in tried)
 
     def run_of(self, state: RequestState, resolution: Resolution) -> str | None:
         """Return the run that a request wants, None while its job is not resolved."""
@@ -684,17 +685,29 @@ class ServiceFold:
         if resolution.job is None:
             return None
         if state.record.mode == "skip_cache":
-            return self._own_result(state, resolution.job)
+            return self._result_in(resolution.job, state.salt(), state.document)
         best = self.canonical(resolution.job, state.document)
         if best is None or best.document.status == "completed":
             return best
         if state.record.mode == "rerun_failing" and state.record.salt_of:
-            return self._own_result(state, resolution.job)
+            return self._result_in(resolution.job, state.salt(), state.document)
         return None if self._may_do_better(state, best) else best
 
-    def _own_result(self, state: RequestState, resolved_job: str) -> ResultInfo | None:
-        run = self.runs.get(run_id(resolved_job, state.salt()))
-        return self._best(r for r in run.results if self._fits(state.document, r)) if run else None
+    def last_failure(self, resolved_job: str, document: dict[str, Any]) -> ResultInfo | None:
+        """Return the failed result that a new try follows, None when there is no failure that
+        counts: the canonical one, or that of its newest try. Which of several failures is canonical
+        does not tell which came last, and a try of one that was tried already is no new run."""
+        found = self.canonical(resolved_job, document)
+        if found is None or found.document.status != "failed":
+            return None
+        while after := self._result_in(resolved_job, found.cid, document):
+            found = after
+        return found
+
+    def _result_in(self, job: str, salt: str, document: dict[str, Any]) -> ResultInfo | None:
+        """Return the best result of one run that fits a job's document."""
+        run = self.runs.get(run_id(job, salt))
+        return self._best(r for r in run.results if self._fits(document, r)) if run else None
 
     def _fits(self, job: dict[str, Any], cid: str) -> bool:
         return not self.lacks_outputs(job, self.results[cid].document)

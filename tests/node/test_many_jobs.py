@@ -221,6 +221,22 @@ async def test_delete_failing_hides_what_failed(tmp_path: Path) -> None:
         assert node.jobs.one(failed["requestId"], None)["status"] == "failed", "a fact stays one"
 
 
+async def test_what_fails_again_and_again_is_run_again_each_time(tmp_path: Path) -> None:
+    """Which of two failures counts is chance; each retry is one of the newest."""
+    async with _alone(tmp_path) as node:
+        node.runner.fails = True
+        for name in ("Ada", "Eve", "Bob"):
+            await node.done(await node.greet(name))
+            for runs in range(2, 7):
+                job = await node.done(await node.greet(name, rerunFailing=True))
+                assert (job["status"], node.runner.ran.count(name)) == ("failed", runs)
+        node.runner.fails = False
+        assert (await node.done(await node.greet("Ada", rerunFailing=True)))[
+            "status"
+        ] == "completed"
+        assert (await node.greet("Ada", rerunFailing=True))["cached"]
+
+
 # -- events ----------------------------------------------------------------------------------
 
 
