@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pairio_node.runner.supervise import ask_to_end, look, remove_group
-from pairio_node.runner.supervisor.runfile import begin, read
+from pairio_node.runner.supervisor.runfile import begin
 from pairio_protocol.effects import Execute
 from pairio_protocol.events import Adopted
 from pairio_protocol.records import SourceRead
@@ -101,9 +101,16 @@ class JobCard:
         begin(folder, vars(self))
 
     @staticmethod
-    def read(folder: Path) -> "JobCard | None":
-        """Return the card of a folder; None when there is none that can be read."""
-        return _card(read(folder).card)
+    def of_plain(plain: dict[str, Any] | None) -> "JobCard | None":
+        """Return the card that a run file has; None when there is none, or it is no card."""
+        try:
+            raw = dict(plain or {})
+            for name in ("upstream", "coordinators", "bound", "gpus"):
+                raw[name] = tuple(raw.get(name, ()))
+            raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
+            return JobCard(**raw)
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
@@ -113,7 +120,7 @@ def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
     removed: list[Path] = []
     for folder in sorted(jobs.iterdir()):
         found, lives = look(folder)
-        card = _card(found.card)
+        card = JobCard.of_plain(found.card)
         same_boot = card is not None and card.machine_boot == _machine_boot()
         if card is not None and same_boot and (lives or found.outcome is not None):
             adopted.append((folder, card))
@@ -126,17 +133,6 @@ def find_jobs(jobs: Path) -> tuple[list[tuple[Path, JobCard]], Sequence[Path]]:
         else:
             removed.append(folder.rename(jobs / f".gone-{secrets.token_hex(8)}"))
     return adopted, removed
-
-
-def _card(plain: dict[str, Any] | None) -> JobCard | None:
-    try:
-        raw = dict(plain or {})
-        for name in ("upstream", "coordinators", "bound", "gpus"):
-            raw[name] = tuple(raw.get(name, ()))
-        raw["outputs"] = tuple((name, base) for name, base in raw["outputs"])
-        return JobCard(**raw)
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 @cache

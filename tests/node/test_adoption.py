@@ -14,7 +14,7 @@ import pytest
 
 from pairio_node import runner
 from pairio_node.adoption import JobCard, _machine_boot, find_jobs
-from pairio_node.runner.supervisor.runfile import RUN_FILE, add, take
+from pairio_node.runner.supervisor.runfile import RUN_FILE, add, read, take
 
 OUTCOME = {"exit_code": 0}
 #: Who has a file's lock until a signal comes.
@@ -69,7 +69,7 @@ def _folder(jobs: Path, boot: str = "", **said: dict[str, Any] | int) -> Path:
         machine_boot=boot or _machine_boot(),
     )
     card.write(folder)
-    assert JobCard.read(folder) == card
+    assert JobCard.of_plain(read(folder).card) == card
     fd = take(folder)
     for name, value in said.items():
         add(fd, name, value)
@@ -154,7 +154,7 @@ def test_half_a_card_is_none_and_half_an_outcome_is_none(
     """As a full disk, or a kill at the wrong moment, leaves it."""
     folder = _folder(tmp_path) if cut == "card" else _folder(tmp_path, outcome=OUTCOME)
     os.truncate(folder / RUN_FILE, (folder / RUN_FILE).stat().st_size - missing)
-    assert (JobCard.read(folder) is None) == (cut == "card")
+    assert (JobCard.of_plain(read(folder).card) is None) == (cut == "card")
     assert not _is_adopted(tmp_path)
 
 

@@ -12,6 +12,7 @@ from pairio_node import execution
 from pairio_node.adoption import JobCard
 from pairio_node.runner.lines import ask_in_lines
 from pairio_node.runner.process import _has_any
+from pairio_node.runner.supervisor.runfile import read
 from pairio_node.transport import MemoryNetwork
 from tests.node.node_lab import LabNode, three, until
 
@@ -43,7 +44,7 @@ async def test_folders_of_a_moment_go_together_and_with_their_node(
             await admin.done(await admin.greet(name))
         await until(lambda: worker.executions.running == 0, "all is over")
         assert len(_folders(worker)) == 3
-        assert all(JobCard.read(folder) is not None for folder in _folders(worker))
+        assert all(JobCard.of_plain(read(folder).card) is not None for folder in _folders(worker))
     assert [count for count in removed if count] == [3]
     assert _folders(worker) == []
 

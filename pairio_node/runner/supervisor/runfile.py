@@ -84,10 +84,10 @@ def read(folder: Path) -> Told:
 
 def told(fd: int) -> Told:
     """Return what a run file says so far, also while lines are added."""
-    return _told(os.pread(fd, min(os.fstat(fd).st_size, _SIZE_BYTES_MAX), 0))
+    return _parsed(os.pread(fd, min(os.fstat(fd).st_size, _SIZE_BYTES_MAX), 0))
 
 
-def _told(data: bytes) -> Told:
+def _parsed(data: bytes) -> Told:
     found: dict[str, Any] = {}
     for line in data.split(b"\n")[:-1]:
         try:
