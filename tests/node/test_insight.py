@@ -259,6 +259,26 @@ async def test_a_batch_whose_rest_is_blocked_is_over(tmp_path: Path) -> None:
         assert (await admin.insight.batches.cancel("b", None))["canceled"] == 1
 
 
+async def test_what_waits_for_a_failed_job_waits_for_each_new_try_of_it(tmp_path: Path) -> None:
+    async with lab(tmp_path) as (admin, worker, _):
+        runner = TalkingRunner()
+        worker.runners = Runners([runner])
+
+        def status(job: dict[str, Any]) -> str:
+            return str(admin.jobs.one(job["requestId"], None)["status"])
+
+        root = await _submit(admin, _definition("root"))
+        end = await _submit(admin, _definition("end", root["jobId"]))
+        for number in range(6):
+            assert status(end) == "pending", number
+            await runner.words.send(RunOutcome("failed", "it broke", {}, b"", {}))
+            assert (await admin.done(root))["status"] == "failed"
+            await until(lambda: status(end) == "blocked", "there is no other try")
+            root = await _submit(admin, _definition("root"), rerunFailing=True)
+        await runner.words.send(COMPLETED)
+        await admin.done(root)
+
+
 async def test_nodes_are_those_of_members_with_what_they_have(tmp_path: Path) -> None:
     async with lab(tmp_path) as (admin, worker, guest):
         await until(
