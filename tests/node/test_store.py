@@ -292,6 +292,13 @@ async def _committed(writer: Writer, number: int) -> str:
     return said[0]
 
 
+async def _settled(store: Store, blocks: BlockDb) -> None:
+    """Return when nothing is left of what was carried."""
+    with trio.fail_after(10):
+        while blocks.waits or store.carried():
+            await trio.lowlevel.checkpoint()
+
+
 BLOCK = b"what a result speaks of"
 CID = cid_of(RAW, BLOCK)
 
@@ -322,9 +329,7 @@ async def test_what_was_carried_settles_soon_also_while_more_comes(tmp_path: Pat
     writer = Writer(store, blocks)
     blocks.put(CID, BLOCK)
     assert await _committed(writer, 0) == ""
-    with trio.fail_after(10):
-        while blocks.waits or store.carried():  # nothing else comes
-            await trio.lowlevel.checkpoint()
+    await _settled(store, blocks)  # nothing else comes
     blocks.put(cid_of(RAW, b"0"), b"0")
     number = 1
     with trio.fail_after(10):
@@ -378,9 +383,7 @@ async def test_what_a_crash_left_settles_at_the_next_start(tmp_path: Path) -> No
     store.commit(CommitRows(), [(CID, "", BLOCK), (CID, "svc", b"")])
     blocks.take_back(store.carried())
     writer = Writer(store, blocks, has_carried=True)
-    with trio.fail_after(10):
-        while blocks.waits or store.carried():
-            await trio.lowlevel.checkpoint()
+    await _settled(store, blocks)
     assert BlockDb(tmp_path / "small.db").is_marked("svc", CID)
     writer.stop()
     store.close()
