@@ -22,6 +22,7 @@ from pairio_node.runner.mounts import (
     forwarder,
     job_user,
     let_read,
+    library_variables,
     python_inside,
     sandbox_head,
     secret_mounts,
@@ -113,6 +114,7 @@ class BwrapRunner(ProcessRunner):
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": "/tmp",
             "PYTHONPATH": "/opt/pairio/sdk:/opt/pairio/site",
+            **library_variables(),
             **({"PAIRIO_SECRETS_DIR": SECRETS_INSIDE} if spec.secrets else {}),
         }
 

@@ -5,6 +5,7 @@ The system's /usr, a small /etc of pairio's own, the interpreter with the SDK be
 environment lie, or who may enter the folders above them.
 """
 
+import functools
 import os
 import sys
 import sysconfig
@@ -26,6 +27,7 @@ __all__ = [
     "forwarder",
     "job_user",
     "let_read",
+    "library_variables",
     "python_inside",
     "sandbox_head",
     "secret_mounts",
@@ -42,6 +44,9 @@ SECRETS_INSIDE: Final = "/run/secrets"
 #: Where a sandbox has the socket that a job's streams come from (`pairio_node.streams`).
 STREAMS_INSIDE: Final = "/run/pairio"
 _SECRETS_SIZE_BYTES: Final = 2**20
+_PYTHON: Final = "/opt/pairio/python"
+#: Holds nothing but the library of an interpreter that is one: programs of an app look here first.
+_LIBRARY_FOLDER: Final = "/opt/pairio/lib"
 #: What a job with this machine's network needs of its /etc; other files there are pairio's own.
 _NETWORK_FILES: Final = ("/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/pki")
 #: What tells of the machine or of others, and is nothing that a job needs.
@@ -100,7 +105,9 @@ class Mounts:
         for file in sorted(_ETC.iterdir()):
             argv += self.read_only(file, f"/etc/{file.name}")
         if not sys.base_prefix.startswith("/usr"):
-            argv += self.read_only(Path(sys.base_prefix), "/opt/pairio/python")
+            argv += self.read_only(Path(sys.base_prefix), _PYTHON)
+            if library := _library():
+                argv += ["--symlink", library, f"{_LIBRARY_FOLDER}/{Path(library).name}"]
         argv += self.read_only(Path(sysconfig.get_paths()["purelib"]), "/opt/pairio/site")
         return argv + self.read_only(sdk_root() / "pairio", "/opt/pairio/sdk/pairio")
 
@@ -161,7 +168,33 @@ def python_inside() -> str:
     base = Path(sys.base_prefix).resolve()
     if str(base).startswith("/usr") or not executable.is_relative_to(base):
         return str(executable)
-    return f"/opt/pairio/python/{executable.relative_to(base).as_posix()}"
+    return f"{_PYTHON}/{executable.relative_to(base).as_posix()}"
+
+
+def library_variables() -> dict[str, str]:
+    """Return what has the node's interpreter find its library in the sandbox: one that was built to
+    be a library looks for it in a folder of this machine, and a job is not to see its name."""
+    return {"LD_LIBRARY_PATH": _LIBRARY_FOLDER} if _library() else {}
+
+
+@functools.cache
+def _library() -> str:
+    """Return where the sandbox has the library that the interpreter runs by; empty where it runs by
+    none, or by one of the system's."""
+    if sys.base_prefix.startswith("/usr"):
+        return ""
+    name = str(sysconfig.get_config_var("INSTSONAME"))
+    maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
+    return _library_in(maps, name, Path(sys.base_prefix).resolve())
+
+
+def _library_in(maps: str, name: str, prefix: Path) -> str:
+    """As `_library`. It is among the `maps` of its process, wherever that found it."""
+    for line in maps.splitlines():
+        path = Path(line.split(maxsplit=5)[-1])
+        if path.name == name and path.is_relative_to(prefix):
+            return f"{_PYTHON}/{path.relative_to(prefix).as_posix()}"
+    return ""
 
 
 def forwarder() -> list[str]:

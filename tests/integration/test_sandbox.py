@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,26 @@ os.mkfifo("pipe")
     lines = outcome.console.decode().splitlines()
     # 3 is the folder that is being listed: nothing else came through, not even the filter itself.
     assert lines == ["1 1 38 38", "['1', '2', '1']", "['0', '1', '2', '3']"]
+
+
+async def test_a_job_has_the_nodes_interpreter_and_no_other(
+    bwrap: BwrapRunner, tmp_path: Path
+) -> None:
+    """One that was built to be a library took the system's, or there was no sandbox at all."""
+    script = """
+import os, sys
+with open("/proc/self/maps") as maps:
+    used = {line.split()[-1] for line in maps if "/libpython" in line}
+found = os.environ.get("LD_LIBRARY_PATH")
+print(repr(sys.version))
+print([path for path in used if not path.startswith(("/opt/pairio/python/", "/usr/"))])
+print(len(used) - len(os.listdir(found) if found else ()))
+"""
+    outcome = await run_spec(bwrap, script_spec(tmp_path, script, program="main.py"))
+    assert outcome.status == "completed", outcome
+    version, elsewhere, more = outcome.console.decode().splitlines()
+    assert (version, elsewhere) == (repr(sys.version), "[]")
+    assert more == "0" or sys.base_prefix.startswith("/usr")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is taken for a node of root only")

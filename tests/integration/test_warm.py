@@ -57,6 +57,7 @@ print(json.dumps({
     "files": {d: sorted(os.listdir(d))
               for d in ("/etc", "/opt", "/opt/pairio", "/app", "/tmp/working")},
     "main": __name__, "stdin": sys.stdin.read(), "session": os.getsid(0) == os.getpid(),
+    "version": sys.version,
     "caps": status["CapEff"].strip(), "seccomp": status["Seccomp"].strip(),
     "loopback": open("/proc/net/dev").read().count(":"), "hostname": os.uname().nodename,
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
@@ -77,6 +78,7 @@ async def test_a_job_sees_what_it_would_see_cold(tmp_path: Path) -> None:
             ]
             for name in ("session",):
                 seen[mode].pop(name)
+    assert seen["off"]["version"] == sys.version
     assert seen["on"] == seen["off"]
     assert seen["single"] == seen["off"]
 
