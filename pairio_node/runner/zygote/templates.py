@@ -2,6 +2,7 @@
 each. The program in it is `inside`; who starts it is the host of the app.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -83,6 +84,11 @@ class Sandbox:
         if not select.select([self.fd], [], [], 0)[0]:
             send([*descendants(self.pid), self.pid], signal.SIGKILL)
 
+    def end(self) -> None:
+        """The same, and close what it is looked at through."""
+        self.kill()
+        os.close(self.fd)
+
 
 class Zygote:
     """The process that every job of an app is forked from, with `namespaces` of its own. Who
@@ -102,14 +108,14 @@ class Zygote:
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         errors_fd, out_fd = os.pipe()
-        try:
-            fds = [control.fileno(), theirs.fileno()]
-            self._sandbox = Sandbox(config["zygote"], {}, out_fd, fds)
-        finally:
-            os.close(out_fd)
-            control.close()
-            theirs.close()
-        with ours:
+        with ours, open(errors_fd, "rb", buffering=0):
+            try:
+                fds = [control.fileno(), theirs.fileno()]
+                self._sandbox = Sandbox(config["zygote"], {}, out_fd, fds)
+            finally:
+                os.close(out_fd)
+                control.close()
+                theirs.close()
             _configure(ours, config, single=False)
             ready, said = _hear(ours, errors_fd, config["import_s"])
             if not ready:
@@ -121,7 +127,6 @@ class Zygote:
                 raise Refused(f"the app has from its import: {found}")
             namespaces = Namespaces.of(pid)
             ours.send(b"go")
-        os.close(errors_fd)
         return namespaces
 
     def forked(self, outside: Namespaces, folder: str) -> Warm:
@@ -142,7 +147,7 @@ class Zygote:
     def end(self) -> None:
         """End it."""
         if self._sandbox is not None:
-            self._sandbox.kill()
+            self._sandbox.end()
         if self.control is not None:
             self.control.close()
         self.control, self._sandbox = None, None
@@ -152,22 +157,27 @@ class Single:
     """A worker that was started ahead for one job."""
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
-        """Start it; `folder` is made and its own."""
+        """Start it; `folder` is made and its own. Raises OSError, and nothing is left then."""
         self._asks: str | None = None
-        self.folder = folder
-        (self.folder / "in").mkdir(parents=True)
-        make_tmp(f"{self.folder}/tmp", config["single"]["user"])
-        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.console_fd, out_fd = os.pipe()
-        try:
-            fill = {"{in}": str(self.folder / "in"), "{tmp}": str(self.folder / "tmp")}
-            part = config["single"]
-            self.sandbox = Sandbox(part, fill, out_fd, [-1, theirs.fileno()])
-        finally:
-            os.close(out_fd)
-            theirs.close()
-        _configure(self.link, config, single=True)
         self._job_fd = -1
+        self.folder = folder
+        with contextlib.ExitStack() as undo:
+            undo.callback(remove_tree, folder)
+            (folder / "in").mkdir(parents=True)
+            make_tmp(f"{folder}/tmp", config["single"]["user"])
+            self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(self.link)
+            self.console_fd, out_fd = os.pipe()
+            undo.callback(os.close, self.console_fd)
+            try:
+                fill = {"{in}": f"{folder}/in", "{tmp}": f"{folder}/tmp"}
+                self.sandbox = Sandbox(config["single"], fill, out_fd, [-1, theirs.fileno()])
+            finally:
+                os.close(out_fd)
+                theirs.close()
+            undo.callback(self.sandbox.end)
+            _configure(self.link, config, single=True)
+            undo.pop_all()
 
     def look(self) -> bool:
         """Take what it says; False when it is of no use any more."""
