@@ -147,6 +147,10 @@ class FakeNode:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Listen no more; the same again does nothing."""
         assert self._server is not None
         self._server.shutdown()
         self._server.server_close()

@@ -9,6 +9,7 @@ import anyio
 import pytest
 import trio
 
+from pairio import _patient
 from pairio._http_async import AsyncApi
 from pairio._sse import Event, EventParser
 from pairio.client import (
@@ -19,7 +20,6 @@ from pairio.client import (
     PairioJob,
     PairioJobDefinition,
     Service,
-    _sync_calls,
     _sync_watching,
 )
 from pairio.client._bodies import pages_of, swept, watch_query
@@ -51,7 +51,7 @@ GREET = "hello_world/hello_world_2"
 
 @pytest.fixture
 def client(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    for module in (_sync_calls, _sync_watching):
+    for module in (_patient, _sync_watching):
         monkeypatch.setattr(module, "PAUSE_S", 0.01)
     node.on("GET", "/services", {"services": [{"serviceName": "lab", "members": [], "apps": []}]})
     node.on("GET", "/services/lab/apps", {"apps": [_app()]})

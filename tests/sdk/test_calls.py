@@ -15,8 +15,8 @@ import anyio
 import pytest
 
 import pairio
+from pairio import _patient, _patient_async, errors
 from pairio import client as client_module
-from pairio import errors
 from pairio.client import (
     AsyncClient,
     AsyncPairioJob,
@@ -25,8 +25,6 @@ from pairio.client import (
     PairioJobDefinition,
     PairioJobInputFile,
     PairioJobParameter,
-    _async_calls,
-    _sync_calls,
 )
 from pairio.errors import (
     Conflict,
@@ -53,7 +51,7 @@ DEFINITION = PairioJobDefinition(appName="hello", processorName="greet")
 @pytest.fixture
 def client(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client of the fake node that finds it by its home, as a restarted node is found."""
-    monkeypatch.setattr(_sync_calls, "PAUSE_S", 0.01)
+    monkeypatch.setattr(_patient, "PAUSE_S", 0.01)
     monkeypatch.delenv("PAIRIO_API_URL")
     _point_home_at(node)
     with Client(reconnect_s=5) as made:
@@ -123,7 +121,7 @@ def test_one_that_refused_was_there(
     node.token = "gone"
     with FakeNode(token="another") as again:
         again.on("GET", "/status", {"peerId": "x"})
-        monkeypatch.setattr(_sync_calls, "sleep", lambda _: _point_home_at(again))
+        monkeypatch.setattr(_patient, "sleep", lambda _: _point_home_at(again))
         assert client.status()["peerId"] == "x"
         client.close()
 
@@ -150,8 +148,8 @@ def _gone_without_a_word(node: FakeNode, again: FakeNode, patch: pytest.MonkeyPa
         _point_home_at(again)
         await sleep(0)
 
-    patch.setattr(_async_calls, "sleep", back)
-    patch.setattr(_sync_calls, "sleep", lambda _: _point_home_at(again))
+    patch.setattr(_patient_async, "sleep", back)
+    patch.setattr(_patient, "sleep", lambda _: _point_home_at(again))
 
 
 def test_a_first_call_goes_on_when_the_node_was_there_for_it(
@@ -298,6 +296,21 @@ def test_waiting_ends_with_its_time(client: Client, node: FakeNode) -> None:
     assert issubclass(WaitTimeout, TimeoutError)
 
 
+def test_waiting_ends_with_its_time_also_while_the_node_is_away(
+    client: Client, node: FakeNode
+) -> None:
+    running = job(status="running", isSettled=False)
+
+    def gone(asked: Asked) -> Any:
+        node.leave()
+        raise ConnectionResetError
+
+    node.on("GET", f"/jobs/{REQUEST_ID}/wait", gone)
+    client.reconnect_s = 1e9
+    with pytest.raises(WaitTimeout, match=r"is running after 0\.1 s"):
+        PairioJob(client, running).wait(0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -406,6 +419,8 @@ def test_a_stale_blocking_client_would_be_noticed(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
     script = tmp_path / "scripts" / "gen_sync_client"
     script.write_bytes((ROOT / "scripts" / "gen_sync_client").read_bytes())
+    for name in ("_patient.py", "_patient_async.py"):
+        (tmp_path / "sdk/pairio" / name).write_bytes((ROOT / "sdk" / "pairio" / name).read_bytes())
     for path in (ROOT / "sdk" / "pairio" / "client").glob("_*sync_*.py"):
         text = path.read_text().replace("Return the state of the node", "Tell the state")
         name = path.name

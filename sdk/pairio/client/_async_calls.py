@@ -2,21 +2,18 @@
 this file."""
 
 import os
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Self
 
 from pairio._http import part
+from pairio._patient_async import RECONNECT_S, AsyncPatientApi
 from pairio._sse import Event
-from pairio.client._async_io import AsyncApi, sleep
+from pairio.client._async_io import AsyncApi
 from pairio.client._base import Service
-from pairio.errors import NodeNotRunning, PairioError, RequestRefused
+from pairio.errors import NodeNotRunning, PairioError
 
-__all__ = ["PAUSE_S", "AsyncCalls"]
-
-#: A node that was there and is away is looked for so often.
-PAUSE_S = 0.2
+__all__ = ["AsyncCalls"]
 
 
 class AsyncCalls:
@@ -28,13 +25,20 @@ class AsyncCalls:
         token: str | None = None,
         *,
         service_name: str | None = None,
-        reconnect_s: float = 60.0,
+        reconnect_s: float = RECONNECT_S,
     ) -> None:
-        self._api = AsyncApi(url, token)
+        self._api = AsyncPatientApi(url, token, reconnect_s)
         self._service_name = service_name
-        self.reconnect_s = reconnect_s
-        self._was_there = False
         self._apps: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def reconnect_s(self) -> float:
+        """How many seconds a node that was there and is away is looked for."""
+        return self._api.reconnect_s
+
+    @reconnect_s.setter
+    def reconnect_s(self, seconds: float) -> None:
+        self._api.reconnect_s = seconds
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,30 +64,7 @@ class AsyncCalls:
     ) -> Any:
         """Make a call; while the node is away, again. All calls may be made twice: they read, name
         content by its hash, withdraw or hide what is named, or have a key."""
-        ends = 0.0
-        while True:
-            try:
-                answer = await self._api.call(method, path, body, query, key)
-                self._was_there = True
-                return answer
-            except RequestRefused:
-                self._was_there = True
-                raise
-            except NodeNotRunning as error:
-                ends = await self._pause(error, ends)
-
-    async def _pause(self, error: NodeNotRunning, ends: float) -> float:
-        """Wait a little for a node that is away, and return when to give up; raise the error when
-        that is now, or it never was there."""
-        now = time.monotonic()
-        ends = ends or now + self.reconnect_s
-        self._was_there |= error.was_there
-        if not self._was_there or now >= ends:
-            raise error
-        await sleep(PAUSE_S)
-        if self._api.is_elsewhere():
-            await self._api.close()
-        return ends
+        return await self._api.call(method, path, body, query, key)
 
     async def _chunks(
         self, path: str, query: dict[str, Any], can_resume: bool = False
@@ -91,19 +72,19 @@ class AsyncCalls:
         """Yield the bytes of an answer; where it can be resumed, over a restart of the node."""
         count, ends = 0, 0.0
         while True:
-            api = self._api
+            api: AsyncApi = self._api
             try:
                 api = self._api.apart()
                 async with aclosing(api.stream(path, query, count)) as chunks:
                     async for chunk in chunks:
-                        self._was_there = True
+                        self._api.is_there()
                         count += len(chunk)
                         yield chunk
                 return
             except NodeNotRunning as error:
                 if count and not can_resume:
                     raise
-                ends = await self._pause(error, ends)
+                ends = await self._api.pause(error, ends)
             finally:
                 await self._close_apart(api)
 
@@ -113,7 +94,7 @@ class AsyncCalls:
         try:
             async with aclosing(api.events(path, query)) as events:
                 async for event in events:
-                    self._was_there = True
+                    self._api.is_there()
                     yield event
         finally:
             await self._close_apart(api)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 from pairio._again import again_body, secret_names
+from pairio._patient_async import WAIT_S
 from pairio.client._async_batch import AsyncBatch
 from pairio.client._async_finding import AsyncFinding
 from pairio.client._async_job import AsyncPairioJob
-from pairio.client._base import WAIT_S, Refused
+from pairio.client._base import Refused
 from pairio.client._bodies import (
     SubmitOptions,
     definitions_of,

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
 from pairio.client._async_output import AsyncSpecialJobOutput
-from pairio.client._base import WAIT_S, JobBase, Outputs
-from pairio.errors import NodeNotRunning, NotFound, WaitTimeout
+from pairio.client._base import JobBase, Outputs
+from pairio.errors import NodeNotRunning, WaitTimeout
 
 if TYPE_CHECKING:
     from pairio.client._async_client import AsyncClient
@@ -53,16 +53,7 @@ class AsyncPairioJob(JobBase):
         return self.outputs[name]
 
     async def _get(self, what: str, query: dict[str, Any]) -> Any:
-        """Ask about this request; one that the node forgot (an answer from the cache is noted in
-        memory only) about the job."""
-        query = {"serviceName": self._data["serviceName"], **query}
-        rest = f"/{what}" if what else ""
-        try:
-            path = f"/api/v1/jobs/{self._data['requestId']}{rest}"
-            return await self._client._call("GET", path, None, query)
-        except NotFound:
-            path = f"/api/v1/jobs/{self._data['jobId']}{rest}"
-            return await self._client._call("GET", path, None, query)
+        return await self._client._api.about(self._data, what, query)
 
     async def _chunks(
         self, what: str, query: dict[str, Any], can_resume: bool = False
@@ -100,12 +91,8 @@ class AsyncPairioJob(JobBase):
             JobFailed: it did not complete, and `raise_on_failure`.
         """
         ends = None if wait_sec is None else time.monotonic() + wait_sec
-        while not self._data["isSettled"]:
-            left = WAIT_S if ends is None else min(WAIT_S, ends - time.monotonic())
-            if left <= 0:
-                return
-            self._data = await self._get("wait", {"timeoutSec": left})
-        if raise_on_failure:
+        self._data = await self._client._api.wait_for(self._data, ends)
+        if raise_on_failure and self._data["isSettled"]:
             self.raise_on_failure()
 
     async def wait(
@@ -198,7 +185,7 @@ class AsyncPairioJob(JobBase):
                             return
                 raise NodeNotRunning("the node ended the console", "look whether it runs")
             except NodeNotRunning as error:
-                ends = await self._client._pause(error, ends)
+                ends = await self._client._api.pause(error, ends)
 
     async def cancel(self, *, all_requests: bool = False) -> Self:
         """Withdraw this request; a run that nobody else wants is ended within a second.

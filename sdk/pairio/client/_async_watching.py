@@ -4,8 +4,9 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 
+from pairio._patient_async import PAUSE_S
 from pairio._sse import Event
-from pairio.client._async_calls import PAUSE_S, AsyncCalls
+from pairio.client._async_calls import AsyncCalls
 from pairio.client._async_io import sleep
 from pairio.client._async_job import AsyncPairioJob
 from pairio.client._bodies import watch_query
@@ -114,7 +115,7 @@ class AsyncWatching(AsyncCalls):
                             raise _too_long(left, timeout)
                 await sleep(PAUSE_S)  # the node ended the stream: it stops
             except NodeNotRunning as error:
-                away = await self._pause(error, away)
+                away = await self._api.pause(error, away)
 
     async def _refreshed(self, left: dict[str, AsyncPairioJob]) -> list[AsyncPairioJob]:
         """Renew all that is waited for; return what has settled."""
@@ -150,7 +151,7 @@ class AsyncWatching(AsyncCalls):
                             return
                         self._noted(event, left)
             except NodeNotRunning as error:
-                ends = await self._pause(error, ends)
+                ends = await self._api.pause(error, ends)
 
 
 def _too_long(left: Mapping[str, AsyncPairioJob], timeout: float | None) -> WaitTimeout:

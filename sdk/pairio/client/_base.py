@@ -10,7 +10,6 @@ from pairio.errors import JobBlocked, JobCanceled, JobFailed, NoSuchOutput, Requ
 
 __all__ = [
     "FINAL",
-    "WAIT_S",
     "BatchProgress",
     "JobBase",
     "Outputs",
@@ -22,8 +21,6 @@ __all__ = [
 _Output = TypeVar("_Output")
 #: What a job that goes on no more by itself is.
 FINAL = ("completed", "failed", "canceled", "blocked")
-#: How long one call waits for a job, in seconds.
-WAIT_S = 30.0
 
 
 class Entry(dict[str, Any]):

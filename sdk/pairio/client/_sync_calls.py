@@ -3,21 +3,18 @@
 Made of `_async_calls.py` by scripts/gen_sync_client: change that one."""
 
 import os
-import time
 from collections.abc import Generator
 from contextlib import closing
 from typing import Any, Self
 
 from pairio._http import part
+from pairio._patient import RECONNECT_S, PatientApi
 from pairio._sse import Event
 from pairio.client._base import Service
-from pairio.client._sync_io import Api, sleep
-from pairio.errors import NodeNotRunning, PairioError, RequestRefused
+from pairio.client._sync_io import Api
+from pairio.errors import NodeNotRunning, PairioError
 
-__all__ = ["PAUSE_S", "Calls"]
-
-#: A node that was there and is away is looked for so often.
-PAUSE_S = 0.2
+__all__ = ["Calls"]
 
 
 class Calls:
@@ -29,13 +26,20 @@ class Calls:
         token: str | None = None,
         *,
         service_name: str | None = None,
-        reconnect_s: float = 60.0,
+        reconnect_s: float = RECONNECT_S,
     ) -> None:
-        self._api = Api(url, token)
+        self._api = PatientApi(url, token, reconnect_s)
         self._service_name = service_name
-        self.reconnect_s = reconnect_s
-        self._was_there = False
         self._apps: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def reconnect_s(self) -> float:
+        """How many seconds a node that was there and is away is looked for."""
+        return self._api.reconnect_s
+
+    @reconnect_s.setter
+    def reconnect_s(self, seconds: float) -> None:
+        self._api.reconnect_s = seconds
 
     def __enter__(self) -> Self:
         return self
@@ -61,30 +65,7 @@ class Calls:
     ) -> Any:
         """Make a call; while the node is away, again. All calls may be made twice: they read, name
         content by its hash, withdraw or hide what is named, or have a key."""
-        ends = 0.0
-        while True:
-            try:
-                answer = self._api.call(method, path, body, query, key)
-                self._was_there = True
-                return answer
-            except RequestRefused:
-                self._was_there = True
-                raise
-            except NodeNotRunning as error:
-                ends = self._pause(error, ends)
-
-    def _pause(self, error: NodeNotRunning, ends: float) -> float:
-        """Wait a little for a node that is away, and return when to give up; raise the error when
-        that is now, or it never was there."""
-        now = time.monotonic()
-        ends = ends or now + self.reconnect_s
-        self._was_there |= error.was_there
-        if not self._was_there or now >= ends:
-            raise error
-        sleep(PAUSE_S)
-        if self._api.is_elsewhere():
-            self._api.close()
-        return ends
+        return self._api.call(method, path, body, query, key)
 
     def _chunks(
         self, path: str, query: dict[str, Any], can_resume: bool = False
@@ -92,19 +73,19 @@ class Calls:
         """Yield the bytes of an answer; where it can be resumed, over a restart of the node."""
         count, ends = 0, 0.0
         while True:
-            api = self._api
+            api: Api = self._api
             try:
                 api = self._api.apart()
                 with closing(api.stream(path, query, count)) as chunks:
                     for chunk in chunks:
-                        self._was_there = True
+                        self._api.is_there()
                         count += len(chunk)
                         yield chunk
                 return
             except NodeNotRunning as error:
                 if count and not can_resume:
                     raise
-                ends = self._pause(error, ends)
+                ends = self._api.pause(error, ends)
             finally:
                 self._close_apart(api)
 
@@ -114,7 +95,7 @@ class Calls:
         try:
             with closing(api.events(path, query)) as events:
                 for event in events:
-                    self._was_there = True
+                    self._api.is_there()
                     yield event
         finally:
             self._close_apart(api)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 from pairio._again import again_body, secret_names
-from pairio.client._base import WAIT_S, Refused
+from pairio._patient import WAIT_S
+from pairio.client._base import Refused
 from pairio.client._bodies import (
     SubmitOptions,
     definitions_of,

@@ -7,9 +7,9 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self
 
-from pairio.client._base import WAIT_S, JobBase, Outputs
+from pairio.client._base import JobBase, Outputs
 from pairio.client._sync_output import SpecialJobOutput
-from pairio.errors import NodeNotRunning, NotFound, WaitTimeout
+from pairio.errors import NodeNotRunning, WaitTimeout
 
 if TYPE_CHECKING:
     from pairio.client._sync_client import Client
@@ -55,16 +55,7 @@ class PairioJob(JobBase):
         return self.outputs[name]
 
     def _get(self, what: str, query: dict[str, Any]) -> Any:
-        """Ask about this request; one that the node forgot (an answer from the cache is noted in
-        memory only) about the job."""
-        query = {"serviceName": self._data["serviceName"], **query}
-        rest = f"/{what}" if what else ""
-        try:
-            path = f"/api/v1/jobs/{self._data['requestId']}{rest}"
-            return self._client._call("GET", path, None, query)
-        except NotFound:
-            path = f"/api/v1/jobs/{self._data['jobId']}{rest}"
-            return self._client._call("GET", path, None, query)
+        return self._client._api.about(self._data, what, query)
 
     def _chunks(
         self, what: str, query: dict[str, Any], can_resume: bool = False
@@ -102,12 +93,8 @@ class PairioJob(JobBase):
             JobFailed: it did not complete, and `raise_on_failure`.
         """
         ends = None if wait_sec is None else time.monotonic() + wait_sec
-        while not self._data["isSettled"]:
-            left = WAIT_S if ends is None else min(WAIT_S, ends - time.monotonic())
-            if left <= 0:
-                return
-            self._data = self._get("wait", {"timeoutSec": left})
-        if raise_on_failure:
+        self._data = self._client._api.wait_for(self._data, ends)
+        if raise_on_failure and self._data["isSettled"]:
             self.raise_on_failure()
 
     def wait(
@@ -200,7 +187,7 @@ class PairioJob(JobBase):
                             return
                 raise NodeNotRunning("the node ended the console", "look whether it runs")
             except NodeNotRunning as error:
-                ends = self._client._pause(error, ends)
+                ends = self._client._api.pause(error, ends)
 
     def cancel(self, *, all_requests: bool = False) -> Self:
         """Withdraw this request; a run that nobody else wants is ended within a second.

@@ -6,9 +6,10 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 
+from pairio._patient import PAUSE_S
 from pairio._sse import Event
 from pairio.client._bodies import watch_query
-from pairio.client._sync_calls import PAUSE_S, Calls
+from pairio.client._sync_calls import Calls
 from pairio.client._sync_io import sleep
 from pairio.client._sync_job import PairioJob
 from pairio.errors import NodeNotRunning, WaitTimeout
@@ -116,7 +117,7 @@ class Watching(Calls):
                             raise _too_long(left, timeout)
                 sleep(PAUSE_S)  # the node ended the stream: it stops
             except NodeNotRunning as error:
-                away = self._pause(error, away)
+                away = self._api.pause(error, away)
 
     def _refreshed(self, left: dict[str, PairioJob]) -> list[PairioJob]:
         """Renew all that is waited for; return what has settled."""
@@ -152,7 +153,7 @@ class Watching(Calls):
                             return
                         self._noted(event, left)
             except NodeNotRunning as error:
-                ends = self._pause(error, ends)
+                ends = self._api.pause(error, ends)
 
 
 def _too_long(left: Mapping[str, PairioJob], timeout: float | None) -> WaitTimeout:
