@@ -277,14 +277,24 @@ class Api(Address):
             response = self._sent(method, target, body, headers)
             if response.status != 401 or not self._has_moved():
                 return response
+            was_there = True
         except NodeNotRunning as error:
             if not self._has_moved_since(error):
                 raise
+            was_there = error.was_there
         self.close()
-        return self._sent(method, target, body, headers)
+        return self._sent(method, target, body, headers, was_there)
 
-    def _sent(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:
-        """Send once, or once more when a kept connection was closed while it was idle."""
+    def _sent(
+        self,
+        method: str,
+        target: str,
+        body: Any,
+        headers: dict[str, str],
+        was_there: bool = False,
+    ) -> Any:
+        """Send once, or once more when a kept connection was closed while it was idle. Of a node
+        that `was_there` for a try before, an error says so whatever the last try met."""
         import http.client
 
         for kept in (self._connection is not None, False):
@@ -293,10 +303,10 @@ class Api(Address):
             try:
                 return self._exchange(method, target, body, {**headers, **self._headers()})
             except (http.client.HTTPException, OSError) as error:
-                broke = self._connection is not None and isinstance(error, ConnectionError)
+                was_there |= self._connection is not None and isinstance(error, ConnectionError)
                 self.close()
                 if not kept or isinstance(error, TimeoutError):
-                    raise self._gone(error, was_there=broke) from None
+                    raise self._gone(error, was_there=was_there) from None
         raise AssertionError("unreachable")
 
     def _exchange(self, method: str, target: str, body: Any, headers: dict[str, str]) -> Any:

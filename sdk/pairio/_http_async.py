@@ -180,16 +180,24 @@ class AsyncApi(Address):
             if response.status_code != 401 or not self._has_moved():
                 return connection, response
             await connection.close()
+            was_there = True
         except NodeNotRunning as error:
             if not self._has_moved_since(error):
                 raise
+            was_there = error.was_there
         await self.close()
-        return await self._sent(method, target, body, more)
+        return await self._sent(method, target, body, more, was_there)
 
     async def _sent(
-        self, method: str, target: str, body: bytes, more: dict[str, str]
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        more: dict[str, str],
+        was_there: bool = False,
     ) -> tuple[_Connection, h11.Response]:
-        """Send once, or once more when a kept connection was closed while it was idle."""
+        """Send once, or once more when a kept connection was closed while it was idle. Of a node
+        that `was_there` for a try before, an error says so whatever the last try met."""
         headers = {"Host": f"{self._host}:{self._port}", **self._headers(), **more}
         if body or method == "POST":
             headers["Content-Length"] = str(len(body))
@@ -201,11 +209,11 @@ class AsyncApi(Address):
                 connection = self._idle.pop() if kept else await self._connected()
                 return connection, await connection.ask(request, body)
             except (*_BROKEN, h11.RemoteProtocolError, TimeoutError) as error:
-                broke = connection is not None and isinstance(error, _RESET)
+                was_there |= connection is not None and isinstance(error, _RESET)
                 if connection is not None:
                     await connection.close()
                 if not kept or isinstance(error, TimeoutError):
-                    raise self._gone(error, was_there=broke) from None
+                    raise self._gone(error, was_there=was_there) from None
             except BaseException:
                 if connection is not None:
                     with anyio.CancelScope(shield=True):

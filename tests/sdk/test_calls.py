@@ -163,6 +163,54 @@ def test_a_first_call_goes_on_when_the_node_was_there_for_it(
         client.close()
 
 
+def test_a_node_that_goes_after_it_took_a_file_was_there(
+    client: Client, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is kept, so the job is sent twice: the node took the first, nobody the
+    second."""
+    entry = PairioJobInputFile(name="a", url=b"bytes")
+    definition = PairioJobDefinition(appName="a", processorName="p", inputFiles=[entry])
+    node.on("POST", "/content", {"cid": "bafkx", "size": 1})
+
+    def gone(asked: Asked) -> Any:
+        node.leave()
+        raise ConnectionResetError
+
+    node.on("POST", "/jobs", gone)
+    with FakeNode(token="another") as again:
+        again.on("POST", "/jobs", job())
+        monkeypatch.setattr(_patient, "sleep", lambda _: _point_home_at(again))
+        assert client.submit_job(job_definition=definition).status == "completed"
+        [first], [second] = node.calls("POST", "/jobs"), again.calls("POST", "/jobs")
+        assert first.key == second.key
+        client.close()
+
+
+@pytest.mark.parametrize("backend", ["blocking", "asyncio", "trio"])
+def test_one_that_went_was_there_also_when_where_it_shall_be_nobody_is(
+    backend: str, client: Client, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> str:
+        async with AsyncClient(reconnect_s=5) as made:
+            return (await made.submit_job(job_definition=DEFINITION)).status
+
+    with FakeNode(token="another") as again, FakeNode(token="nobody") as nobody:
+        _gone_without_a_word(node, again, monkeypatch)
+        nobody.leave()
+
+        def gone(asked: Asked) -> Any:
+            _point_home_at(nobody)
+            raise ConnectionResetError
+
+        node.on("POST", "/jobs", gone)
+        if backend == "blocking":
+            assert client.submit_job(job_definition=DEFINITION).status == "completed"
+        else:
+            assert anyio.run(run, backend=backend) == "completed"
+        assert len(again.calls("POST", "/jobs")) == 1
+        client.close()
+
+
 def test_a_first_answer_that_is_cut_off_is_asked_for_again(client: Client, node: FakeNode) -> None:
     node.on("POST", "/jobs", [Raw(json.dumps(job()).encode(), cut=20), job()])
     assert client.submit_job(job_definition=DEFINITION).status == "completed"
