@@ -2,13 +2,15 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from pairio_cli import complete
+from pairio_cli.follow import TimeOver, time_limit
 from pairio_cli.output import as_json, data, fail, finished, note, short, table
-from pairio_cli.shared import Json, SecretOption, ServiceOption, api, new_typer, part
+from pairio_cli.shared import Json, SecretOption, ServiceOption, api, new_typer, part, patient_api
 from pairio_cli.times import clock_s
 from pairio_protocol.figures import counted
 
@@ -22,6 +24,8 @@ BatchId = Annotated[
 _EXIT_FAILED, _EXIT_TIMEOUT = 1, 4
 _PAGE = 1000
 _OPEN = ("pending", "starting", "running")
+#: The last look at a batch may take so long when the time to wait is over: the node may be away.
+_LAST_LOOK_S = 2.0
 
 
 def _path(batch: str) -> str:
@@ -94,7 +98,7 @@ def batch_wait(
     json: Json = False,
 ) -> None:
     """Wait until every job of a batch is over. Example: pairio batch wait nightly"""
-    node = api()
+    node = patient_api()
     found = node.call("GET", _path(batch), None, {"serviceName": service})
     found = _waited(node, found, None if timeout is None else time.monotonic() + timeout)
     if json:
@@ -115,18 +119,24 @@ def batch_wait(
 def _waited(node: Any, batch: dict[str, Any], ends_s: float | None) -> dict[str, Any]:
     """Wait for one open job after the other, as its end is told; return the batch at the end, or
     as it is at `ends_s` (monotonic)."""
-    from pairio_cli.submit import wait_for
-
     query = {"serviceName": batch["serviceName"]}
-    while True:
-        jobs = batch_jobs(node, batch["batchId"], batch["serviceName"])
-        waiting = [job for job in jobs if job["status"] in _OPEN]
-        for job in waiting:
-            wait_for(node, job, ends_s)
-        batch = node.call("GET", _path(batch["batchId"]), None, query)
-        is_late = ends_s is not None and time.monotonic() >= ends_s
-        if batch["isOver"] or is_late or not waiting:
-            return batch
+    with suppress(TimeOver):
+        while True:
+            with time_limit(_left_s(ends_s)):
+                jobs = batch_jobs(node, batch["batchId"], batch["serviceName"])
+            waiting = [job for job in jobs if job["status"] in _OPEN]
+            for job in waiting:
+                node.wait_for(job, ends_s)
+            with time_limit(_left_s(ends_s)):
+                batch = node.call("GET", _path(batch["batchId"]), None, query)
+            is_late = ends_s is not None and time.monotonic() >= ends_s
+            if batch["isOver"] or is_late or not waiting:
+                break
+    return batch
+
+
+def _left_s(ends_s: float | None) -> float | None:
+    return None if ends_s is None else max(0.0, ends_s - time.monotonic()) + _LAST_LOOK_S
 
 
 @batch_app.command("cancel")
@@ -149,7 +159,7 @@ def batch_retry(
     from pairio._again import again_body
     from pairio_cli.secret import secrets_again
 
-    node = api()
+    node = patient_api()
     found = node.call("GET", _path(batch), None, {"serviceName": service})
     jobs = batch_jobs(node, batch, found["serviceName"])
     latest = {job["jobId"]: job for job in reversed(jobs)}  # newest first: the last one stays

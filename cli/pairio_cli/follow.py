@@ -2,20 +2,15 @@
 node, from the place that was shown last."""
 
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from pairio_cli.output import short
+from pairio_cli.output import note, short
 from pairio_cli.shown import Shown
 from pairio_protocol.figures import size_text
 
 __all__ = ["TimeOver", "follow", "followed", "time_limit"]
-
-#: How long a node that went away is waited for.
-_AWAY_S = 60.0
-_AGAIN_S = 0.5
 
 
 class TimeOver(Exception):
@@ -49,7 +44,7 @@ def follow(job_id: str, service: str | None, shown: Shown, offset: int = 0) -> d
     """
     place: dict[str, Any] = {}
     try:
-        for event in followed(job_id, service, offset):
+        for event in followed(job_id, service, offset, shown.note):
             if event["type"] == "end":
                 return event
             _show(event, shown, place)
@@ -58,43 +53,38 @@ def follow(job_id: str, service: str | None, shown: Shown, offset: int = 0) -> d
     raise AssertionError("unreachable: it ends with `end`, or raises")
 
 
-def followed(job_id: str, service: str | None, offset: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the events of a job's console, over restarts of the node; the last one is `end`.
+def followed(
+    job_id: str, service: str | None, offset: int = 0, say: Callable[[str], None] = note
+) -> Iterator[dict[str, Any]]:
+    """Yield the events of a job's console, over restarts of the node; the last one is `end`. `say`
+    is told when the node goes.
 
     Raises:
         NodeNotRunning: the node went away and did not come back.
     """
+    from pairio._http import part
     from pairio.errors import NodeNotRunning
+    from pairio_cli.patient import AWAY, PatientNode
 
-    place: dict[str, Any] = {"offset": offset or None}
-    gives_up_s: float | None = None
-    while True:
-        try:
-            for event in _events(job_id, service, place):
-                gives_up_s = None
-                yield event
-                if event["type"] == "end":
-                    return
-                if event["type"] == "output":
-                    place |= {"attempt": event["attemptId"], "offset": event["nextOffset"]}
-            raise NodeNotRunning("the node ended its answer", "look: pairio-node status")
-        except NodeNotRunning:
-            now_s = time.monotonic()
-            gives_up_s = gives_up_s or now_s + _AWAY_S
-            if now_s >= gives_up_s or not place.get("seen"):
-                raise
-            time.sleep(_AGAIN_S)
-
-
-def _events(job_id: str, service: str | None, place: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    from pairio._http import Api, part
-
-    query = {"follow": "1", "format": "json", "serviceName": service}
-    query |= {"attempt": place.get("attempt"), "offset": place.get("offset")}
-    with closing(Api()) as api:
-        for event in api.lines(f"/api/v1/jobs/{part(job_id)}/console", query):
-            place["seen"] = True
-            yield event
+    path = f"/api/v1/jobs/{part(job_id)}/console"
+    query: dict[str, Any] = {"follow": "1", "format": "json", "serviceName": service}
+    query["offset"] = offset or None
+    away = 0.0
+    with closing(PatientNode()) as api:
+        api.on_away = lambda: say(AWAY)
+        while True:
+            try:
+                for event in api.lines(path, query):
+                    away = 0.0
+                    api.is_there()
+                    yield event
+                    if event["type"] == "end":
+                        return
+                    if event["type"] == "output":
+                        query |= {"attempt": event["attemptId"], "offset": event["nextOffset"]}
+                raise NodeNotRunning("the node ended its answer", "look: pairio-node status")
+            except NodeNotRunning as error:
+                away = api.pause(error, away)
 
 
 def _show(event: dict[str, Any], shown: Shown, place: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pairio._http import Api, part
+from pairio._patient import PatientApi
 from pairio.errors import PairioError
 from pairio_cli.output import as_json, data, finished, note
 from pairio_cli.secret import check_asked, file_secrets, read_secrets
@@ -25,7 +26,6 @@ from pairio_cli.submit import (
     plan_wish,
     processor_of,
     seen_to,
-    wait_for,
 )
 
 __all__ = ["read_jobs", "submit_file"]
@@ -168,7 +168,9 @@ def _source(text: str, folder: Path) -> str:
 # -- submitting -----------------------------------------------------------------------------------
 
 
-def submit_file(api: Api, jobs: list[Named], waiting: Waiting, *, dry_run: bool, json: bool) -> int:
+def submit_file(
+    api: PatientApi, jobs: list[Named], waiting: Waiting, *, dry_run: bool, json: bool
+) -> int:
     """Submit the jobs of a file, or plan them; print their ids in order; return the exit code."""
     _check_secrets(api, jobs)
     if len(jobs) == 1:
@@ -183,7 +185,7 @@ def submit_file(api: Api, jobs: list[Named], waiting: Waiting, *, dry_run: bool,
     made = list(_submitted(api, jobs))
     refused = [answer["error"] for answer in made if "jobId" not in answer]
     if waiting.wait:
-        made = [wait_for(api, job) if "jobId" in job else job for job in made]
+        made = [api.wait_for(job) if "jobId" in job else job for job in made]
     if json:
         as_json(made)
     for number, answer in enumerate(made, 1):

@@ -10,7 +10,16 @@ import typer
 from pairio_cli import complete, insight, results
 from pairio_cli.follow import follow, followed
 from pairio_cli.output import as_json, data, fail, finished, note, short, shorts, table
-from pairio_cli.shared import JobId, Json, SecretOption, ServiceOption, api, new_typer, part
+from pairio_cli.shared import (
+    JobId,
+    Json,
+    SecretOption,
+    ServiceOption,
+    api,
+    new_typer,
+    part,
+    patient_api,
+)
 from pairio_cli.shown import on_stdout, status_words
 from pairio_protocol.figures import counted
 from pairio_protocol.printable import PrintableStream
@@ -204,11 +213,9 @@ def job_wait(
     json: Json = False,
 ) -> None:
     """Wait until a job is over. Example: pairio job wait ID --timeout 60"""
-    from pairio_cli.submit import wait_for
-
-    node = api()
+    node = patient_api()
     job = node.call("GET", _path(job_id), None, {"serviceName": service})
-    job = wait_for(node, job, None if timeout is None else time.monotonic() + timeout)
+    job = node.wait_for(job, None if timeout is None else time.monotonic() + timeout)
     as_json(job) if json else data(job["status"])
     name = short(job["jobId"])
     if not job["isSettled"]:
@@ -248,7 +255,7 @@ def job_rerun(
 
     if timeout is not None and not (wait or follow_):
         fail("--timeout is given without --wait", "add --wait", 2)
-    node = api()
+    node = patient_api()
     before = node.call("GET", _path(job_id), None, {"serviceName": service})
     failed = before["status"] in ("failed", "canceled")
     [values] = secrets_again(node, [before], secret or [], f"pairio job rerun {short(job_id)}")

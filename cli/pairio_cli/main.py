@@ -24,6 +24,7 @@ from pairio_cli.shared import (
     api,
     new_typer,
     part,
+    patient_api,
     seconds,
 )
 
@@ -157,7 +158,7 @@ def submit(
     )
     jobs = [("", wish)] if file is None else read_jobs(file, wish)
     waiting = Waiting(wait, follow, timeout)
-    sys.exit(submit_file(api(), jobs, waiting, dry_run=dry_run, json=json))
+    sys.exit(submit_file(patient_api(), jobs, waiting, dry_run=dry_run, json=json))
 
 
 @app.command("open")

@@ -20,6 +20,7 @@ __all__ = [
     "api",
     "new_typer",
     "part",
+    "patient_api",
     "people",
     "seconds",
     "service_path",
@@ -103,6 +104,15 @@ def api() -> Any:
     from pairio._http import Api
 
     found = Api()
+    click.get_current_context().call_on_close(found.close)
+    return found
+
+
+def patient_api() -> Any:
+    """Return the API of the node on this machine for a command that waits: over a restart, too."""
+    from pairio_cli.patient import PatientNode
+
+    found = PatientNode()
     click.get_current_context().call_on_close(found.close)
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pairio._http import Api, part
+from pairio._patient import PatientApi
 from pairio.errors import PairioError
 from pairio_cli.content import add_input
 from pairio_cli.follow import TimeOver, follow, time_limit
@@ -29,11 +30,9 @@ __all__ = [
     "seen_to",
     "show_job",
     "submit_wish",
-    "wait_for",
 ]
 
 _EXIT_FAILED, _EXIT_TIMEOUT = 1, 4
-_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Waiting:
     timeout_s: float | None = None
 
 
-def submit_wish(api: Api, wish: Wish, waiting: Waiting, *, json: bool) -> int:
+def submit_wish(api: PatientApi, wish: Wish, waiting: Waiting, *, json: bool) -> int:
     """Submit, maybe wait, print; return the exit code."""
     return seen_to(api, api.submit(body_of(api, wish)), waiting, json=json)
 
@@ -103,7 +102,7 @@ def _secrets(wish: Wish, processor: dict[str, Any]) -> dict[str, str]:
     return {n: v for n, v in usual.items() if n in asked} | read_secrets(wish.secrets)
 
 
-def seen_to(api: Api, job: dict[str, Any], waiting: Waiting, *, json: bool) -> int:
+def seen_to(api: PatientApi, job: dict[str, Any], waiting: Waiting, *, json: bool) -> int:
     """Wait for a job that was submitted, if that is wanted; print it; return the exit code."""
     is_waited_for = waiting.wait or waiting.follow
     if is_waited_for:
@@ -129,27 +128,14 @@ def seen_to(api: Api, job: dict[str, Any], waiting: Waiting, *, json: bool) -> i
 
 
 def _end_of(
-    api: Api, job: dict[str, Any], left_s: float | None, *, follows: bool
+    api: PatientApi, job: dict[str, Any], left_s: float | None, *, follows: bool
 ) -> dict[str, Any]:
     """Return a job at its end, or as it is after `left_s`."""
     ends_s = None if left_s is None else time.monotonic() + left_s
     if follows and not job["cached"]:
         with suppress(TimeOver), time_limit(left_s):
             follow(job["requestId"], job["serviceName"], on_stderr())
-    return wait_for(api, job, ends_s)
-
-
-def wait_for(api: Api, job: dict[str, Any], ends_s: float | None = None) -> dict[str, Any]:
-    """Return a job when it is over, and safe if it completed; or as it is at `ends_s`
-    (monotonic)."""
-    path = f"/api/v1/jobs/{part(job['requestId'])}/wait"
-    while not job["isSettled"]:
-        left_s = _WAIT_S if ends_s is None else min(_WAIT_S, ends_s - time.monotonic())
-        if left_s <= 0:
-            break
-        query = {"serviceName": job["serviceName"], "timeoutSec": left_s}
-        job = api.call("GET", path, None, query)
-    return job
+    return api.wait_for(job, ends_s)
 
 
 def _say(job: dict[str, Any], took_s: float) -> None:

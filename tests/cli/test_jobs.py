@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pairio_cli.patient import AWAY
 from tests.cli.conftest import Run
 from tests.cli.test_commands import APP, SERVICE
 from tests.sdk.fake_node import JOB_ID, REQUEST_ID, Asked, FakeNode, Raw, job
@@ -240,9 +241,7 @@ def test_nothing_of_a_job_does_something_to_a_terminal(
 def test_a_node_that_is_away_for_a_moment_is_asked_again_from_there(
     lab: FakeNode, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pairio_cli import follow
-
-    monkeypatch.setattr(follow, "_AGAIN_S", 0.0)
+    monkeypatch.setattr("pairio._patient.PAUSE_S", 0.0)
     first = lines(
         {"type": "attempt", "attemptId": "a1", "number": 1, "computeNodeId": "12D3KooWworker"},
         {"type": "output", "attemptId": "a1", "offset": 0, "text": "one\n", "nextOffset": 4},
@@ -254,6 +253,7 @@ def test_a_node_that_is_away_for_a_moment_is_asked_again_from_there(
     lab.on("GET", f"/jobs/{REQUEST_ID}/console", [first, second])
     shown = run("job", "logs", "-f", JOB_ID)
     assert (shown.code, shown.out) == (0, "one\ntwo\n")
+    assert shown.err.count(AWAY) == 1
     again = lab.calls("GET", f"/jobs/{REQUEST_ID}/console")[1]
     assert (again.query["attempt"], again.query["offset"]) == ("a1", "4")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 from pairio.client import (
@@ -23,6 +24,7 @@ from pairio.client import (
     PairioJobParameter,
 )
 from pairio.errors import Conflict, InvalidRequest, JobBlocked, JobFailed
+from pairio_cli.patient import AWAY
 from tests.integration.conftest import RunningNode, launch
 from tests.integration.waiting import until
 
@@ -413,6 +415,50 @@ def test_a_first_submit_that_waits_goes_on_over_a_restart(lab: Lab, how: str) ->
         assert [found.status for found in got] == ["completed"], got
         assert [found.requestId for found in client.find_jobs()] == [got[0].requestId]
         assert lab.ran() == ["once"]
+
+
+@pytest.mark.parametrize("how", ["stops", "is killed"])
+def test_commands_that_wait_go_on_over_a_restart(lab: Lab, how: str) -> None:
+    given = ("-p", "text=once", "-p", "seconds=4.0", "--batch", "b")
+    submit = _command(lab, "submit", STEP, *given, "--wait")
+    until("it runs", lab.ran)
+    [job] = lab.node.get("jobs")["jobs"]
+    others = [
+        _command(lab, "job", "wait", job["jobId"]),
+        _command(lab, "batch", "wait", "b"),
+        _command(lab, "job", "logs", "-f", job["jobId"]),
+    ]
+    until("all have asked", lambda: all(map(_is_connected, others)))
+    if how == "stops":
+        assert lab.node.stop() == 0
+    else:
+        lab.node.process.kill()
+        lab.node.process.wait(WAIT_S)
+        assert lab.node.process.stdout is not None
+        lab.node.process.stdout.close()
+    lab.start()
+    said = [process.communicate(timeout=WAIT_S) for process in (submit, *others)]
+    ends = [process.returncode for process in (submit, *others)]
+    assert ends == [0] * 4, said
+    outs = [out for out, _ in said]
+    assert outs == [f"{job['jobId']}\n", "completed\n", "1 completed\n", "running once\n"]
+    assert [err.count(AWAY) for _, err in said] == [1] * 4, said
+    assert [found["requestId"] for found in lab.node.get("jobs")["jobs"]] == [job["requestId"]]
+    assert lab.ran() == ["once"]
+
+
+def _is_connected(process: "subprocess.Popen[str]") -> bool:
+    return bool(psutil.Process(process.pid).net_connections("tcp"))
+
+
+def _command(lab: Lab, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", "from pairio_cli.main import main; main()", *arguments],
+        env=lab.node.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 # -- the examples ------------------------------------------------------------------------------
