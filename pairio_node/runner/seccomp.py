@@ -38,6 +38,8 @@ _KIND_OF_FILE, _CHARACTER_DEVICE, _BLOCK_DEVICE = 0o170000, 0o020000, 0o060000
 _FAMILIES: Final = (1, 2, 10)
 _NETLINK: Final = 16
 _FAMILY_MAX: Final = 45
+#: So many numbers are compared with one after another.
+_LEAF_MAX: Final = 5
 
 _Code = list[tuple[int, int, int, int]]
 
@@ -72,14 +74,22 @@ def _filter(architecture: Architecture, denied: tuple[str, ...], more: dict[str,
     if architecture == "x86_64":
         code += _when(_GREATER_EQUAL, _X32_BIT, _fail(errno.ENOSYS))
     code += _when(_GREATER, LAST, _fail(errno.ENOSYS))
-    for name in denied:
-        if (number := DENIED[name][column]) is not None:
-            code += _when(_EQUAL, number, _fail(errno.EPERM))
+    blocks = {DENIED[name][column]: _fail(errno.EPERM) for name in denied}
     for name, block in {**_by_arguments(), **more}.items():
-        if (number := NUMBERS[name][column]) is not None:
-            code += [(_EQUAL, 0, len(block), number), *block]
-    code.append((_RETURN, 0, 0, _ALLOW))
+        blocks.setdefault(NUMBERS[name][column], block)
+    code += _chosen(sorted((n, block) for n, block in blocks.items() if n is not None))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def _chosen(blocks: list[tuple[int, _Code]]) -> _Code:
+    """Return what does one of `blocks`, by the number of the call, or allows it. The kernel tries a
+    filter with every number when it is loaded, which is done for each job: hence a tree."""
+    if len(blocks) <= _LEAF_MAX:
+        code = [step for number, block in blocks for step in _when(_EQUAL, number, block)]
+        return [*code, (_RETURN, 0, 0, _ALLOW)]
+    middle = len(blocks) // 2
+    lower, upper = _chosen(blocks[:middle]), _chosen(blocks[middle:])
+    return [(_GREATER_EQUAL, len(lower), 0, blocks[middle][0]), *lower, *upper]
 
 
 def _by_arguments() -> dict[str, _Code]:
