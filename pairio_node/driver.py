@@ -68,6 +68,7 @@ class Driver:
         self._unsealed: list[_Told] = []
         self._in_flight: dict[int, list[_Told]] = {}  # by ticket
         self._failed_at_ms = -math.inf
+        self._failed: list[CommitFailed] = []  # while others are still under way
         self._sealed_ms = 0
         self._idle_until_ms = -math.inf  # for what nobody waits for
 
@@ -220,7 +221,7 @@ class Driver:
         """Hand what was written to the disk; a failing disk is tried again once a second."""
         if self._is_held() or self._is_idle():
             return
-        if self._clock.now_ms() - self._failed_at_ms < RETRY_MS:
+        if self._failed or self._clock.now_ms() - self._failed_at_ms < RETRY_MS:
             return
         sealed = self.core.seal(self._clock.now_ms(), self._clock.unix_ms())
         if sealed is None:
@@ -240,10 +241,19 @@ class Driver:
             else:
                 self._unsealed += waiting
                 self._failed_at_ms = self._clock.now_ms()
-                self._append(CommitFailed(ticket, str(error)))
+                self._failed.append(CommitFailed(ticket, str(error)))
+            if self._failed and not self._in_flight:
+                self._tell_failed()
 
         self._shell.write(sealed.commit, on_done)
         self._carry_out(sealed.effects)
+
+    def _tell_failed(self) -> None:
+        """All that was under way with a commit that failed has been answered, with the same. Newest
+        first: what each held is put before what came later."""
+        for failed in sorted(self._failed, key=lambda event: event.ticket, reverse=True):
+            self._append(failed)
+        self._failed = []
 
     def _sealed_before(self) -> None:
         """Nothing is left to write: who waits does so for the newest commit under way, if any."""

@@ -3,12 +3,13 @@
 A commit is one transaction; `Writer` puts everything that waits into the next one (group commit).
 """
 
+import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,6 +21,8 @@ from pairio_node.blocks.changes import Carried
 from pairio_node.errors import StorageFullError, UserError
 
 __all__ = ["Beside", "CommitRows", "Snapshot", "Store", "StoreError", "Writer"]
+
+log = logging.getLogger("pairio.store")
 
 #: What was carried along is settled beside after this time.
 _SETTLE_S: Final = 0.05
@@ -271,10 +274,16 @@ class Beside(Protocol):
         """Put all that came on the disk. Raises StorageFullError."""
 
 
+def _jobs(group: Sequence[_Job | int | None]) -> list[_Job]:
+    return [job for job in group if isinstance(job, tuple)]
+
+
 class Writer:
     """Group commit: one thread writes whatever waits, in one transaction.
 
-    No timer for a group: what arrives during a commit is the next one. What transactions speak of
+    No timer for a group: what arrives during a commit is the next one. When one fails, so does all
+    that was queued before the loop has heard of it: nothing gets on the disk whose beginning did
+    not. What transactions speak of
     and is `beside` is on the disk when they are: a few small blocks in the transaction itself, so
     that nobody waits for two syncs, all else before it. Soon after, the former are settled beside
     and go from here. `has_carried`: some are here, which a crash left and `beside` has again.
@@ -287,7 +296,10 @@ class Writer:
         self._beside = beside
         #: When what was carried is to be settled; None: there is nothing.
         self._settle_at_s = time.monotonic() if has_carried else None
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        #: Jobs; None: stop; a number: the loop has heard of that failure.
+        self._queue: SimpleQueue[_Job | int | None] = SimpleQueue()
+        self._failures = 0
+        self._failure: Exception | None = None  # the newest, until the loop has heard of it
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._run, name="pairio-writer", daemon=True)
         self._thread.start()
@@ -306,12 +318,15 @@ class Writer:
         while not stopping:
             group = self._next()
             stopping = None in group
-            self._write([job for job in group if job is not None])
+            if self._failure is not None:
+                group = self._refuse(group, self._failure)
+            self._write(_jobs(group))
             if self._settle_at_s is not None and (stopping or self._settles_in_s() == 0):
                 self._settle()
 
-    def _next(self) -> list[_Job | None]:
+    def _next(self) -> list[_Job | int | None]:
         """Return what waits; nothing when it is time to settle before something comes."""
+        group: list[_Job | int | None]
         try:
             group = [self._queue.get(timeout=self._settles_in_s())]
         except Empty:
@@ -323,6 +338,16 @@ class Writer:
     def _settles_in_s(self) -> float | None:
         return None if self._settle_at_s is None else max(0, self._settle_at_s - time.monotonic())
 
+    def _refuse(
+        self, group: list[_Job | int | None], failure: Exception
+    ) -> list[_Job | int | None]:
+        """Fail what was queued before the loop has heard of the failure; return what came after."""
+        heard = group.index(self._failures) if self._failures in group else len(group)
+        if heard < len(group):
+            self._failure = None
+        self._tell(_jobs(group[:heard]), failure)
+        return group[heard:]
+
     def _write(self, jobs: list[_Job]) -> None:
         if not jobs:
             return
@@ -330,13 +355,23 @@ class Writer:
         error: Exception | None = None
         try:
             self._commit(rows)
-        except (StoreError, StorageFullError) as failure:
-            error = failure
+        except Exception as failure:
+            if not isinstance(failure, StoreError | StorageFullError):
+                log.exception("a transaction failed as none should")
+            self._failures += 1
+            self._failure = error = failure
+        self._tell(jobs, error)
+
+    def _tell(self, jobs: list[_Job], error: Exception | None) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._told, jobs, error, self._failures)
+
+    def _told(self, jobs: list[_Job], error: Exception | None, failures: int) -> None:
+        """In the loop: tell those whose jobs these were. What they queue then counts again."""
+        if error is not None:
+            self._queue.put(failures)
         for _, on_done in jobs:
-            try:
-                self._token.run_sync_soon(on_done, error)
-            except trio.RunFinishedError:
-                return
+            on_done(error)
 
     def _commit(self, rows: CommitRows) -> None:
         beside = self._beside

@@ -131,7 +131,8 @@ class Disk:
         self._core.commands.on_committed(ticket)
 
     def on_commit_failed(self, event: ev.CommitFailed) -> None:
-        """Tell whoever waits that it is not stored, and try again with the next commit."""
+        """Tell whoever waits that it is not stored, and try again with the next commit. Of several
+        the newest comes first: what each held goes before what came later."""
         commit = self._in_flight.pop(event.ticket, None)
         self._ack_sent.pop(event.ticket, None)
         for effect in self._after_commit.pop(event.ticket, []):

@@ -326,6 +326,33 @@ async def test_a_failed_commit_is_said_and_tried_again_each_second_until_it_work
         assert len(lab.disk.commits) == 7, "and then no more"
 
 
+async def test_commits_that_fail_together_are_told_and_tried_again_as_one_and_in_order(
+    autojump_clock: MockClock,
+) -> None:
+    async with _running() as lab, trio.open_nursery() as nursery:
+        refused: list[str] = []
+
+        async def submit(name: str) -> None:
+            with pytest.raises(UserError, match="not stored"):
+                await lab.submit(name)
+            refused.append(name)
+
+        lab.disk.at_once = False
+        for name in ("Ada", "Bob"):
+            nursery.start_soon(submit, name)
+            await wait_all_tasks_blocked()
+        first, second = (commit.segments for commit in lab.disk.commits)
+        lab.disk.waiting.pop(0)(StoreError("full"))
+        await trio.sleep_until(trio.current_time() + 5)
+        assert (refused, len(lab.disk.commits)) == ([], 2), "the second is still under way"
+        lab.disk.at_once = True
+        lab.disk.waiting.pop(0)(StoreError("full"))
+        await trio.sleep_until(trio.current_time() + 2)
+        assert sorted(refused) == ["Ada", "Bob"]
+        assert len(lab.disk.commits) == 3
+        assert lab.disk.commits[2].segments[:2] == (*first, *second)
+
+
 async def test_what_is_written_while_the_disk_fails_comes_with_the_next_try(
     autojump_clock: MockClock,
 ) -> None:

@@ -266,6 +266,67 @@ async def test_what_comes_during_a_commit_is_the_next_group(tmp_path: Path) -> N
     store.close()
 
 
+class _Failing(_SlowStore):
+    """Fails with what `errors` names, transaction by transaction."""
+
+    def __init__(self, store: Store, *errors: Exception | None) -> None:
+        super().__init__(store)
+        self.errors = list(errors)
+
+    def commit(self, rows: CommitRows, carried: Sequence[Carried] = ()) -> None:
+        self.begun.set()
+        self.go_on.wait(10)
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        Store.commit(self, rows, carried)
+
+
+async def test_what_was_queued_before_a_failure_was_heard_of_fails_as_well(tmp_path: Path) -> None:
+    """Else a small commit gets on a disk that is nearly full without the large one before it."""
+    full = StoreError("database or disk is full")
+    store = _Failing(Store.open(tmp_path / "node.db"), full, None, full)
+    writer = Writer(store)
+    told: list[tuple[int, str]] = []
+    heard = trio.Event()
+
+    def on_done(number: int, error: Exception | None) -> None:
+        told.append((number, str(error or "")))
+        if number == 0:  # the loop has heard: from now on it counts anew
+            for later in (3, 4):
+                writer.submit(CommitRows(segments=(_segment(later),)), partial(on_done, later))
+        if number == 4:
+            heard.set()
+
+    writer.submit(CommitRows(segments=(_segment(0),)), partial(on_done, 0))
+    await trio.to_thread.run_sync(store.begun.wait, 10)
+    for number in (1, 2):
+        writer.submit(CommitRows(segments=(_segment(number),)), partial(on_done, number))
+    store.go_on.set()
+    with trio.fail_after(10):
+        await heard.wait()
+    assert [number for number, _ in told] == [0, 1, 2, 3, 4], "in order"
+    assert [number for number, error in told if error] == [0, 1, 2]
+    assert await _committed(writer, 5) == str(full), "one that fails by itself"
+    assert await _committed(writer, 6) == "", "and what is asked after that goes through"
+    writer.stop()
+    assert store.load().segments == tuple(_segment(number)[5] for number in (3, 4, 6))
+    store.close()
+
+
+async def test_whatever_ends_a_transaction_is_told_and_the_next_one_is_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = _Failing(Store.open(tmp_path / "node.db"), OSError(5, "Input/output error"))
+    store.go_on.set()
+    writer = Writer(store)
+    assert "Input/output error" in await _committed(writer, 0)
+    assert "failed as none should" in caplog.text
+    assert await _committed(writer, 1) == ""
+    writer.stop()
+    store.close()
+
+
 class _FullDisk(BlockDb):
     """Small blocks that cannot be settled while the disk is full."""
 
