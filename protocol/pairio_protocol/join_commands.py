@@ -137,6 +137,7 @@ class JoinCommands:
             offers = ", ".join(membership.petnames[s] for s in membership.offers()) or "none"
             raise DefinitionError(f"no offer {event.service!r}", f"offers here: {offers}")
         membership.decline(service)
+        self._core.folds.pop(service, None)  # it goes by the list that is gone
         self._services.reply(event.call, {"service": service})
 
     # -- leaving --------------------------------------------------------------------------

@@ -654,3 +654,42 @@ def test_services_of_strangers_are_kept_in_bounds() -> None:
         send(chain_of(1000 + number, victim))
     assert len(membership.chains) == OFFERS_MAX
     assert membership.taken_up == set()
+
+
+def test_a_service_that_was_declined_and_then_joined_goes_by_its_new_list() -> None:
+    world = Strangers(3)
+    admin, node, later = world.peers
+    lab = world.create(admin)
+    world.connect(admin, node)
+    world.ask(admin, ev.Grant, "lab", node, ("submit",))
+    world.cores[node].fold(lab)  # somebody looked at the offer
+    world.ask(node, ev.DeclineService, "lab")
+    assert lab not in world.cores[node].folds, "of what was declined nothing is kept"
+    world.join(node, world.invite(admin))
+    world.ask(admin, ev.Grant, "lab", later, ("submit",))  # a change that comes later
+    world.pass_time(2500)
+    chain = world.cores[node].membership.chains[lab]
+    assert chain.now.roles_of(later) == ("submit",)
+    assert world.cores[node].fold(lab)._at(chain.epoch) == chain.now
+
+
+def test_a_run_of_one_service_makes_nothing_of_those_that_are_only_offered() -> None:
+    world = Strangers(3)
+    admin, node, other = world.peers
+    for peer in (admin, other):
+        config = world.cores[peer].ctx.config
+        world.cores[peer].ctx.config = replace(config, compute=False)
+    offered = world.create(other)
+    world.connect(other, node)
+    world.ask(other, ev.Grant, "lab", node, ("submit",))
+    world.ask(admin, ev.CreateService, "one", "01")
+    world.ask(admin, ev.InstallApp, "one", APP)
+    world.connect(admin, node)
+    world.ask(admin, ev.Grant, "one", node, ("compute", "submit"))
+    world.ask(node, ev.AcceptService, "one")
+    world.pass_time(2500)
+    world.ask(admin, ev.Submit, "one", definition("write"), RESOURCES)
+    world.pass_time(3000)
+    assert [peer for peer, _ in world.executed] == [node]
+    assert offered in world.cores[node].membership.chains
+    assert offered not in world.cores[node].folds

@@ -57,7 +57,7 @@ class Admission:
             return Refusal("the content of an input is lost; it is computed again")
         if state.document["app"] not in chain.now.apps:
             return Refusal("the app was removed from the service's list")
-        found = self._processor(state)
+        found = self._processor(award.service, state)
         if isinstance(found, Refusal):
             return found
         needed = self._isolation_needed(award.service, state, chain.now)
@@ -139,13 +139,9 @@ class Admission:
         wanting = fold.who_wants(run, state.job, self._ctx.unix_ms)
         return any(not other.record.sponsor_of for other in wanting)
 
-    def _processor(self, state: RequestState) -> tuple[dict[str, Any], str] | Refusal:
+    def _processor(self, service: str, state: RequestState) -> tuple[dict[str, Any], str] | Refusal:
         """Return the processor as it was on the list at the request's epoch."""
-        folded = next(
-            c.at(state.epoch)
-            for c in self._membership.chains.values()
-            if c is not None and self._fold(c.service).requests.get(state.id) is state
-        )
+        folded = self._membership.chains[service].at(state.epoch)
         app = folded.apps.get(state.document["app"]) if folded else None
         if app is None:
             return Refusal("the app is not on the service's list")
