@@ -8,6 +8,7 @@ A block that does not fit is collected for at once, wherever it is put (`make_ro
 """
 
 import json
+import logging
 import math
 import shutil
 from collections import OrderedDict
@@ -63,6 +64,8 @@ _DAY_MS: Final = 86_400_000
 _ANY_SIZE: Final = 2**40
 _T = TypeVar("_T")
 
+log = logging.getLogger("pairio.cache")
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -103,6 +106,7 @@ class Cache:
         self._kick = trio.Event()
         self._said_full = False
         self._next_s, self._pause_s = 0.0, AGAIN_S
+        self._said_failing = ""
         #: Fetched to hold copies for others since it was last looked what lies here.
         self._copied_bytes = 0
 
@@ -161,8 +165,14 @@ class Cache:
         """Do what is done again later if the disk fails now, or whoever keeps the blocks."""
         try:
             await work()
-        except (UnavailableError, StorageFullError):
+        except (UnavailableError, StorageFullError) as error:
             self.counters["looks_failed"] += 1
+            if self._said_failing != error.message:  # once, not with each further try
+                self._said_failing = error.message
+                hint = f" ({error.hint})" if error.hint else ""
+                log.warning("nothing is let go from the cache: %s%s", error.message, hint)
+        else:
+            self._said_failing = ""
 
     def _soon(self) -> None:
         """What may go has changed: collect, if it is time, without a pause."""

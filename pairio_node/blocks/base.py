@@ -17,6 +17,7 @@ __all__ = [
     "BlockCorrupt",
     "BlockMissing",
     "BlockStore",
+    "BlockUnreadable",
     "LocalStore",
     "StoreUnavailable",
     "StoredBlock",
@@ -30,14 +31,24 @@ class BlockMissing(LookupError):
     """The block is not in this store."""
 
 
+class BlockUnreadable(BlockMissing):
+    """The block is in this store, or may be, and cannot be read now: a disk that fails, too many
+    open files. Whoever reads takes it for missing; whoever deletes must not. `hint` says what its
+    owner can do."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 class StoreUnavailable(BlockMissing, UnavailableError):
     """What keeps the blocks does not answer: whether the block is there is not known. Whoever
     reads takes it for missing; the words and the hint are for people."""
 
-    def __init__(self, message: str) -> None:
-        UnavailableError.__init__(
-            self, message, hint="start it again; the node goes on by itself", code="store_down"
-        )
+    def __init__(
+        self, message: str, *, hint: str = "start it again; the node goes on by itself"
+    ) -> None:
+        UnavailableError.__init__(self, message, hint=hint, code="store_down")
 
 
 class BlockCorrupt(ValueError):
@@ -72,7 +83,7 @@ class BlockStore(Protocol):
         """Say whether the block is here. For code that runs in a thread: it may wait."""
 
     async def get(self, cid: str) -> bytes:
-        """Return a block, or raise BlockMissing."""
+        """Return a block, or raise BlockMissing; of one that is here BlockUnreadable."""
 
     def read_sync(self, cid: str) -> bytes:
         """`get` for code that runs in a thread."""

@@ -69,7 +69,8 @@ class BlockDb:
                 hint=_HINT,
                 code="corrupt_home",
             ) from None
-        self._path = path
+        #: Where it lies.
+        self.path = path
         #: Something was deleted: room may be given back to the disk.
         self.has_free_pages = True
         self._lock = threading.Lock()  # of what waits, and of the reader
@@ -204,7 +205,7 @@ class BlockDb:
                 with self._lock:
                     rows = self._reader.execute(query, (after,)).fetchall()
             except sqlite3.Error as error:
-                raise OSError(f"the small blocks in {self._path} cannot be read: {error}") from None
+                raise OSError(f"the small blocks in {self.path} cannot be read: {error}") from None
             yield from rows
             if len(rows) < _ROWS_AT_ONCE:
                 return
@@ -311,7 +312,7 @@ class BlockDb:
                     self._waiting = joined(self._written, self._waiting)
                     self._written = Changes()
                 if isinstance(error, sqlite3.Error):
-                    words = f"cannot store small blocks in {self._path}: {error}"
+                    words = f"cannot store small blocks in {self.path}: {error}"
                     raise StorageFullError(words, hint=_HINT) from None
                 raise
             with self._lock:

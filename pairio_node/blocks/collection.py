@@ -125,7 +125,8 @@ class Collection:
 
     def collect(self, to_bytes: int | None = None, *, dry: bool = False) -> Report:
         """Let go what may go until the store takes no more than `to_bytes` (LOW_PERCENT of the
-        quota); `dry`: only say what would go. In a thread; raises Stopped."""
+        quota); `dry`: only say what would go. In a thread; raises Stopped, and StoreUnavailable or
+        OSError when what must stay cannot be told: then nothing goes."""
         with self._turn:
             return self._collect(to_bytes, dry)
 
@@ -141,8 +142,10 @@ class Collection:
                 return False
             try:
                 self._collect(min(self._low_bytes, self.quota_bytes - size_bytes), dry=False)
-            except (Stopped, StoreUnavailable, OSError):
+            except Stopped:
                 return False
+            except (StoreUnavailable, OSError):
+                pass  # it is not looked at the whole store again for each block that comes
             if size_bytes <= self.room_bytes:
                 return True
             self._vain_until_s = time.monotonic() + VAIN_S

@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pairio_node.blocks.base import BLOCK_SIZE_BYTES_MAX, BlockMissing, LocalStore, StoreUnavailable
+from pairio_node.blocks.base import (
+    BLOCK_SIZE_BYTES_MAX,
+    BlockMissing,
+    BlockUnreadable,
+    LocalStore,
+    StoreUnavailable,
+)
 from pairio_node.blocks.unixfs import UnixfsError, parse_node
 from pairio_protocol.cid import DAG_CBOR, DAG_PB, parse_cid
 from pairio_protocol.documents import Link, decode
@@ -131,8 +137,13 @@ def _links_of(value: Any) -> Iterator[str]:
 
 
 def survey(store: LocalStore, pace: Callable[[], None] = lambda: None) -> Survey:
-    """Look at a whole store, in a thread. What comes meanwhile may be seen or not. Raises
-    StoreUnavailable."""
+    """Look at a whole store, in a thread. What comes meanwhile may be seen or not.
+
+    Raises:
+        StoreUnavailable: it, or a block in it, cannot be read now, and so what links to what is not
+            known: what a kept root needs would be taken for unneeded.
+        OSError: it cannot be listed.
+    """
     found = Survey()
     for cid, size_bytes, used_unix_s in store.stored_sync():
         pace()
@@ -142,12 +153,11 @@ def survey(store: LocalStore, pace: Callable[[], None] = lambda: None) -> Survey
             pace()
             try:
                 links = links_in(cid, store.read_sync(cid))
-            except StoreUnavailable:  # what a kept root needs would be taken for unneeded
+            except BlockUnreadable as error:
+                raise StoreUnavailable(str(error), hint=error.hint) from None
+            except StoreUnavailable:
                 raise
-            except (
-                BlockMissing,
-                OSError,
-            ):  # gone meanwhile; a disk that fails is no reason to stop
+            except BlockMissing:  # gone meanwhile
                 continue
             if here := tuple(child for child in links if child in found.blocks):
                 found.links[cid] = here

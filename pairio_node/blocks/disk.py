@@ -20,6 +20,7 @@ from pairio_node.blocks.base import (
     BLOCK_SIZE_BYTES_MAX,
     BlockCorrupt,
     BlockMissing,
+    BlockUnreadable,
     StoredBlock,
 )
 from pairio_node.blocks.block_db import SMALL_SIZE_BYTES_MAX, BlockDb
@@ -99,7 +100,12 @@ class DiskBlockStore:
         except FileNotFoundError:
             raise BlockMissing(cid) from None
         except OSError as error:  # a disk that fails: nobody who looks for it is to fail with it
-            raise BlockMissing(f"{cid} cannot be read: {error.strerror or error}") from None
+            raise BlockUnreadable(
+                f"block {cid} cannot be read: {error.strerror or error}",
+                hint="it is tried again; if it stays so, look at the disk of the node's home, or"
+                f" move {file if file.exists() else self.db.path} away while the node is stopped:"
+                " members send what they still have",
+            ) from None
 
     async def put(self, cid: str, data: bytes) -> None:
         """Store a block after checking it. Raises BlockCorrupt or StorageFullError."""

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import trio
 
-from pairio_node.blocks.base import BlockMissing, StoredBlock, StoreUnavailable
+from pairio_node.blocks.base import BlockMissing, BlockUnreadable, StoredBlock, StoreUnavailable
 from pairio_node.blocks.block_db import BlockDb
 from pairio_node.blocks.disk import check_block
 from pairio_node.blocks.in_use import InUse
@@ -188,7 +188,9 @@ class KuboBlockStore:
         parse_cid(cid)
         data = self.api.read_block(cid)
         if not matches(cid, data):
-            raise BlockMissing(f"{cid}: the Kubo daemon gave other bytes")
+            raise BlockUnreadable(
+                f"block {cid}: the Kubo daemon gave other bytes", hint="`ipfs repo verify` there"
+            )
         return data
 
     async def put(self, cid: str, data: bytes) -> None:

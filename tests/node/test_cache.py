@@ -12,7 +12,7 @@ import trio
 
 from pairio_node import cache, cache_needs, files, services
 from pairio_node.blocks import in_use
-from pairio_node.errors import NotFoundError, StorageFullError, UserError
+from pairio_node.errors import NotFoundError, StorageFullError, UnavailableError, UserError
 from pairio_node.transport import MemoryNetwork
 from pairio_protocol import events as ev
 from tests.node.node_lab import SERVICE, LabNode, app_directory, running, three, until
@@ -189,6 +189,30 @@ async def test_a_disk_that_fails_under_the_small_blocks_ends_nothing(
         node.blocks.db._writer.execute("pragma query_only = off")
         await node.content.add_bytes(b"taken again")
         assert (await _result(node, "Eve"))["status"] == "completed"
+
+
+async def test_a_block_that_cannot_be_read_holds_off_collections_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "LOOK_S", 0.02)
+    monkeypatch.setattr(cache, "AGAIN_S", 0.01)
+
+    def fail(cid: str) -> bytes:
+        raise OSError(f"{cid}: disk I/O error")
+
+    async with running(MemoryNetwork(), tmp_path / "a") as alone:
+        node = await _alone(alone, tmp_path)
+        job = await _result(node, "Ada")
+        with monkeypatch.context() as patch:
+            patch.setattr(node.blocks.db, "read", fail)
+            patch.setattr(node.cache.collection, "quota_bytes", 1)
+            node.cache._soon()
+            await until(lambda: node.cache.counters["looks_failed"] > 2, "it is tried again")
+            with pytest.raises(UnavailableError, match="disk I/O error"):
+                await node.cache.gc(everything=True, dry=False)
+        assert _is_here(node, job) == [True]
+        told = [one.message for one in caplog.records if one.name == "pairio.cache"]
+        assert len(told) == 1 and "cannot be read" in told[0] and "small.db" in told[0]
 
 
 async def test_the_inputs_of_an_open_job_and_what_it_waits_for_stay(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Collecting from a real store: marks, quota, room for a block, and work that goes on meanwhile."""
 
+import errno
 import os
 import random
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from pairio_node.blocks import DiskBlockStore, ScopedContent
+from pairio_node.blocks import DiskBlockStore, ScopedContent, StoreUnavailable
 from pairio_node.blocks.collection import IN_USE, Collection, Needs
 from pairio_node.blocks.collector import Stopped
 from pairio_node.errors import StorageFullError
@@ -111,6 +112,59 @@ async def test_a_put_that_does_not_fit_collects_and_one_that_is_held_off_by_what
     assert not lab.collection.is_short
     lab.kept |= {await lab.add(b"w" * 180)}
     assert lab.collection.is_short  # less than a twentieth is free
+
+
+async def test_nothing_goes_while_a_block_that_is_here_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies below it, under a pin, would seem to be needed by nobody."""
+    lab = Lab(tmp_path, 2 * MIB)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(1500):  # its block is large enough for a file of its own
+        (folder / f"a file with a long name {number}").write_bytes(number.to_bytes(9))
+    root = (await lab.contents.of(SERVICE).add_directory(folder)).cid
+    file = lab.path / root[-2:] / root
+    assert file.exists()
+    lab.kept = {root}
+    cached = await lab.add(b"of no use")
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == file:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(StoreUnavailable, match=f"{root} cannot be read: Too many") as failed:
+            await trio.to_thread.run_sync(lambda: lab.collection.collect(0))
+        assert failed.value.hint is not None and str(file) in failed.value.hint
+        with pytest.raises(StorageFullError):
+            await lab.add(bytes(2 * MIB - 10))
+    assert not lab.gone and await lab.here([root, cached]) == [True, True]
+    await trio.to_thread.run_sync(lambda: lab.collection.collect(0))  # it went on by itself
+    assert await lab.here([root, cached]) == [True, False]
+
+
+async def test_nothing_goes_while_a_small_block_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path, MIB)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"only here")
+    root = (await lab.contents.of(SERVICE).add_directory(folder)).cid
+    lab.kept = {root}
+
+    def fail(cid: str) -> bytes:
+        raise OSError(f"{cid}: disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.store.db, "read", fail)
+        with pytest.raises(StoreUnavailable, match="disk I/O error"):
+            await trio.to_thread.run_sync(lambda: lab.collection.collect(0))
+    assert not lab.gone and await lab.here([root]) == [True]
 
 
 async def test_a_crash_in_the_middle_leaves_no_file_that_seems_whole(tmp_path: Path) -> None:
