@@ -102,9 +102,10 @@ class JobStreams:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Serve the job in the block; `url` is known in it."""
+        """Serve the job in the block; `url` is known in it. Raises OSError, and the block is not
+        begun, when there can be no socket, or the disk is full."""
         try:
-            listener = self._listen()
+            listener = self._noted(self._listen())
         except OSError:
             if not self._resumed:
                 raise
@@ -115,7 +116,6 @@ class JobStreams:
                 nursery.start_soon(
                     serve_connections, listener, self._sources, self._token, self._refused
                 )
-                self._write_card()
                 yield
                 nursery.cancel_scope.cancel()
         finally:
@@ -142,6 +142,17 @@ class JobStreams:
         except BaseException:
             made.close()
             raise
+
+    def _noted(self, listener: trio.SocketListener) -> trio.SocketListener:
+        """Note what is needed after a restart, before anything goes on: an error is one of the
+        disk, and no group of errors."""
+        try:
+            self._write_card()
+        except OSError:
+            if not self._resumed:  # else the earlier note is as good
+                listener.socket.close()
+                raise
+        return listener
 
     def _bind_in_folder(self, made: trio.socket.SocketType) -> None:
         path = self.socket_folder / SOCKET

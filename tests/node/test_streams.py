@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from pairio_node.runner.base import SOCKET
 from pairio_node.streams import JobStreams, server
 from pairio_node.streams.blocks import BLOCK_BYTES, Blocks, Room
 from pairio_node.streams.remote import Remote
 from pairio_node.urls import UrlError, UrlForbiddenError, UrlRules
 from pairio_protocol.limits import RANGES_TOLD_MAX
-from tests.node.streams_lab import Answer, Asked, Web, job, read_answer, say, web
+from tests.node.streams_lab import Answer, Asked, Job, Web, job, read_answer, say, web
 
 DATA = random.Random(1).randbytes(5 * BLOCK_BYTES + 1000)
 
@@ -477,6 +478,30 @@ async def test_a_job_that_asks_for_what_cannot_be_had_again_and_again_takes_no_m
             [(_, _, source)] = streams._urls.values()
             assert list(source._failed) == [3, 4]
             assert "answers 503" in streams.trouble
+
+
+async def test_streams_that_cannot_be_noted_are_an_error_of_the_disk_and_not_begun(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "s" / "streams.json.part").mkdir(parents=True)  # as on a full disk
+    streams = JobStreams(tmp_path / "s", UrlRules(), own_network=True)
+    with pytest.raises(OSError, match=r"streams\.json\.part"):
+        async with streams.serving():
+            raise AssertionError("the job was begun")
+    with pytest.raises(ConnectionRefusedError):
+        await trio.open_unix_socket(str(streams.socket_folder / SOCKET))
+
+
+async def test_a_run_that_is_taken_up_is_served_also_when_the_disk_is_full(tmp_path: Path) -> None:
+    async with web() as there:
+        there.files["/a"] = DATA
+        async with job(tmp_path / "s", there.rules, there.url("/a")):
+            pass
+        (tmp_path / "s" / "streams.json.part").mkdir()
+        streams = JobStreams.found(tmp_path / "s", there.rules)
+        assert streams is not None
+        async with streams.serving():
+            assert (await Job(streams).get(range_="0-9")).body == DATA[:10]
 
 
 async def test_redirects_end(tmp_path: Path) -> None:
