@@ -8,7 +8,7 @@ from pairio_protocol import effects as ef
 from pairio_protocol import events as ev
 from pairio_protocol.core import NodeCore
 from pairio_protocol.fold import RequestState
-from pairio_protocol.limits import HOLDS_SERVED_MAX, LOST_PATIENCE_MS
+from pairio_protocol.limits import HOLD_RETRY_MS, HOLDS_SERVED_MAX, LOST_PATIENCE_MS
 from pairio_protocol.messages import MESSAGES, Held, Hold, Where
 from tests.protocol.test_core_sim import RESOURCES, World, definition
 
@@ -39,6 +39,27 @@ def test_copies_that_are_being_made_are_not_counted_here_any_more_once_they_are_
     assert copies.holders == {core.ctx.me}
     world.do(world.peers[0], ev.ContentDropped(_service(core), (copies.key,)))
     assert not copies.holders and not copies.have_blocks
+
+
+def test_holds_whose_document_never_comes_do_not_keep_others_out() -> None:
+    world = World(4).with_service()
+    core, (node, *members) = _core(world, 0), world.peers
+
+    def hold(peer: str, name: str, segment: bytes) -> None:
+        message = Hold(_service(core), name, (), (), segment)
+        world.do(node, ev.FrameReceived(peer, MESSAGES.encode(message)))
+        world.settle()
+
+    for number in range(HOLDS_SERVED_MAX // 2):
+        for peer in members[:2]:
+            hold(peer, f"made up {number}", number.to_bytes(32, "big"))
+    hold(members[2], "honest", b"")
+    assert core.ctx.counters["holds beyond what is served at once"] == 1
+    world.pass_time(HOLD_RETRY_MS + 1000)
+    hold(members[2], "honest", b"")
+    assert core.ctx.counters["holds beyond what is served at once"] == 1
+    assert core.ctx.counters["holds whose document did not come"] == HOLDS_SERVED_MAX
+    assert not core.replication._serving and not core.replication._unstored
 
 
 class Lab(World):

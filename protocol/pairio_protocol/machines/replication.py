@@ -101,7 +101,7 @@ class Replication:
         self._hooks = hooks
         self.copies: dict[str, Copies] = {}
         self._safe: OrderedDict[str, None] = OrderedDict()
-        self._due: Deadlines[str] = Deadlines()
+        self._due: Deadlines[str] = Deadlines()  # of keys, and of tickets that wait for a document
         self._serving: dict[str, tuple[str, bytes]] = {}  # ticket of a fetch -> for whom, segment
         self._unstored: dict[bytes, set[str]] = {}  # segment -> tickets fetched, and keys of ours
         self._repair_ms: int | None = None
@@ -292,9 +292,20 @@ class Replication:
         peer, segment = self._serving[ticket]
         if ok and segment and not self._hooks.is_stored(segment):
             self._unstored.setdefault(segment, set()).add(ticket)
+            self._due.set(ticket, self._ctx.now_ms + HOLD_RETRY_MS)
             return  # answered when the document is on the disk too
         del self._serving[ticket]
+        self._due.drop(ticket)
         self._ctx.send(peer, Held(ticket.partition("|")[2], ok))
+
+    def _give_up_hold(self, ticket: str) -> None:
+        """The document did not come. Whoever asked asks again, if he means it."""
+        _, segment = self._serving.pop(ticket)
+        tickets = self._unstored[segment]
+        tickets.discard(ticket)
+        if not tickets:
+            del self._unstored[segment]
+        self._ctx.counters["holds whose document did not come"] += 1
 
     def on_stored(self, segments: Iterable[bytes]) -> None:
         """These segments are on this node's disk now."""
@@ -311,8 +322,9 @@ class Replication:
         gone = {ticket for ticket, (whom, _) in self._serving.items() if whom == peer}
         for ticket in gone:
             del self._serving[ticket]
-        for tickets in self._unstored.values():
-            tickets -= gone
+            self._due.drop(ticket)
+        left = ((segment, tickets - gone) for segment, tickets in self._unstored.items())
+        self._unstored = {segment: tickets for segment, tickets in left if tickets}
         for copies in self.copies.values():
             copies.asked.pop(peer, None)
 
@@ -328,8 +340,10 @@ class Replication:
     def tick(self) -> None:
         """Ask again, let waiting callers go when it has taken too long, and repair."""
         for key in self._due.due(self._ctx.now_ms):
-            copies = self.copies[key]
-            self._retry(copies)
+            if key in self._serving:
+                self._give_up_hold(key)
+            else:
+                self._retry(self.copies[key])
         if self._repair_ms is not None and self._ctx.now_ms >= self._repair_ms:
             self._repair_ms = self._ctx.now_ms + self._ctx.config.repair_interval_ms
             for service in sorted(self._membership.taken_up):
