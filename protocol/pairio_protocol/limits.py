@@ -174,6 +174,8 @@ HANDLES_MAX: Final = 10_000
 UNSTARTED_MAX: Final = 20_000
 #: Runs accepted by one node, of all submitters.
 TASKS_MAX: Final = 4_096
+#: Attempts that began on a node, whose ids it takes for no other run.
+ATTEMPTS_REMEMBERED_MAX: Final = 4 * TASKS_MAX
 #: Results whose copies are being made.
 COPIES_MAX: Final = 20_000
 #: Results known to be safe; of older ones it is found out again.

@@ -21,9 +21,7 @@ from pairio_protocol.errors import DefinitionError
 from pairio_protocol.events import Adopted, Executed, Progressed
 from pairio_protocol.fold import ResultInfo, ServiceFold
 from pairio_protocol.ids import is_attempt_of
-from pairio_protocol.limits import (
-    RECORD_SIZE_BYTES_MAX,
-)
+from pairio_protocol.limits import ATTEMPTS_REMEMBERED_MAX, RECORD_SIZE_BYTES_MAX
 from pairio_protocol.machines.admission import Admission
 from pairio_protocol.machines.deadlines import earliest_ms
 from pairio_protocol.machines.fair_share import FairShare
@@ -85,6 +83,8 @@ class Worker:
     owner: Owner
     tasks: dict[str, Task] = field(default_factory=dict)
     share: FairShare = field(default_factory=FairShare)
+    #: The attempts that began here since the node started, oldest first: the last ones.
+    begun: dict[str, None] = field(default_factory=dict)
     _results_to_push: list[tuple[str, str, set[str]]] = field(default_factory=list)
     admission: Admission = field(init=False)
     _beat_ms: int = 0
@@ -111,9 +111,6 @@ class Worker:
             self.hooks.push(peer, answer.segment)
             self._have(peer, award.service, award.run, award.attempt, "done")
             return
-        if award.attempt in self.tasks and self.tasks[award.attempt].award.run != award.run:
-            self._decline(peer, award, Refusal("this attempt id is another run's here"))
-            return
         for task in self.tasks.values():
             if task.award.run == award.run and not task.canceled:
                 if task.lease is not None and peer not in task.coordinators:
@@ -121,6 +118,9 @@ class Worker:
                 task.coordinators.add(peer)
                 self._report(task, peer)
                 return
+        if self._is_used(award, fold):
+            self._decline(peer, award, Refusal("this attempt id has been used here"))
+            return
         hours = self.owner.closed(award.service)
         if hours is not None:
             self._decline(peer, award, Refusal("owner's hours", hours, "now is outside them"))
@@ -137,6 +137,19 @@ class Worker:
         self._renew(accepted)
         self._pump()
         self.hooks.load_changed(self.load)
+
+    def _is_used(self, award: Award, fold: ServiceFold) -> bool:
+        """Say whether the attempt id stands for what this node has or had. The executor may be at
+        it still when its task is gone, and would take what another run makes for its own."""
+        if award.attempt in self.tasks or award.attempt in self.begun:
+            return True
+        run = fold.runs.get(award.run)  # of before a restart
+        return run is not None and (award.attempt, self.ctx.me) in run.starts
+
+    def _note_begun(self, attempt: str) -> None:
+        self.begun[attempt] = None
+        if len(self.begun) > ATTEMPTS_REMEMBERED_MAX:
+            del self.begun[next(iter(self.begun))]
 
     @property
     def load(self) -> int:
@@ -259,6 +272,7 @@ class Worker:
 
     def _start(self, task: Task) -> None:
         task.executing = True
+        self._note_begun(task.award.attempt)
         task.started_unix_ms = self.ctx.unix_ms
         award, resolution = task.award, task.resolution
         assert resolution.job is not None and resolution.document is not None
@@ -296,6 +310,7 @@ class Worker:
 
     def adopt(self, event: Adopted) -> None:
         """Go on with a run that outlived the last start of this node, if it is still wanted."""
+        self._note_begun(event.attempt)
         award = Award(
             event.service, event.request, event.run, event.attempt, event.upstream, event.lease_ms
         )
