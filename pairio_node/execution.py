@@ -113,7 +113,11 @@ class Executions:
             await self._none_left.wait()
 
     async def execute(self, effect: Execute) -> None:
-        """Run to the end; a failure is part of the answer."""
+        """Run to the end; a failure is part of the answer. An attempt that goes on here is not
+        begun again, and nothing is told of it: its folder, GPUs and end are the first one's."""
+        if effect.attempt in self._runs:
+            log.warning("attempt %s goes on here already: not begun again", effect.attempt[-40:])
+            return
         # The id is a coordinator's word: never a path.
         name = hashlib.sha256(effect.attempt.encode()).hexdigest()[:32]
         run = self._runs[effect.attempt] = _Run(self._jobs / name, effect.service)
@@ -137,7 +141,8 @@ class Executions:
             await run.reads.streams.close()
         self._done_with.append(run.folder)
         self.gpus.give_back(attempt)
-        del self._runs[attempt]
+        if self._runs.get(attempt) is run:
+            del self._runs[attempt]
         self._none_left.set()
         if len(self._done_with) == 1:  # else somebody is about to
             await self._remove_soon()

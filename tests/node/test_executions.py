@@ -1,20 +1,26 @@
 """What a run leaves on its node, how that goes, and what a helper process is asked."""
 
 import json
+import logging
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 
 from pairio_node import execution
 from pairio_node.adoption import JobCard
+from pairio_node.blocks.in_use import InUse
+from pairio_node.execution import Executions
 from pairio_node.runner.lines import ask_in_lines
 from pairio_node.runner.process import _has_any
 from pairio_node.runner.supervisor.runfile import read
 from pairio_node.transport import MemoryNetwork
-from tests.node.node_lab import LabNode, three, until
+from pairio_protocol.events import Executed
+from tests.node.node_lab import InstantRunner, LabNode, three, until
 
 
 def _folders(node: LabNode) -> list[Path]:
@@ -85,3 +91,51 @@ async def test_a_question_waits_for_a_helper_that_does_not_read(tmp_path: Path) 
                 heard += os.read(theirs.fileno(), 65536)
             theirs.send(b'{"ok": 1}\n')
         assert (json.loads(heard), answers) == (long, [{"ok": 1}])
+
+
+class Held:
+    """Stands for the preparation of a run: it makes the folder, then waits to be let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = trio.Event(), trio.Event()
+        self.folders: list[Path] = []
+
+    async def prepare(self, effect: Any, runner: Any, folder: Path, reads: Any) -> Any:
+        folder.mkdir()
+        self.folders.append(folder)
+        self.begun.set()
+        await self.go_on.wait()
+        assert folder.is_dir(), "it was removed under its run"
+        raise OSError("no such input")
+
+
+async def test_an_attempt_that_comes_twice_is_executed_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, told, stored = Held(), [], trio.Event()
+
+    async def deliver(executed: Executed) -> None:
+        told.append(executed.kind)
+        await stored.wait()
+
+    contents: Any = SimpleNamespace(store=SimpleNamespace(in_use=InUse()))
+    preparation: Any = held
+    executions = Executions(
+        contents, preparation, tmp_path, lambda _: InstantRunner(), lambda _: None, deliver,
+        lambda *_: None, lambda *_: None,
+    )  # fmt: skip
+    document = {"app": "greeter", "processor": "greet"}
+    effect: Any = SimpleNamespace(attempt="a/1", service="s", document=document, job="j")
+    caplog.set_level(logging.INFO, "pairio.runs")
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(executions.execute, effect)
+            await held.begun.wait()
+            await executions.execute(effect)  # returns: the first one has the folder
+            held.go_on.set()
+            await until(lambda: told == ["infra"], "the core is told")
+            await executions.execute(effect)  # what it made is not stored yet
+            assert executions.running == 1
+            stored.set()
+    assert (told, len(held.folders), executions.running) == (["infra"], 1, 0)
+    assert caplog.text.count("goes on here already") == 2
