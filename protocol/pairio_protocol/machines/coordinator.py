@@ -83,6 +83,8 @@ class Coordinator:
         self._counter = 0
         self._look = False
         self._look_ms = 0
+        self._left: dict[str, int] = {}  # service -> open runs that the round has yet to look at
+        self._go_on_ms = 0  # when the round goes on, if any are left
         self._review_ms = 0
         self._nested = 0  # answers given because of one another
         self._later: set[str] = set()
@@ -300,10 +302,14 @@ class Coordinator:
         if self._by_upstream and self._ctx.now_ms >= self._review_ms:
             self._review_ms = self._ctx.now_ms + LOOK_INTERVAL_MS
             self._review_names({name for names in self._by_upstream.values() for name in names})
-        if not self._look and self._ctx.now_ms < self._look_ms:
+        now_ms = self._ctx.now_ms
+        if self._look or now_ms >= self._look_ms:  # a round begins
+            self._look, self._look_ms = False, now_ms + LOOK_INTERVAL_MS
+            self._left = {service: len(runs) for service, runs in self._open.items()}
+        elif not self._left or now_ms < self._go_on_ms:
             return
-        self._look, self._look_ms = False, self._ctx.now_ms + LOOK_INTERVAL_MS
-        for service in sorted(self._open):
+        self._go_on_ms = now_ms + 1
+        for service in sorted(self._left):
             self._award_open_of(service)
         for service in sorted(self._open_guests):
             self._award_guests(service)
@@ -332,13 +338,12 @@ class Coordinator:
         self._look_ms = min((self._look_ms, *rests.values()))
 
     def _award_open_of(self, service: str) -> None:
-        """Go through the open runs of a service, oldest first, while any node has room."""
+        """Go through the open runs of a service, oldest first, while any node has room: each once
+        in a round, and many in several goes, for others want the loop too."""
+        left = self._left.pop(service)
         candidates = [entry for entry in self._candidates(service) if self._has_room(entry)]
-        for looked, run in enumerate(list(self._open[service])):
+        for run in list(self._open.get(service, ()))[: min(left, AWARDS_PER_LOOK)]:
             if not candidates:
-                return
-            if looked >= AWARDS_PER_LOOK:  # the rest in a moment: others want the loop too
-                self._look_ms = self._ctx.now_ms + 1
                 return
             errand = self.errands.get((service, run))
             if errand is None or run not in self._open.get(service, ()):
@@ -349,6 +354,8 @@ class Coordinator:
                 self._to_the_end(errand)
             else:
                 candidates = [entry for entry in candidates if self._has_room(entry)]
+        if left > AWARDS_PER_LOOK and candidates:
+            self._left[service] = left - AWARDS_PER_LOOK
 
     def _to_the_end(self, errand: Errand) -> None:
         """What nobody could take lets others be looked at first next time."""
@@ -731,6 +738,7 @@ class Coordinator:
             self._due.next_ms(),
             self._review_ms if self._by_upstream else None,
             self._look_ms if self._open or self._open_guests else None,
+            self._go_on_ms if self._left else None,
         )
 
 
