@@ -10,6 +10,7 @@ from pairio_protocol.machines import coordinator
 from pairio_protocol.machines.errands import Errand
 from pairio_protocol.messages import Presence
 from tests.protocol.test_core_sim import APP, RESOURCES, World, definition
+from tests.protocol.test_public import LIMITS, SMALL, Public
 
 HUGE = replace(RESOURCES, memory_mib=1_000_000)  # no node has as much
 
@@ -84,3 +85,22 @@ def test_a_run_behind_many_that_nobody_can_take_is_awarded_at_once(
     world.wakes_in(10)
     world.settle()
     assert world.executed == [(world.peers[1], "write")]
+
+
+def test_a_guests_run_behind_many_that_nobody_can_take_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coordinator, "AWARDS_PER_LOOK", 4)
+    many = {"requests_per_hour": 20, "open_max": 20, "all_per_hour": 40, "all_open_max": 40}
+    generous = replace(LIMITS, memory_mib=HUGE.memory_mib, **many)
+    world = Public(strangers=2).make_public(generous)
+    greedy, modest = world.strangers
+    world.follow(greedy)
+    world.follow(modest)
+    for number in range(4):
+        world.submit(greedy, str(number), replace(SMALL, memory_mib=HUGE.memory_mib))
+    answer = world.submit(modest, "Ada")
+    for _ in range(2):
+        world.pass_time(LOOK_INTERVAL_MS)
+    result = world.cores[modest].fold(world.service).result_of(world.state(modest, answer))
+    assert result is not None

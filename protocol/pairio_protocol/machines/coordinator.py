@@ -333,6 +333,7 @@ class Coordinator:
             self._award(errand, candidates)
             if errand.attempt is None:
                 self._note_rests(errand)
+                self._to_the_end(errand)
         rests = {peer: ms for peer, ms in self._guests_rest_ms.items() if ms > now_ms}
         self._guests_rest_ms = rests
         self._look_ms = min((self._look_ms, *rests.values()))
@@ -359,7 +360,8 @@ class Coordinator:
 
     def _to_the_end(self, errand: Errand) -> None:
         """What nobody could take lets others be looked at first next time."""
-        runs = self._open.get(errand.service)
+        by_service = self._open_guests if errand.for_guests else self._open
+        runs = by_service.get(errand.service)
         if runs is not None and errand.run in runs:
             del runs[errand.run]
             runs[errand.run] = None
