@@ -13,6 +13,7 @@ from pairio_protocol.errors import DefinitionError
 from pairio_protocol.limits import EXCLUSIVE_MARGIN_MS, LEASE_MS, SECRETS_PER_JOB_MAX
 from pairio_protocol.machines.leases import Lease
 from pairio_protocol.messages import MESSAGES, Renewed
+from pairio_protocol.records import Resources
 from tests.protocol.test_core_sim import APP, BUNDLE, RESOURCES, World, definition
 
 
@@ -62,9 +63,16 @@ class Lab(World):
                 kept.append(effect)
         super()._carry_out(peer, kept)
 
-    def submit(self, name: str, *, call: int = 100, secrets: tuple[str, ...] = ()) -> str:
+    def submit(
+        self,
+        name: str,
+        *,
+        call: int = 100,
+        secrets: tuple[str, ...] = (),
+        resources: Resources = RESOURCES,
+    ) -> str:
         wish = {**definition(name), "appName": "needy", "cacheBust": str(call)}
-        event = ev.Submit(call, "lab", wish, RESOURCES, secrets=secrets)
+        event = ev.Submit(call, "lab", wish, resources, secrets=secrets)
         self.hold(wish, secrets)
         return self.call(self.peers[0], event)["request"]
 

@@ -8,9 +8,9 @@ A wish is an unanswered request; wishes of one run share its errand, the attempt
 that somebody started already is awarded to that node first: it answers `have` and is followed. A
 *taken* wish is another node's, whose coordinator cannot be reached: only this node is asked.
 
-Clock: AWARD_ANSWER_MS for an answer, the lease after that, the run's own time limit and a lease at
-the utmost; DECLINE_PAUSE_MS before a node that declined is asked again, doubled for each time that
-it bid or was free and yet did not take what it was awarded.
+Clock: AWARD_ANSWER_MS for an answer, the lease after that, from when the run began its own time
+limit and a lease at the utmost; DECLINE_PAUSE_MS before a node that declined is asked again,
+doubled for each time that it bid or was free and yet did not take what it was awarded.
 """
 
 from collections.abc import Mapping
@@ -437,8 +437,9 @@ class Coordinator:
         attempt = f"{self._ctx.me}/{self._ctx.config.boot.hex()[:16]}/{self._counter}"
         lease_ms = self._ctx.config.lease_ms
         now_ms = self._ctx.now_ms
-        end_ms = now_ms + state.record.resources.time_ms + lease_ms
-        errand.attempt = Attempt(attempt, chosen, state.id, now_ms + AWARD_ANSWER_MS, end_ms)
+        span_ms = state.record.resources.time_ms + lease_ms
+        answer_ms, end_ms = now_ms + AWARD_ANSWER_MS, now_ms + span_ms
+        errand.attempt = Attempt(attempt, chosen, state.id, answer_ms, end_ms, span_ms)
         key = (errand.service, errand.run)
         self._by_attempt[attempt] = key
         self._due.set(key, errand.attempt.deadline_ms)
@@ -496,6 +497,7 @@ class Coordinator:
         self._by_attempt[message.attempt] = (errand.service, errand.run)
         attempt.held = True
         self._strikes.pop(peer, None)
+        attempt.note_waiting(self._ctx.now_ms)
         if attempt.state != message.state:
             attempt.state = message.state
             self._tell(errand)
@@ -508,6 +510,7 @@ class Coordinator:
                 self._ctx.emit(JobChanged(errand.service, fold.requests[name].job))
 
     def _renew(self, errand: Errand, attempt: Attempt) -> None:
+        attempt.note_waiting(self._ctx.now_ms)
         lease_end_ms = self._ctx.now_ms + self._ctx.config.lease_ms
         self._put_deadline(errand, attempt, min(lease_end_ms, attempt.end_ms))
 
@@ -572,6 +575,7 @@ class Coordinator:
         if errand is None or attempt is None or attempt.worker != peer or not attempt.held:
             return None
         self._note_progress(errand, attempt, message.permille)
+        attempt.note_waiting(self._ctx.now_ms)
         lease_ms = self._ctx.config.lease_ms
         if self._ctx.now_ms + lease_ms > attempt.end_ms:
             return None

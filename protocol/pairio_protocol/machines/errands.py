@@ -12,17 +12,24 @@ __all__ = ["Attempt", "Errand", "Hooks", "Wish"]
 @dataclass
 class Attempt:
     """One try of a run on one node. `deadline_ms` is the answer's or the lease's; past `end_ms`
-    no beat renews it. `request` is the one whose resources the award named."""
+    no beat renews it: `span_ms` (the run's time limit and a lease) after it was last known not to
+    have begun. `request` is the one whose resources the award named."""
 
     id: str
     worker: str
     request: str
     deadline_ms: int
     end_ms: int
+    span_ms: int
     held: bool = False
     state: str = "awarded"
     for_guests: bool = False
     permille: int = 0  # how far it is, as its worker says
+
+    def note_waiting(self, now_ms: int) -> None:
+        """The worker has just been heard of: what waits there for its turn uses up no time."""
+        if self.state in ("awarded", "queued"):
+            self.end_ms = now_ms + self.span_ms
 
 
 @dataclass
