@@ -12,7 +12,7 @@ import trio
 from pairio_node.runner.launch import Launcher
 from pairio_node.runner.lines import ask_in_lines
 
-__all__ = ["HostGone", "HostLink"]
+__all__ = ["HostGone", "HostLink", "HostSilent"]
 
 #: The packages are there without what their own files import: a host needs little.
 _MAIN = """
@@ -28,6 +28,10 @@ _ANSWER_S = 20.0
 
 class HostGone(Exception):
     """The host, or what it keeps, has gone, or does not take the job; says why."""
+
+
+class HostSilent(HostGone):
+    """The host has not answered in time: what it was asked may be done, or be done yet."""
 
 
 class HostLink:
@@ -72,7 +76,7 @@ class HostLink:
         this process may open no more: it is found by the job's folder (`supervise.attach`).
 
         Raises:
-            HostGone: nothing was started.
+            HostSilent: it may have started one. HostGone: nothing was started.
         """
         answer = await self._asked(plan, _ANSWER_S)
         return int(answer["fds"][0]) if answer.get("fds") else -1
@@ -89,7 +93,10 @@ class HostLink:
                 raise HostGone("it was let go")
             with trio.CancelScope(shield=shield):
                 found = dict(await ask_in_lines(self._channel, message, within_s))
-        except (OSError, trio.TooSlowError) as error:
+        except trio.TooSlowError:
+            self.close()
+            raise HostSilent("the host of warm workers does not answer in time") from None
+        except OSError as error:
             self.close()
             raise HostGone(f"the host of warm workers does not answer: {error}") from None
         finally:

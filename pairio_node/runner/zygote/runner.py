@@ -1,6 +1,7 @@
 """The bwrap runner with warm workers: jobs of apps that are often run skip the start of an
 interpreter and the import. What a job may do and see is the same."""
 
+import contextlib
 import os
 import resource
 from dataclasses import asdict, replace
@@ -22,12 +23,19 @@ from pairio_node.runner.mounts import (
 )
 from pairio_node.runner.process import common_environment, sdk_root
 from pairio_node.runner.seccomp import middle, native, strict
-from pairio_node.runner.supervise import Ended, SupervisorLost, attach, attend, request_of
+from pairio_node.runner.supervise import (
+    Ended,
+    SupervisorLost,
+    ask_to_end,
+    attach,
+    attend,
+    request_of,
+)
 from pairio_node.runner.supervisor.disk import remove_tree
 from pairio_node.runner.supervisor.sandbox import FILTER
 from pairio_node.runner.supervisor.secret import handed
 from pairio_node.runner.zygote import kernel
-from pairio_node.runner.zygote.link import HostGone
+from pairio_node.runner.zygote.link import HostGone, HostSilent
 from pairio_node.runner.zygote.pool import App, Warmed, WarmPool
 from pairio_node.runner.zygote.warm_job import group_bounds
 
@@ -42,6 +50,10 @@ _JOBS_GROUPED, _JOBS_WATCHED = 8, 2
 _PYDANTIC_MARK = "pydantic-was-imported"
 #: So many files of the owner's can be handed to a zygote's child, one by one.
 _OWN_FILES_MAX = 100
+
+
+class _NotBegun(Exception):
+    """Nothing of the job has begun: it may run cold. Says why."""
 
 
 class WarmRunner(BwrapRunner):
@@ -61,10 +73,16 @@ class WarmRunner(BwrapRunner):
             return await super().run(spec, cancel)
         try:
             ended = await self._run_warm(spec, warmed, cancel)
-        except (HostGone, OSError) as error:
+        except _NotBegun as error:
             self.pool.failed(app, warmed, str(error))
+            remove_tree(spec.work_dir / "tmp")
             return await super().run(spec, cancel)
-        except SupervisorLost as error:
+        except HostSilent as error:  # it may have begun the job, or do so yet
+            self.pool.failed(app, warmed, str(error))
+            _end_what_runs(spec)
+            return RunOutcome("infra", f"cannot run the job: {error}", {}, b"", {})
+        except (SupervisorLost, OSError) as error:  # it has begun: it is not run a second time
+            _end_what_runs(spec)
             return RunOutcome("infra", f"cannot run the job: {error}", {}, b"", {})
         finally:
             self.pool.give_back(warmed)
@@ -84,10 +102,30 @@ class WarmRunner(BwrapRunner):
         return super()._outcome(spec, ended, cancel)
 
     async def _run_warm(self, spec: RunSpec, warmed: Warmed, cancel: trio.Event) -> Ended:
+        """Run a job in a warm worker. Raises _NotBegun for what comes before it begins, only."""
+        leave = spec.restart_grace_s > 0
+        with contextlib.ExitStack() as stack:
+            try:
+                request = self._request(spec, warmed)
+                stack.enter_context(handed(spec.work_dir, spec.secrets))
+                done_fd = await warmed.host.start(request)
+            except HostSilent:
+                raise
+            except (HostGone, OSError) as error:
+                raise _NotBegun(str(error)) from None
+            if done_fd < 0:
+                return await attach(spec.work_dir, cancel, leave=leave)
+            try:
+                return await attend(spec.work_dir, cancel, done_fd, leave=leave)
+            finally:
+                os.close(done_fd)
+
+    def _request(self, spec: RunSpec, warmed: Warmed) -> dict[str, Any]:
+        """Return what a host is told of a job, whose inputs and folders are made ready."""
         _hand_over(spec)
         plan = replace(self._bare_plan(spec, []), user=job_user(), secrets=spec.secrets)
         groups = self._groups()
-        request = request_of(plan) | {
+        return request_of(plan) | {
             "alive": str(self._launcher.alive),
             "groups": groups,
             "job": self._job_text(spec, spec.work_dir / "tmp"),
@@ -97,15 +135,6 @@ class WarmRunner(BwrapRunner):
             "secrets": SECRETS_INSIDE,
             "streams": _streams(spec),
         }
-        leave = spec.restart_grace_s > 0
-        with handed(spec.work_dir, spec.secrets):
-            done_fd = await warmed.host.start(request)
-            if done_fd < 0:
-                return await attach(spec.work_dir, cancel, leave=leave)
-            try:
-                return await attend(spec.work_dir, cancel, done_fd, leave=leave)
-            finally:
-                os.close(done_fd)
 
     # -- what a host is told ----------------------------------------------------------------
 
@@ -170,6 +199,12 @@ class WarmRunner(BwrapRunner):
             "user": mounts.user,
             "filter": filter_.hex(),
         }
+
+
+def _end_what_runs(spec: RunSpec) -> None:
+    """Tell the job of a run that is given up to end, if it goes on."""
+    with contextlib.suppress(OSError):  # the run is lost in any case
+        ask_to_end(spec.work_dir)
 
 
 def app_of(spec: RunSpec) -> App | None:
