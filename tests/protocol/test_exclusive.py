@@ -284,6 +284,24 @@ def test_a_removed_worker_gets_no_secrets() -> None:
     assert lab.submitter.gives_secrets(worker, lab.service, request, effect.attempt) is None
 
 
+def test_secrets_are_given_as_long_as_any_request_wants_the_run() -> None:
+    lab = Lab(workers=1)
+    requests = []
+    wish = {**definition("secret"), "appName": "needy", "cacheBust": "100"}
+    lab.hold(wish, ("TOKEN",))
+    for call in (100, 101):
+        event = ev.Submit(call, "lab", wish, RESOURCES, secrets=("TOKEN",))
+        requests.append(lab.call(lab.peers[0], event)["request"])
+    [(worker, effect)] = lab.started
+    requests.remove(effect.request)
+    asked = (worker, lab.service, effect.request, effect.attempt)
+    lab.call(lab.peers[0], ev.CancelRequests(200, "lab", (effect.request,)))
+    assert lab.killed == []
+    assert lab.submitter.gives_secrets(*asked) == lab.job_of(wish)
+    lab.call(lab.peers[0], ev.CancelRequests(201, "lab", tuple(requests)))
+    assert lab.submitter.gives_secrets(*asked) is None
+
+
 @pytest.mark.parametrize(("name", "taken"), [("secret", 0), ("online", 1)])
 def test_nobody_takes_a_run_whose_secrets_its_submitter_has(name: str, taken: int) -> None:
     lab = Lab()

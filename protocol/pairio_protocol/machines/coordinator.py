@@ -584,10 +584,14 @@ class Coordinator:
 
     def may_have_secrets(self, peer: str, service: str, request: str, attempt: str) -> bool:
         """Say whether a peer may have the secrets of a request of this node: it holds the attempt
-        that is under way for it, and its lease has not run out."""
-        errand = self._errand(self.wishes.get(request))
+        that is under way for it, and its lease has not run out. The request that the award named
+        may be canceled meanwhile, while others want the run."""
+        errand = self.errands.get(self._by_attempt.get(attempt, ("", "")))
         going = errand.attempt if errand is not None else None
         if errand is None or going is None or errand.service != service:
+            return False
+        known = request in self._hooks.fold(service).requests
+        if not known or (request not in errand.wishes and request != going.request):
             return False
         in_time = self._ctx.now_ms < going.deadline_ms
         return (going.worker, going.id) == (peer, attempt) and going.held and in_time
