@@ -75,10 +75,15 @@ class RunState:
 
     def end_of(self, attempt: str, worker: str) -> End | None:
         """Return how an attempt ended, by its worker's or its coordinator's word."""
-        for author in (worker, attempt.partition("/")[0]):
+        for author in (worker, awarded_by(attempt)):
             if (attempt, author) in self.ends:
                 return self.ends[attempt, author]
         return None
+
+
+def awarded_by(attempt: str) -> str:
+    """Return the peer whose attempt it is, by its id."""
+    return attempt.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -352,14 +357,19 @@ class ServiceFold:
         return self.run_of(state, self.resolve(state.job)) == run
 
     def lost_attempts(self, state: RequestState, run: str) -> int:
-        """Return how many attempts for a request were lost by machines, not by the app."""
+        """Return how many attempts for a request were lost by machines, not by the app: by the word
+        of the worker that began it, or of who awarded it, if that is who asks or somebody began
+        it. (Anybody else could exhaust the request.)"""
         known = self.runs.get(run)
         if known is None:
             return 0
+        begun = {attempt for attempt, _ in known.starts}
         lost = {
-            end.attempt
-            for end in known.ends.values()
+            attempt
+            for (attempt, author), end in known.ends.items()
             if end.kind == "infra" and end.request == state.id
+            if (attempt, author) in known.starts
+            or (author == awarded_by(attempt) and (author == state.author or attempt in begun))
         }
         if lost and self._lost:  # that an input was gone is no node's fault
             lost -= {
@@ -432,10 +442,13 @@ class ServiceFold:
         return list(jobs)
 
     def who_wants(self, run: str, job: str, unix_ms: int) -> list[RequestState]:
-        """Return the known requests, for `job` as it was asked for, that want a run."""
+        """Return the known requests, for `job` as it was asked for or what is the same with its
+        inputs' results, that want a run."""
+        resolved = self.resolve(job).job if job in self.definitions else None
+        jobs = dict.fromkeys([job, *(self.asked_as(resolved) if resolved is not None else ())])
         return [
             state
-            for state in (self.requests[name] for name in self.by_job.get(job, ()))
+            for state in (self.requests[n] for asked in jobs for n in self.by_job.get(asked, ()))
             if self.is_wanted(state, unix_ms) and self.run_of(state, self.resolve(state.job)) == run
         ]
 
@@ -691,7 +704,16 @@ class ServiceFold:
             return best
         if state.record.mode == "rerun_failing" and state.record.salt_of:
             return self._result_in(resolution.job, state.salt(), state.document)
-        return None if self._may_do_better(state, best) else best
+        if not self._may_do_better(state, best):
+            return best
+        # The same run with more of what it lacked, which may have failed as well.
+        run = self.runs.get(run_id(resolution.job, self.salt_of(state, resolution.job)))
+        tries = (self.results[cid] for cid in run.results) if run is not None else ()
+        return self._best(
+            found.cid
+            for found in tries
+            if self._fits(state.document, found.cid) and not self._may_do_better(state, found)
+        )
 
     def last_failure(self, resolved_job: str, document: dict[str, Any]) -> ResultInfo | None:
         """Return the failed result that a new try follows, None when there is no failure that
