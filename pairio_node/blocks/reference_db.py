@@ -96,11 +96,8 @@ class ReferenceDb:
             self._db.executescript(_SCHEMA)
             self._db.execute("delete from roots where state = ?", (_HASHING,))
         except (sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"the list of referenced files {path} cannot be used: {error}",
-                hint="move it away and start again; then add the files again",
-                code="corrupt_home",
-            ) from None
+            raise _unusable(path, error) from None
+        self._path = path
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -122,8 +119,11 @@ class ReferenceDb:
                 raise
 
     def _rows(self, query: str, given: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-        with self._lock:
-            return self._db.execute(query, given).fetchall()
+        try:
+            with self._lock:
+                return self._db.execute(query, given).fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from None
 
     # -- writing --------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class ReferenceDb:
         with self._transaction() as db:
             db.execute("delete from roots where id = ?", (root,))
 
-    # -- reading --------------------------------------------------------------------------
+    # -- reading: UserError when the file is damaged ----------------------------------------
 
     def roots(self, *, path: str | None = None, cid: str | None = None) -> list[RootRow]:
         """Return roots that are whole, oldest first: all, those of a path, or of a CID."""
@@ -197,6 +197,14 @@ class ReferenceDb:
         )
         rows = self._rows(query, (cid, GOOD))
         return [LeafRow(_file(row[:6]), row[6], row[7]) for row in rows]  # type: ignore[arg-type]
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the list of referenced files {path} cannot be used: {error}",
+        hint="move it away and start again; then add the files again",
+        code="corrupt_home",
+    )
 
 
 def _file(row: tuple[object, ...]) -> FileRow:

@@ -10,6 +10,7 @@ more. Paths come from the owner of the node alone, never from a peer.
 """
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -21,7 +22,15 @@ import trio
 
 from pairio_node.blocks.base import BlockMissing, LocalStore, StoreUnavailable
 from pairio_node.blocks.content import DEPTH_MAX, FILES_MAX
-from pairio_node.blocks.reference_db import CHANGED, GOOD, FileRow, ReferenceDb, RootRow, Stat
+from pairio_node.blocks.reference_db import (
+    CHANGED,
+    GOOD,
+    FileRow,
+    LeafRow,
+    ReferenceDb,
+    RootRow,
+    Stat,
+)
 from pairio_node.blocks.unixfs import (
     CHUNK_SIZE_BYTES,
     Entry,
@@ -30,10 +39,12 @@ from pairio_node.blocks.unixfs import (
     folder_of,
     parse_node,
 )
-from pairio_node.errors import StorageFullError, UserError
+from pairio_node.errors import UserError
 from pairio_protocol.cid import DAG_PB, RAW, matches, parse_cid
 
 __all__ = ["Referenced", "References"]
+
+log = logging.getLogger("pairio.references")
 
 #: Chunks that are hashed in one go in a thread.
 _CHUNKS_PER_TURN: Final = 16
@@ -70,6 +81,7 @@ class References:
         self._store = store
         self._refused = refused.resolve()
         self._roots: frozenset[str] = frozenset()
+        self._is_damaged = False  # and it was said
         self._look_up()
         self._looked: dict[int, float] = {}  # file -> when it was last found as it was
         self.on_changed: Callable[[RootRow], None] = lambda _: None
@@ -186,11 +198,11 @@ class References:
 
     def has(self, cid: str) -> bool:
         """Say whether a block lies in a file that is as it was."""
-        return any(self._is_there(leaf.file) for leaf in self._db.leaves(cid))
+        return any(self._is_there(leaf.file) for leaf in self._leaves(cid))
 
     def read_sync(self, cid: str) -> bytes:
         """Read a block from a file, in a thread; raises BlockMissing when no file has it (now)."""
-        for leaf in self._db.leaves(cid):
+        for leaf in self._leaves(cid):
             try:
                 fd = _open(Path(leaf.file.path))
             except (UserError, OSError):
@@ -206,6 +218,20 @@ class References:
                 return data
             self._changed(leaf.file)
         raise BlockMissing(cid)
+
+    def _leaves(self, cid: str) -> list[LeafRow]:
+        """Return where a block lies, nowhere when the list is damaged: it says what is elsewhere,
+        too, and a node can do without."""
+        try:
+            return self._db.leaves(cid)
+        except UserError as error:
+            self._say_damaged(error)
+            return []
+
+    def _say_damaged(self, error: UserError) -> None:
+        if not self._is_damaged:
+            log.error("%s; %s", error.message, error.hint)
+        self._is_damaged = True
 
     def _is_there(self, file: FileRow) -> bool:
         now_s = time.monotonic()
@@ -225,12 +251,12 @@ class References:
 
     def _changed(self, file: FileRow) -> None:
         self._looked.pop(file.id, None)
-        roots = [r for r in self._db.roots() if r.id == file.root and r.state == GOOD]
         try:
+            roots = [r for r in self._db.roots() if r.id == file.root and r.state == GOOD]
             self._db.set_state(file.root, CHANGED)
-        except StorageFullError:
+            self._look_up()
+        except UserError:
             return  # noted and told when there is room: it is looked at each time
-        self._look_up()
         for root in roots:
             self.on_changed(root)
 
@@ -238,14 +264,20 @@ class References:
 
     def unchanged_path(self, cid: str) -> Path | None:
         """Return where a file or folder with this CID lies, every file in it with the size, time
-        and inode that it was hashed with, in a thread; None when there is none."""
-        for root in self._db.roots(cid=cid):
+        and inode that it was hashed with, in a thread; None when there is none, or it cannot be
+        told."""
+        try:
+            roots = self._db.roots(cid=cid)
+        except UserError as error:
+            self._say_damaged(error)
+            return None
+        for root in roots:
             try:
                 items = self._items(Path(root.path))
+                if str(items[0].path) == root.path and self._is_as_it_was(root, items):
+                    return Path(root.path)
             except UserError:
                 continue
-            if str(items[0].path) == root.path and self._is_as_it_was(root, items):
-                return Path(root.path)
         return None
 
     def all(self) -> list[RootRow]:

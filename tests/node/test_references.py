@@ -103,6 +103,29 @@ async def test_a_change_that_cannot_be_noted_is_looked_at_again(tmp_path: Path) 
         assert await here.read((await here.add(file)).cid) == file.read_bytes()
 
 
+async def test_a_damaged_list_is_a_list_that_knows_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs ask it for their inputs: no reason to end the node."""
+    with lab(tmp_path) as here:
+        file = _file(tmp_path / "data.bin", 3)
+        added = await here.add(file)
+        assert here.references.unchanged_path(added.cid) == file
+        here.references._db._db.executescript("drop table leaves; drop table files")
+        here.references._looked.clear()
+        assert here.references.unchanged_path(added.cid) is None
+        assert not here.references.has(added.cid)
+        here.references._db._db.executescript("drop table roots")
+        assert here.references.unchanged_path(added.cid) is None
+        with pytest.raises(BlockMissing):
+            here.references.read_sync(added.cid)
+        assert here.references.roots() == {added.cid}, "a collection takes nothing for damage"
+        assert caplog.text.count("cannot be used") == 1
+        with pytest.raises(UserError, match=r"references\.db cannot be used") as caught:
+            await here.add(file)
+        assert "move it away" in str(caught.value.hint)
+
+
 async def test_a_folder_too(tmp_path: Path) -> None:
     with lab(tmp_path) as here:
         top = tmp_path / "f"
