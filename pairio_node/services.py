@@ -32,6 +32,8 @@ class Services:
         membership = self._node.core.membership
         taken = sorted(membership.taken_up)
         if name is None:
+            living = [s for s in taken if not membership.folded(s).ended]
+            taken = living or taken
             if len(taken) == 1:
                 return taken[0]
             guest_of = [s for s in self._node.core.guests.services if s in membership.chains]

@@ -39,7 +39,7 @@ def _say_progress(read_bytes: int, is_over: bool) -> None:
 
 @content_app.command("add")
 def content_add(
-    path: Path,
+    path: Annotated[str, typer.Argument(metavar="PATH", show_default=False)],
     nocopy: Annotated[
         bool, typer.Option("--nocopy", help="Hash it where it lies; copy nothing.")
     ] = False,
@@ -51,10 +51,10 @@ def content_add(
     """Add a file or folder; print its CID. Example: pairio content add data/ --nocopy"""
     from pairio.errors import PairioError
 
-    if not path.exists():
-        raise PairioError(f"there is no {str(path)!r}", "give a file or folder of this machine")
+    if not path or not Path(path).exists():  # "" would be the folder that this runs in
+        raise PairioError(f"there is no {path!r}", "give a file or folder of this machine")
     node = api()
-    added = add_input(node, path, nocopy)
+    added = add_input(node, Path(path), nocopy)
     if service is not None:
         node.call("POST", f"/api/v1/services/{part(service)}/content", {"cid": added["cid"]})
     as_json(added) if json else data(added["cid"])

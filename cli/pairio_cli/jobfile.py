@@ -134,7 +134,7 @@ def _job(entry: Any, where: str, usual: Wish, folder: Path) -> Named:
         usual,
         name=entry["job"],
         service=entry.get("service", usual.service),
-        values=dict(entry.get("parameters", {})),
+        values=_values(entry.get("parameters", {}), where),
         inputs=list(_inputs(entry.get("inputs", {}), folder)),
         outputs=[f"{n}={v}" for n, v in entry.get("outputs", {}).items()],
         resources=resources,
@@ -150,6 +150,21 @@ def _job(entry: Any, where: str, usual: Wish, folder: Path) -> Named:
     return entry.get("name", ""), wish
 
 
+def _values(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return parameters; YAML makes more of some texts than JSON can say."""
+    import json
+
+    for name, value in given.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise PairioError(
+                f"{where}: parameter {name!r} is {value}, which is no text, number, list or map",
+                "put it in quotes, if it is a text",
+            ) from None
+    return dict(given)
+
+
 def _inputs(given: dict[str, Any], folder: Path) -> Iterator[str]:
     for name, value in given.items():
         if isinstance(value, list):
@@ -160,8 +175,8 @@ def _inputs(given: dict[str, Any], folder: Path) -> Iterator[str]:
 
 
 def _source(text: str, folder: Path) -> str:
-    """Return an input's source; a path is one from the file's folder."""
-    is_name = "://" in text or text.startswith(("job:", "step:", "bafk", "bafy", "Qm"))
+    """Return an input's source; a path is one from the file's folder. An empty one stays it."""
+    is_name = not text or "://" in text or text.startswith(("job:", "step:", "bafk", "bafy", "Qm"))
     return text if is_name else str(folder / Path(text).expanduser())
 
 

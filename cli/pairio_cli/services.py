@@ -114,8 +114,11 @@ def app_install(
 
 def install(service: str, source: str, image: str | None, json: bool) -> None:
     """Put an app on the list of a service, from a directory here or a shipped one."""
+    from pairio.errors import PairioError
     from pairio_cli.admins import done
 
+    if not source:  # it would be the folder that this runs in
+        raise PairioError("no app was named", "give a directory, or the name of a shipped app")
     if Path(source).is_dir():
         source = str(Path(source).absolute())
     if image is not None and Path(image).is_file():

@@ -159,7 +159,9 @@ def _say(job: dict[str, Any], took_s: float) -> None:
 
 def only_service(api: Api) -> str:
     """Return the service that is meant when none is named."""
-    services = [s["serviceName"] for s in api.call("GET", "/api/v1/services")["services"]]
+    found = api.call("GET", "/api/v1/services")["services"]
+    services = [s["serviceName"] for s in found if not s.get("ended")]
+    services = services or [s["serviceName"] for s in found]
     if len(services) == 1:
         return str(services[0])
     if not services:
@@ -229,9 +231,9 @@ def _input(api: Api, name: str, value: str, nocopy: bool) -> dict[str, Any]:
     if "://" in value or value.startswith(("job:", "bafk", "bafy")) or _V0.fullmatch(value):
         return {"name": name, "url": value}
     path = Path(value).expanduser()
-    if not path.exists():
+    if not value or not path.exists():  # "" would be the folder that this runs in
         raise PairioError(
-            f"input {name!r}: there is no file {value!r}",
+            f"input {name!r}: there is no file {value!r}" if value else f"input {name!r} is empty",
             "give a file or folder, an http(s) URL, a CID, or job:ID/OUTPUT",
         )
     added = add_input(api, path, nocopy)

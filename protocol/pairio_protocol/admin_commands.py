@@ -153,6 +153,7 @@ class AdminCommands:
     @staticmethod
     def _install(event: ev.InstallApp, folded: Folded) -> _Plan:
         app = validate_app(event.app)
+        _check_names(app)
         before = folded.apps.get(app["name"])
         op = {"op": "app", "app": app}
         says = (("app", app["name"]), ("updated", before is not None))
@@ -282,6 +283,16 @@ def _member(folded: Folded, who: str) -> str:
         known = ", ".join(sorted(folded.members))
         raise DefinitionError(f"no member {who!r} in the service", f"members: {known}")
     return member
+
+
+def _check_names(app: dict[str, Any]) -> None:
+    """Refuse names that jobs could not be submitted by: as in APP/PROCESSOR."""
+    for name in (app["name"], *(p["name"] for p in app["processors"])):
+        if "/" in name or not name.isprintable():
+            raise DefinitionError(
+                f"the name {name!r} holds a slash or characters that cannot be printed",
+                "give the app, or its processor, another one",
+            )
 
 
 def _check_peer(folded: Folded, who: str) -> None:

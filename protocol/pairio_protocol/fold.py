@@ -358,8 +358,8 @@ class ServiceFold:
 
     def lost_attempts(self, state: RequestState, run: str) -> int:
         """Return how many attempts for a request were lost by machines, not by the app: by the word
-        of the worker that began it, or of who awarded it, if that is who asks or somebody began
-        it. (Anybody else could exhaust the request.)"""
+        of who asks, of the worker that began it, or of who awarded what somebody began. (Anybody
+        else could exhaust the request.)"""
         known = self.runs.get(run)
         if known is None:
             return 0
@@ -368,8 +368,9 @@ class ServiceFold:
             attempt
             for (attempt, author), end in known.ends.items()
             if end.kind == "infra" and end.request == state.id
-            if (attempt, author) in known.starts
-            or (author == awarded_by(attempt) and (author == state.author or attempt in begun))
+            if author == state.author
+            or (attempt, author) in known.starts
+            or (author == awarded_by(attempt) and attempt in begun)
         }
         if lost and self._lost:  # that an input was gone is no node's fault
             lost -= {

@@ -145,7 +145,7 @@ class JoinCommands:
     def _leave(self, event: ev.LeaveService) -> None:
         """Withdraw and end what this node has there; the rest follows when that is sealed."""
         service, chain = self._services.find(event.service)
-        self._check_leave(event.service, chain)
+        self._check_leave(self._core.membership.petnames.get(service, service), chain)
         fold = self._core.fold(service)
         mine = [
             state.id
@@ -162,11 +162,13 @@ class JoinCommands:
         self.tick()
 
     def _check_leave(self, name: str, chain: Chain) -> None:
+        if chain.now.ended:
+            return  # it needs nobody
         admins = [peer for peer in chain.now.admins if peer != self._ctx.me]
         if self._ctx.me in chain.now.admins and len(admins) < chain.now.threshold:
             raise DefinitionError(
                 f"{name!r} would have fewer admins than the {chain.now.threshold} that it needs",
-                "make another node an admin first",
+                f"make another node an admin first; or end it: pairio service delete {name}",
             )
 
     def tick(self) -> None:
@@ -190,11 +192,12 @@ class JoinCommands:
             for cut in cuts:
                 core.logs.push(peer, cut.hash)
         if chain.now.member_of(self._ctx.me):
+            core.membership.choose(service, "left")
+        if chain.now.member_of(self._ctx.me) and not chain.now.ended:  # else its list stays
             wish = leaving(service, self._ctx.key, chain.epoch, cuts, self._ctx.unix_ms)
             name = core.membership.petnames[service]
             core.own_wishes.remove(f"{service} join")
             core.own_wishes.add(OwnWish(wish, wish.sign(self._ctx.key), name))
-            core.membership.choose(service, "left")
         core.joining.forget_service(service)
         core.membership.take_down(service)
         self._services.reply(call, {"service": service})

@@ -337,6 +337,9 @@ def test_the_service_may_be_left_out_when_there_is_one(lab: FakeNode, run: Run) 
     lab.on("GET", "/services", {"services": [SERVICE, {**SERVICE, "serviceName": "other"}]})
     several = run("submit", "hello/greet")
     assert (several.code, "--service lab | other" in several.err) == (1, True)
+    ended = {**SERVICE, "serviceName": "other", "ended": True}
+    lab.on("GET", "/services", {"services": [ended, SERVICE]})
+    assert run("submit", "hello/greet").code == 0, "one that has ended is not meant"
     lab.on("GET", "/services", {"services": []})
     none = run("submit", "hello/greet")
     assert (none.code, "pairio service create" in none.err) == (1, True)
@@ -350,6 +353,9 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["submit", "hello/greet", "-p", "name"], 1, "'name' is not name=value"),
     (["submit", "hello/greet", "-i", "input=/nowhere"], 1, "no file '/nowhere'"),
     (["submit", "hello/greet", "-i", "input=/dev/null"], 1, "neither file nor folder"),
+    (["submit", "hello/greet", "-i", "input="], 1, "input 'input' is empty"),
+    (["content", "add", ""], 1, "there is no ''"),
+    (["app", "install", "lab", ""], 1, "no app was named"),
     (["submit", "hello/greet", "--timeout", "3"], 2, "--timeout is given without --wait"),
     (["submit", "hello/greet", "--wait", "--timeout", "-1"], 2, "--timeout"),
     (["submit", "hello/greet", "--cpus", "many"], 2, "'many'"),

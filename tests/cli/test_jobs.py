@@ -564,6 +564,8 @@ def test_many_jobs_go_in_one_call_and_each_refusal_is_said(
             "- {job: hello/greet, name: a}\n- {job: hello/greet, inputs: {i: step:b/o}}",
             "before it are: a",
         ),
+        ("job: hello/greet\ninputs: {input: ''}", "input 'input' is empty"),
+        ("job: hello/greet\nparameters: {name: 2026-01-01}", "'name' is 2026-01-01"),
         ("job: !!python/object/apply:os.system ['true']", "job.yaml: "),
     ],
 )

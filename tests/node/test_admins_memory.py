@@ -167,7 +167,14 @@ async def test_a_service_that_was_ended_serves_nobody(tmp_path: Path) -> None:
             await guest.greet("Eve")
         with pytest.raises(UserError, match="has ended"):
             await admin.admins.grant(SERVICE, "guest", ["read"], None)
-        await admin.services.create(SERVICE)  # the name is free again
+        over = ended["serviceId"]
+        made = await admin.services.create(SERVICE)  # the name is free again
+        assert admin.services.id_of(None) == made["serviceId"] != over, "no other can be meant"
+        with pytest.raises(UserError, match="would have fewer admins") as caught:
+            await admin.joins.leave(SERVICE)
+        assert f"pairio service delete {SERVICE}" in str(caught.value.hint)
+        assert (await admin.joins.leave(over))["offTheList"], "it needs no admin any more"
+        assert [one["serviceId"] for one in admin.services.all()] == [made["serviceId"]]
 
 
 async def test_the_log_tells_who_did_what_and_verifies_alone(tmp_path: Path) -> None:

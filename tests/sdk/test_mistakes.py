@@ -1,5 +1,6 @@
 """What a user sees of mistakes: an error of pairio's own, with a hint that says what to do."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,9 @@ def test_every_error_says_what_to_do(wrong: Callable[[Client], Any], client: Cli
     with pytest.raises(PairioError) as caught:
         wrong(client)
     assert caught.value.hint
+
+
+def test_a_traceback_says_what_to_do() -> None:
+    shown = "".join(traceback.format_exception(PairioError("no service was named", "name one")))
+    assert shown.endswith("PairioError: no service was named\nhint: name one\n")
+    assert "hint" not in "".join(traceback.format_exception(PairioError("no")))
