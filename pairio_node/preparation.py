@@ -7,7 +7,7 @@ streamed.
 
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import trio
 
 from pairio_node.adoption import JobCard
 from pairio_node.blocks import BlockMissing, Exchange, FetchFailed, ScopedContent
+from pairio_node.blocks.synced import sync_tree
 from pairio_node.blocks.unixfs import UnixfsError
 from pairio_node.images import RunImages
 from pairio_node.outside import Outside
@@ -89,7 +90,7 @@ class Preparation:
         self._bounds = bounds
         self._bounded: tuple[float, JobBounds] | None = None
         self._images = RunImages(contents)
-        self._bundle_lock = trio.Lock()
+        self._bundle_locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
         self._bundles: set[tuple[str, str]] = set()  # services and what is here whole for them
         #: What jobs tried in vain.
         self.counters: Counter[str] = Counter()
@@ -306,7 +307,7 @@ class Preparation:
         path = self._apps / effect.bundle
         if (effect.service, effect.bundle) in self._bundles and path.exists():
             return path
-        async with self._bundle_lock:
+        async with self._bundle_locks[effect.bundle]:
             if (effect.service, effect.bundle) not in self._bundles:
                 await self._fetch(effect, effect.bundle)
                 self._bundles.add((effect.service, effect.bundle))
@@ -315,6 +316,8 @@ class Preparation:
                 part = path.with_name(f"{path.name}.part")
                 await trio.to_thread.run_sync(remove_tree, part)
                 await self._contents.of(effect.service).export(effect.bundle, part)
+                # What has this name is trusted for good, also when the power fails now.
+                await trio.to_thread.run_sync(sync_tree, part)
                 part.rename(path)
         return path
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from pairio_node.errors import StorageFullError
 
-__all__ = ["SyncedFolders"]
+__all__ = ["SyncedFolders", "sync_tree"]
 
 #: File systems with one journal: what commits a change commits all that were made before it.
 _ONE_JOURNAL: Final = frozenset({"ext3", "ext4", "xfs"})
@@ -80,6 +80,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_tree(top: Path) -> None:
+    """Sync all files and folders below and with `top`; links are names in their folder. Raises
+    OSError: not all of it is on the disk."""
+    for folder, _, names in os.walk(top, topdown=False):
+        for name in names:
+            fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(folder))
 
 
 def file_system(device: int) -> str:
