@@ -239,6 +239,8 @@ class ProcessRunner:
         for name, path in outputs.items():
             if not is_utf8(name):
                 return failed(f"output {name!r} is not named in UTF-8")
+            if _is_plain(path) and not os.access(path, os.R_OK):
+                return failed(f"output {name!r} cannot be read")
             try:
                 size += path.stat().st_size if _is_plain(path) else measure_folder(path)
             except FolderError as error:
@@ -279,9 +281,9 @@ def _last_words(console: bytes) -> str:
 def _has_any(folder: Path) -> bool:
     """Say whether something lies in a folder, or the job put a link in its place: that is looked
     at in a thread, and not followed."""
-    if folder.is_symlink():
-        return True
     try:
+        if folder.is_symlink():
+            return True
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
     except OSError:
@@ -290,7 +292,10 @@ def _has_any(folder: Path) -> bool:
 
 def _is_folder(path: Path) -> bool:
     """Say whether a path is a folder, and no link to one."""
-    return not path.is_symlink() and path.is_dir()
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:  # the job may have taken away the right to look
+        return False
 
 
 def _is_plain(path: Path) -> bool:
