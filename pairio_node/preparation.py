@@ -98,6 +98,8 @@ class Preparation:
     def forget(self, cids: Container[str]) -> None:
         """These blocks are not here any more: bundles among them are fetched again when asked."""
         self._bundles = {(service, b) for service, b in self._bundles if b not in cids}
+        for bundle in [b for b in self._bundle_locks if b in cids]:
+            del self._bundle_locks[bundle]
 
     async def prepare(
         self, effect: Execute, runner: Runner, folder: Path, reads: RunReads

@@ -274,7 +274,11 @@ class Beside(Protocol):
         """Put all that came on the disk. Raises StorageFullError."""
 
 
-def _jobs(group: Sequence[_Job | int | None]) -> list[_Job]:
+#: What the loop tells the writer: a job; None: stop; a number: it has heard of that failure.
+_Word = _Job | int | None
+
+
+def _jobs(group: Sequence[_Word]) -> list[_Job]:
     return [job for job in group if isinstance(job, tuple)]
 
 
@@ -283,10 +287,10 @@ class Writer:
 
     No timer for a group: what arrives during a commit is the next one. When one fails, so does all
     that was queued before the loop has heard of it: nothing gets on the disk whose beginning did
-    not. What transactions speak of
-    and is `beside` is on the disk when they are: a few small blocks in the transaction itself, so
-    that nobody waits for two syncs, all else before it. Soon after, the former are settled beside
-    and go from here. `has_carried`: some are here, which a crash left and `beside` has again.
+    not. What transactions speak of and is `beside` is on the disk when they are: a few small blocks
+    in the transaction itself, so that nobody waits for two syncs, all else before it. Soon after,
+    the former are settled beside and go from here. `has_carried`: some are here, which a crash left
+    and `beside` has again.
     """
 
     def __init__(
@@ -296,8 +300,7 @@ class Writer:
         self._beside = beside
         #: When what was carried is to be settled; None: there is nothing.
         self._settle_at_s = time.monotonic() if has_carried else None
-        #: Jobs; None: stop; a number: the loop has heard of that failure.
-        self._queue: SimpleQueue[_Job | int | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Word] = SimpleQueue()
         self._failures = 0
         self._failure: Exception | None = None  # the newest, until the loop has heard of it
         self._token = trio.lowlevel.current_trio_token()
@@ -324,9 +327,9 @@ class Writer:
             if self._settle_at_s is not None and (stopping or self._settles_in_s() == 0):
                 self._settle()
 
-    def _next(self) -> list[_Job | int | None]:
+    def _next(self) -> list[_Word]:
         """Return what waits; nothing when it is time to settle before something comes."""
-        group: list[_Job | int | None]
+        group: list[_Word]
         try:
             group = [self._queue.get(timeout=self._settles_in_s())]
         except Empty:
@@ -338,9 +341,7 @@ class Writer:
     def _settles_in_s(self) -> float | None:
         return None if self._settle_at_s is None else max(0, self._settle_at_s - time.monotonic())
 
-    def _refuse(
-        self, group: list[_Job | int | None], failure: Exception
-    ) -> list[_Job | int | None]:
+    def _refuse(self, group: list[_Word], failure: Exception) -> list[_Word]:
         """Fail what was queued before the loop has heard of the failure; return what came after."""
         heard = group.index(self._failures) if self._failures in group else len(group)
         if heard < len(group):

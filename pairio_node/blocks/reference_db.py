@@ -8,13 +8,22 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from pairio_node.errors import StorageFullError, UserError
 
-__all__ = ["CHANGED", "GOOD", "FileRow", "LeafRow", "ReferenceDb", "RootRow", "Stat"]
+__all__ = [
+    "CHANGED",
+    "GOOD",
+    "FileRow",
+    "LeafRow",
+    "ListDamagedError",
+    "ReferenceDb",
+    "RootRow",
+    "Stat",
+]
 
 #: States of a root: all its files are as they were; one is not; still being hashed.
 GOOD: Final = 0
@@ -38,6 +47,10 @@ create index if not exists files_by_root on files (root);
 create index if not exists leaves_by_file on leaves (file);
 create index if not exists roots_by_cid on roots (cid);
 """
+
+
+class ListDamagedError(UserError):
+    """The file is no database any more, or the disk does not give it."""
 
 
 class Stat(NamedTuple):
@@ -112,8 +125,9 @@ class ReferenceDb:
                 yield self._db
                 self._db.execute("commit")
             except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.execute("rollback")
+                with suppress(sqlite3.Error):  # the disk may fail again; what counts is `error`
+                    if self._db.in_transaction:
+                        self._db.execute("rollback")
                 if isinstance(error, sqlite3.Error):
                     raise StorageFullError(f"cannot note what is referenced: {error}") from None
                 raise
@@ -171,7 +185,7 @@ class ReferenceDb:
         with self._transaction() as db:
             db.execute("delete from roots where id = ?", (root,))
 
-    # -- reading: UserError when the file is damaged ----------------------------------------
+    # -- reading: raises ListDamagedError -------------------------------------------------------
 
     def roots(self, *, path: str | None = None, cid: str | None = None) -> list[RootRow]:
         """Return roots that are whole, oldest first: all, those of a path, or of a CID."""
@@ -199,8 +213,8 @@ class ReferenceDb:
         return [LeafRow(_file(row[:6]), row[6], row[7]) for row in rows]  # type: ignore[arg-type]
 
 
-def _unusable(path: Path, error: Exception) -> UserError:
-    return UserError(
+def _unusable(path: Path, error: Exception) -> ListDamagedError:
+    return ListDamagedError(
         f"the list of referenced files {path} cannot be used: {error}",
         hint="move it away and start again; then add the files again",
         code="corrupt_home",

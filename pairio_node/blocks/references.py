@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,6 +28,7 @@ from pairio_node.blocks.reference_db import (
     GOOD,
     FileRow,
     LeafRow,
+    ListDamagedError,
     ReferenceDb,
     RootRow,
     Stat,
@@ -39,7 +41,7 @@ from pairio_node.blocks.unixfs import (
     folder_of,
     parse_node,
 )
-from pairio_node.errors import UserError
+from pairio_node.errors import StorageFullError, UserError
 from pairio_protocol.cid import DAG_PB, RAW, matches, parse_cid
 
 __all__ = ["Referenced", "References"]
@@ -224,11 +226,11 @@ class References:
         too, and a node can do without."""
         try:
             return self._db.leaves(cid)
-        except UserError as error:
+        except ListDamagedError as error:
             self._say_damaged(error)
             return []
 
-    def _say_damaged(self, error: UserError) -> None:
+    def _say_damaged(self, error: ListDamagedError) -> None:
         if not self._is_damaged:
             log.error("%s; %s", error.message, error.hint)
         self._is_damaged = True
@@ -254,9 +256,10 @@ class References:
         try:
             roots = [r for r in self._db.roots() if r.id == file.root and r.state == GOOD]
             self._db.set_state(file.root, CHANGED)
-            self._look_up()
-        except UserError:
+        except (StorageFullError, ListDamagedError):
             return  # noted and told when there is room: it is looked at each time
+        with suppress(ListDamagedError):  # more is kept meanwhile than need be
+            self._look_up()
         for root in roots:
             self.on_changed(root)
 
@@ -268,17 +271,17 @@ class References:
         told."""
         try:
             roots = self._db.roots(cid=cid)
-        except UserError as error:
+            return next((Path(r.path) for r in roots if self._lies_as_it_was(r)), None)
+        except ListDamagedError as error:
             self._say_damaged(error)
             return None
-        for root in roots:
-            try:
-                items = self._items(Path(root.path))
-                if str(items[0].path) == root.path and self._is_as_it_was(root, items):
-                    return Path(root.path)
-            except UserError:
-                continue
-        return None
+
+    def _lies_as_it_was(self, root: RootRow) -> bool:
+        try:
+            items = self._items(Path(root.path))
+        except UserError:
+            return False
+        return str(items[0].path) == root.path and self._is_as_it_was(root, items)
 
     def all(self) -> list[RootRow]:
         """Return everything that was added, each looked at now, in a thread."""

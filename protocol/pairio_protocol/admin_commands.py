@@ -16,7 +16,7 @@ from pairio_protocol.apps import validate_app
 from pairio_protocol.errors import DecodeError, DefinitionError
 from pairio_protocol.ids import public_key_of
 from pairio_protocol.limits import CUT_WAIT_MS
-from pairio_protocol.names import free_name, normal_name
+from pairio_protocol.names import free_name, name_flaw, normal_name
 from pairio_protocol.proofs import Place
 from pairio_protocol.service import Chain, Weighed
 
@@ -288,10 +288,9 @@ def _member(folded: Folded, who: str) -> str:
 def _check_names(app: dict[str, Any]) -> None:
     """Refuse names that jobs could not be submitted by: as in APP/PROCESSOR."""
     for name in (app["name"], *(p["name"] for p in app["processors"])):
-        if "/" in name or not name.isprintable():
+        if flaw := name_flaw(name):
             raise DefinitionError(
-                f"the name {name!r} holds a slash or characters that cannot be printed",
-                "give the app, or its processor, another one",
+                f"the name {name!r} {flaw}", "give the app, or its processor, another one"
             )
 
 
